@@ -166,7 +166,7 @@ async def _allocate(
         launcher,
         StateFile(run_dir(settings.data_dir)),
         read_settings=read_settings,
-        build_models=lambda fresh: _models(fresh, build_host_devices(fresh, devices, cpu_cores())),
+        build_models=lambda fresh, machines: _models(fresh, build_host_devices(fresh, devices, cpu_cores(), machines)),
         device_names={gpu.device: gpu.name for gpu in gpus},
     )
     starting = max_starting(settings, machine)
@@ -232,9 +232,14 @@ def _models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
     """Build all models. Raises `SetupError` if a worker of one fits on no device."""
     models = build_models(settings, machine)
     if problems := oversized_models(models, machine):
-        raise SetupError("; ".join(problems))
+        # Another machine may join with a larger GPU.
+        if settings.workers.listen is None:
+            raise SetupError("; ".join(problems))
+        log.warning("%s", "; ".join(problems))
     if unplaced := unplaced_models(models, machine, share=settings.devices.share):
         log.warning("the GPU memory does not suffice for all min_workers: %s must wait", ", ".join(unplaced))
+    if machine.machines:
+        return models
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
     required, places = sum(models[name].limits.min_workers for name in real), len(machine.gpus) or machine.cores
     if required > places:

@@ -174,6 +174,8 @@ class CrashBackoff:
     #: Why the last start failed, and how often it failed so in a row.
     reason: str = ""
     equal_failures: int = 0
+    #: Machine of the last crash; empty for the controller's machine, None if it is unknown.
+    machine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,25 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     unhealthy_reason: Text = ""
 
 
+class MachineRecord(msgspec.Struct, frozen=True):
+    """A machine that runs workers for the controller. Its devices have its name in front: `gpu-box/cuda:0`."""
+
+    machine: Name
+    #: Seconds since the last report of its agent arrived.
+    last_report_age_s: float
+    #: No report has arrived for `workers.lost_after_s`.
+    silent: bool
+    #: Why no worker is started there, such as its silence or another version; empty if it is used.
+    unused_reason: Text = ""
+    #: Models whose weights are at hand there.
+    models: Annotated[tuple[Name, ...], msgspec.Meta(max_length=1000)] = ()
+    #: Models that cannot run there, with the reason.
+    unusable_models: Annotated[dict[Name, Text], msgspec.Meta(max_length=1000)] = {}
+    #: Main memory and the available part of it; None if it is not reported.
+    memory_bytes: int | None = None
+    available_bytes: int | None = None
+
+
 class ControllerReport(msgspec.Struct, frozen=True):
     """The controller's state. `time` is in Unix seconds."""
 
@@ -193,6 +212,8 @@ class ControllerReport(msgspec.Struct, frozen=True):
     command_results: Annotated[tuple[CommandResult, ...], msgspec.Meta(max_length=1000)] = ()
     #: Workers that gave up their device to another model since the controller started.
     swaps: int = 0
+    #: The other machines; the controller's own has no agent and is not listed.
+    machines: Annotated[tuple[MachineRecord, ...], msgspec.Meta(max_length=1000)] = ()
 
 
 class DecisionPage(msgspec.Struct, frozen=True):

@@ -11,12 +11,16 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.devices import machine_of
 from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.persistence import SavedModel, pack, unpack
 from controller.autoscaler.triggers import find_trigger
 from controller.planning.allocation import load_of
 from controller.planning.crash_backoff import after_exit, cannot_start, record_crash
 from controller.planning.device_pool import DevicePool
+from controller.planning.machine_health import MachineHealth
+from controller.planning.machine_preference import model_machines, preferred_machines
+from controller.planning.machines import Machine
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
 from controller.planning.standby import StandbyTarget, as_replica, with_standby
@@ -56,6 +60,8 @@ class Autoscaler:
         """Without a `pool` every device is healthy, and memory is not counted."""
         self.models = dict(models)
         self.pool = pool or DevicePool()
+        #: The other machines, and their failures.
+        self.machines = MachineHealth()
         #: Number of swaps so far.
         self.swaps = 0
         self._swapped: set[str] = set()
@@ -73,10 +79,19 @@ class Autoscaler:
                 model.decided_at = -math.inf
             model.override, model.update_policy = overrides.get(name), update_policies[name]
 
-    def tick(self, observations: Mapping[str, Observation], now: float) -> TickResult:
-        """Decide where a decision is due, and plan. `observations` has every model."""
+    def tick(self, observations: Mapping[str, Observation], now: float, machines: Sequence[Machine] = ()) -> TickResult:
+        """Decide where a decision is due, and plan. `observations` has every model, `machines` all other machines.
+
+        Workers on silent machines are no capacity: others start in their place.
+        """
         self._now = now
         demands, decided = [], []
+        self.machines.update(machines, now)
+        silent, faults = self.machines.silent, self.machines.faults(now)
+        self.pool.set_machines(machines, faults)
+        observations = {
+            name: model.without_unreachable(observations[name], silent) for name, model in self.models.items()
+        }
         for name, model in self.models.items():
             # Models may share weights: all are measured before any need is computed.
             self.pool.learn(model.weights or name, observations[name].replicas)
@@ -97,17 +112,21 @@ class Autoscaler:
                     load_of(observation.queue, model.scaling),
                     old,
                     surge(observation.replicas, model.decision.desired, old, model.crashes) if old else 0,
+                    preferred_machines(name, observation.spares, machines),
                 )
             )
         plan = self._plan(demands, now)
+        for name, device in plan.next_devices.items():
+            self.models[name].next_machine = machine_of(device)
         if any(model.scaling.standby or observations[name].spares for name, model in self.models.items()):
-            plan = with_standby(plan, [self._standby_target(demand) for demand in demands], now)
+            plan = with_standby(plan, [self._standby_target(demand, faults) for demand in demands], now)
         return TickResult(plan, decided, demands)
 
     def _plan(self, demands: Sequence[ModelDemand], now: float) -> Plan:
         """Plan on the devices as they are now."""
         replicas = [replica for demand in demands for replica in demand.observation.replicas]
         self.pool.observe(replicas, now)
+        self.machines.observe(replicas, now)
         plan = make_plan(demands, now, self.pool.devices(now))
         new = {swap.worker for swap in plan.swaps} - self._swapped
         self.swaps += len(new)
@@ -142,7 +161,7 @@ class Autoscaler:
             saved = min(max(model.decision.desired, observation.provisioned), model.limits.max_workers)
             model.decision = dataclasses.replace(model.decision, desired=saved)
 
-    def _standby_target(self, demand: ModelDemand) -> StandbyTarget:
+    def _standby_target(self, demand: ModelDemand, machine_faults: Mapping[str, str]) -> StandbyTarget:
         model = self.models[demand.observation.model]
         # Their age does not count: they serve from their activation.
         update_policy = dataclasses.replace(model.update_policy, max_age_s=None)
@@ -150,11 +169,13 @@ class Autoscaler:
         return StandbyTarget(
             demand.observation,
             model.scaling.standby,
-            model.kind,
+            model.kinds,
             demand.limits,
             model.standby_crashes,
             model.crashes,
             old,
+            machine_faults.keys(),
+            model_machines(demand.observation.model, self.machines.machines),
         )
 
     def _decide(
@@ -179,7 +200,8 @@ class Autoscaler:
     def dump_state(self) -> bytes:
         """Return the state for the next controller, for `restore`."""
         saved = {
-            name: SavedModel(model.scaling.policy, model.starts, model.memory) for name, model in self.models.items()
+            name: SavedModel(model.scaling.policy, model.starts, model.memory, model.machine_starts)
+            for name, model in self.models.items()
         }
         return pack(saved, self._now)
 
@@ -188,7 +210,7 @@ class Autoscaler:
         for name, part in unpack(saved, now, age_s).items():
             model = self.models.get(name)
             if model is not None:
-                model.starts = part.starts
+                model.starts, model.machine_starts = part.starts, dict(part.machine_starts)
                 own = part.memory.own if part.policy == model.scaling.policy else None
                 model.memory = dataclasses.replace(part.memory, own=own)
 
@@ -197,14 +219,18 @@ class Autoscaler:
         model = self.models.get(ended.process.model)
         if model is None:
             return False
+        if self.machines.ended_with_machine(ended):
+            ended = dataclasses.replace(ended, machine_failed=True)
         if ended.process.spare:
             served = dataclasses.replace(ended, process=as_replica(ended.process).process)
             model.standby_crashes, crashed = after_exit(model.standby_crashes, served)
             return crashed
         model.crashes, crashed = after_exit(model.crashes, ended)
-        model.lost += ended.process.drained_at is None
+        # A worker of a silent machine already counts as lost.
+        model.lost += ended.process.drained_at is None and ended.process.id not in model.unreachable
         if crashed:
             self.pool.on_crash(ended)
+            self.machines.on_crash(ended.process, ended.at)
         return crashed
 
     def cannot_start(self, name: str, observation: Observation) -> str:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from configs.devices import machine_of
 from configs.scaling import Scaling
 from controller.planning.crash_backoff import decay, pending_replacements
 from controller.planning.rolling_update import UpdatePolicy
 from controller.planning.standby import as_replica, count_ready
 from controller.policies import Policy, bounds
-from controller.types import CrashBackoff, Decision, Observation, WorkerLimits
+from controller.types import CrashBackoff, Decision, Observation, Replica, Stage, WorkerLimits
 
 #: Latest starts that an estimate uses, of either kind.
 _MAX_SAMPLES = 20
+#: Machines whose starts are kept: those with the latest ones.
+_MAX_MACHINES = 256
 #: Nine of ten starts take no longer than the estimate.
 _QUANTILE = 0.9
 #: Assumed duration of a start from standby before one was measured.
@@ -90,6 +93,12 @@ class ModelState:
     #: Whether any decision was ever valid.
     has_decided: bool = False
     starts: StartupTimes = dataclasses.field(default_factory=StartupTimes)
+    #: The same by machine; an estimate for a machine without starts uses those of all.
+    machine_starts: dict[str, StartupTimes] = dataclasses.field(default_factory=dict)
+    #: Machine of its next worker as last planned.
+    next_machine: str = ""
+    #: Workers on silent machines, which count as lost.
+    unreachable: frozenset[str] = frozenset()
     #: Workers whose start is among these.
     recorded_starts: frozenset[str] = frozenset()
     standby_crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
@@ -117,9 +126,13 @@ class ModelState:
         return self.decided_at + self.scaling.interval_s
 
     @property
-    def kind(self) -> str:
-        """Return the kind of its devices: `cuda`, `cpu` or `sim`."""
-        return next(iter(self.slots), "cpu").partition(":")[0]
+    def kinds(self) -> Sequence[str]:
+        """Return the kinds of its devices with their machines: `cuda`, `cpu` or `sim`, or `gpu-box/cuda`."""
+        return list(dict.fromkeys(slot.partition(":")[0] for slot in self.slots)) or ["cpu"]
+
+    def update_slots(self, fresh: ModelState) -> None:
+        """Take over the devices of the machines that have joined or left."""
+        self.slots, self.limits = fresh.slots, fresh.limits
 
     def observe(self, observation: Observation, now: float) -> Observation:
         """Update crash records and start-up times. Return the observation with the lost workers and the next start."""
@@ -131,10 +144,35 @@ class ModelState:
             self.lost = pending_replacements(self.lost, self.decision.desired, observation.replicas)
         started = {replica.process.id: replica for replica in observation.replicas if replica.started_in_s > 0}
         for name in sorted(started.keys() - self.recorded_starts):
-            self.starts = self.starts.with_sample(started[name].started_in_s, standby=started[name].from_standby)
+            self._record_start(started[name])
         self.recorded_starts = (self.recorded_starts | started.keys()) & {
             replica.process.id for replica in observation.replicas
         }
-        ready_spares = count_ready(observation.spares, self.kind) if observation.spares else 0
-        next_s = expected_s(self.starts, self.scaling, observation.cold_start_s, ready_spares)
+        ready_spares = count_ready(observation.spares, self.kinds) if observation.spares else 0
+        starts = self.machine_starts.get(self.next_machine, self.starts)
+        starts = StartupTimes(starts.cold or self.starts.cold, starts.standby or self.starts.standby)
+        next_s = expected_s(starts, self.scaling, observation.cold_start_s, ready_spares)
         return dataclasses.replace(observation, owed=self.lost, cold_start_s=next_s)
+
+    def without_unreachable(self, observation: Observation, silent: Collection[str]) -> Observation:
+        """Return the observation without the workers on silent machines. New ones among them count as lost."""
+        if not silent and not self.unreachable:
+            return observation
+        away = [replica for replica in observation.replicas if machine_of(replica.process.device) in silent]
+        present = frozenset(replica.process.id for replica in away if replica.stage is not Stage.DRAINING)
+        self.lost += len(present - self.unreachable)
+        self.unreachable = present
+        return dataclasses.replace(
+            observation,
+            replicas=[replica for replica in observation.replicas if machine_of(replica.process.device) not in silent],
+            spares=[child for child in observation.spares if machine_of(child.device) not in silent],
+        )
+
+    def _record_start(self, replica: Replica) -> None:
+        seconds, standby = replica.started_in_s, replica.from_standby
+        machine = machine_of(replica.process.device)
+        self.starts = self.starts.with_sample(seconds, standby=standby)
+        own = self.machine_starts.pop(machine, StartupTimes())
+        self.machine_starts[machine] = own.with_sample(seconds, standby=standby)
+        while len(self.machine_starts) > _MAX_MACHINES:
+            del self.machine_starts[next(iter(self.machine_starts))]

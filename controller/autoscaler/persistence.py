@@ -21,6 +21,8 @@ class SavedModel(msgspec.Struct, frozen=True):
     policy: str
     starts: StartupTimes
     memory: bounds.PolicyMemory
+    #: The starts by machine.
+    machine_starts: dict[str, StartupTimes] = {}
 
 
 def pack(models: Mapping[str, SavedModel], now: float) -> bytes:

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Sequence
 
+from configs.devices import machine_of
 from controller.types import CrashBackoff, Replica, Stage
 from host.types import Exit
 from wire.messages import EXIT_ORPHANED
@@ -16,6 +17,8 @@ HEALTHY_AFTER_S = 30.0
 #: The delay ends when a worker that was started after the crash has served for this long.
 _RESET_AFTER_S = 60.0
 _MAX_BACKOFF_S = 60.0
+#: Crashes on one machine within this time have one cause.
+_TOGETHER_S = 2.0
 #: Status of a worker that the balancer does not accept.
 _EXIT_REJECTED = 2
 #: After this many equal failures in a row the next start is expected to fail as well.
@@ -28,14 +31,19 @@ def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
     A worker that was drained, or that exits with status 0, did not crash; nor did one whose balancer was silent, or
     whose machine failed.
     One that dies before it has served for `HEALTHY_AFTER_S` delays the next start by 1, 2, 4, ... 60 s.
-    One that dies later is replaced at once.
+    One that dies later is replaced at once. Several that served on one machine and die together count as one crash:
+    their cause is that machine.
     """
     child = ended.process
     if child.drained_at is not None or ended.machine_failed or ended.status in (0, EXIT_ORPHANED):
         return crashes, False
     if child.ready_at is not None and ended.at - child.ready_at >= HEALTHY_AFTER_S:
         return CrashBackoff(), True
-    return record_crash(crashes, ended.at, _start_failure(ended)), True
+    failure, machine = _start_failure(ended), machine_of(child.device)
+    is_together = child.started_at < crashes.last_at > ended.at - _TOGETHER_S and crashes.machine == machine
+    if is_together and not failure and not crashes.reason:
+        return crashes, True
+    return dataclasses.replace(record_crash(crashes, ended.at, failure), machine=machine), True
 
 
 def record_crash(crashes: CrashBackoff, at: float, start_failure: str = "") -> CrashBackoff:

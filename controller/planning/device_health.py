@@ -1,4 +1,4 @@
-"""Quarantine of devices on which workers crash. Pure.
+"""Quarantine of devices on which workers crash, or of machines. Pure.
 
 Three crashes in a row on one device are evidence of a device fault only if the model is not the cause. That is so if a
 model that crashed there serves on another device, and crashed on no other. After the quarantine the device is tried
@@ -7,7 +7,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from controller.types import Replica, Stage
@@ -31,13 +31,25 @@ class DeviceFailure:
     #: End of the quarantine, and the number of quarantines so far.
     until: float = 0.0
     quarantines: int = 0
+    #: The devices of the crashes.
+    devices: frozenset[str] = frozenset()
+
+
+def _itself(device: str) -> str:
+    return device
 
 
 class DeviceHealth:
-    """Crashes by device."""
+    """Crashes by device, or by another place of devices."""
 
-    def __init__(self) -> None:
-        #: By device. Empty on a healthy machine.
+    def __init__(self, place_of: Callable[[str], str] = _itself, min_devices: int = 1) -> None:
+        """`place_of` returns the place that crashes on a device count for: the device itself, or its machine.
+
+        A place is suspected after crashes on `min_devices` of its devices.
+        """
+        self._place_of = place_of
+        self._min_devices = min_devices
+        #: By place. Empty on a healthy machine.
         self.failures: dict[str, DeviceFailure] = {}
 
     def __repr__(self) -> str:
@@ -45,14 +57,21 @@ class DeviceHealth:
 
     def record(self, device: str, model: str, at: float) -> None:
         """Count a crash of the model's worker on the device."""
-        old = self.failures.get(device)
+        place = self._place_of(device)
+        old = self.failures.get(place)
         if old is None or at - max(old.last_at, old.until) > _SAME_ROW_S:
             old = DeviceFailure(0, frozenset(), at)
-        self.failures[device] = replace(old, count=old.count + 1, models=old.models | {model}, last_at=at)
+        self.failures[place] = replace(
+            old, count=old.count + 1, models=old.models | {model}, last_at=at, devices=old.devices | {device}
+        )
 
     def update(self, replicas: Iterable[Replica], now: float) -> None:
         """Begin quarantines, and forget the failures of devices that proved healthy. `replicas` are all workers."""
-        ready = [(r.process.device, r.process.model, r.process.ready_at) for r in replicas if r.stage is Stage.READY]
+        ready = [
+            (self._place_of(r.process.device), r.process.model, r.process.ready_at)
+            for r in replicas
+            if r.stage is Stage.READY
+        ]
         for device, _, since in ready:
             failure = self.failures.get(device)
             if failure and since is not None and failure.last_at < since <= now - _WELL_AFTER_S:
@@ -60,6 +79,8 @@ class DeviceHealth:
         serving = {(device, model) for device, model, _ in ready}
         for device, failure in list(self.failures.items()):
             if failure.until <= now < failure.last_at + _SAME_ROW_S and failure.count >= _CRASHES:
+                if len(failure.devices) < self._min_devices:
+                    continue
                 suspects = self._suspects(device, failure)
                 if not any(place != device and model in suspects for place, model in serving):
                     continue

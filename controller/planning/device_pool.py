@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from configs.devices import kind_of, machine_of
 from controller.planning.device_health import DeviceHealth
+from controller.planning.machines import Machine
 from controller.types import Device, Replica, Stage
 from host.types import Exit, MemoryReading
 
@@ -14,7 +16,7 @@ CONTEXT_BYTES = 600 << 20
 
 
 class DevicePool:
-    """The devices of one machine. Devices that are not listed are healthy, and their memory is not counted."""
+    """The devices of all machines. Devices that are not listed are healthy, and their memory is not counted."""
 
     def __init__(
         self,
@@ -29,7 +31,9 @@ class DevicePool:
 
         `margin` is a safety factor on it: 0.1 adds 10 %. `occupied` lists the devices of adopted workers.
         """
-        self._devices = {device.name: device for device in devices}
+        #: The devices of the controller's machine, and all devices.
+        self._own = {device.name: device for device in devices}
+        self._devices = dict(self._own)
         self._margin = margin
         self.share = share
         self.measured = dict(measured or {})
@@ -37,9 +41,12 @@ class DevicePool:
         #: By device: memory of other processes, and the driver's fault.
         self._others: dict[str, int] = {}
         self._faults: dict[str, str] = {}
-        self._by_pid: dict[int, int] = {}
+        #: Memory of each process, by machine and pid.
+        self._by_pid: dict[str, Mapping[int, int]] = {}
         #: The devices in use.
         self.occupied = occupied
+        #: Machines that are not used, with the reason.
+        self._machine_faults: Mapping[str, str] = {}
 
     def __repr__(self) -> str:
         return f"DevicePool({len(self._devices)} devices, {self._health})"
@@ -56,22 +63,37 @@ class DevicePool:
         Memory of other programs is measured only on a device without workers, because not every driver reports the
         memory of each process.
         """
-        self._by_pid.clear()
+        by_pid: dict[str, dict[int, int]] = {machine_of(reading.device): {} for reading in readings}
+        self._by_pid |= by_pid
         for reading in readings:
             if reading.device in self._devices:
                 self._faults[reading.device] = reading.fault
-                self._by_pid |= reading.processes
+                by_pid[machine_of(reading.device)] |= reading.processes
                 if not reading.fault and reading.device not in {*occupied, *self.occupied}:
                     self._others[reading.device] = reading.used_bytes
+
+    def set_machines(self, machines: Sequence[Machine], faults: Mapping[str, str]) -> None:
+        """Add the devices of other machines, with their readings. `faults` has machines that are not used."""
+        self._machine_faults = faults
+        if not machines and len(self._devices) == len(self._own):
+            return
+        self._devices = self._own | {device.name: device for machine in machines for device in machine.devices}
+        for known in (self._others, self._faults):
+            for name in [name for name in known if name not in self._devices]:
+                del known[name]
+        self._by_pid = {name: pids for name, pids in self._by_pid.items() if name in {"", *(m.name for m in machines)}}
+        for machine in machines:
+            if machine.readings and not machine.silent:
+                self.update(machine.readings, self.occupied)
 
     def learn(self, weights: str, replicas: Iterable[Replica]) -> None:
         """Keep the maximum memory of ready workers with these weights."""
         for replica in replicas:
             device = self._devices.get(replica.process.device)
             if replica.stage is Stage.READY and device is not None and device.memory is not None:
-                context = CONTEXT_BYTES if device.name.startswith("cuda") else 0
+                context = CONTEXT_BYTES if kind_of(device.name) == "cuda" else 0
                 reported = replica.memory_bytes + context if replica.memory_bytes else 0
-                held = max(reported, self._by_pid.get(replica.process.pid, 0))
+                held = max(reported, self._by_pid.get(machine_of(device.name), {}).get(replica.process.pid, 0))
                 if held > self.measured.get(weights, 0):
                     self.measured[weights] = held
 
@@ -102,5 +124,10 @@ class DevicePool:
         for name in {**self._devices, **quarantined}:
             device = self._devices.get(name, Device(name))
             memory = None if device.memory is None else max(device.memory - self._others.get(name, 0), 0)
-            found[name] = replace(device, memory=memory, fault=self._faults.get(name) or quarantined.get(name, ""))
+            found[name] = replace(device, memory=memory, fault=self._fault(device, quarantined.get(name, "")))
         return found
+
+    def _fault(self, device: Device, quarantine: str) -> str:
+        """Return why no worker starts there: the fault of its machine, of the driver, or of its workers."""
+        machine = self._machine_faults.get(machine_of(device.name)) if self._machine_faults else None
+        return machine or self._faults.get(device.name) or device.fault or quarantine

@@ -46,6 +46,8 @@ class ModelDemand:
     #: Reason by outdated worker, and how many workers above the decision a replacement may use.
     outdated: Mapping[str, str] = field(default_factory=dict)
     surge: int = 0
+    #: Sets of machines for its next workers, the best first; see `PlacementRequest.preferred`.
+    preferred: tuple[frozenset[str], ...] = ()
 
 
 class Blocked(NamedTuple):
@@ -64,6 +66,8 @@ class Plan:
     blocked: Mapping[str, Blocked]
     #: The drains that make room for another model.
     swaps: Sequence[Swap] = ()
+    #: Where one more worker of each model would start, as far as there is room. Only for devices of several machines.
+    next_devices: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, Device] | None = None) -> Plan:
@@ -79,7 +83,7 @@ def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, 
     draft.allocate()
     if any(demand.surge for demand in demands):
         draft.replace_outdated()
-    return Plan(draft.actions, draft.blocked(), draft.swaps)
+    return Plan(draft.actions, draft.blocked(), draft.swaps, draft.next_devices())
 
 
 class _PlanBuilder:
@@ -217,6 +221,14 @@ class _PlanBuilder:
                     Drain(outdated_id, f"{reason}; no device is free, so it stops before its replacement starts")
                 )
 
+    def next_devices(self) -> dict[str, str]:
+        """Return where one more worker of each model would start; empty without other machines."""
+        found = {}
+        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+            if demand.preferred and (device := self._slots.find(claimant.request)):
+                found[demand.observation.model] = device
+        return found
+
     def blocked(self) -> dict[str, Blocked]:
         """Return why models have fewer workers than decided, or get them later."""
         started = Counter(action.model for action in self.actions if isinstance(action, Start))
@@ -242,6 +254,8 @@ class _PlanBuilder:
 
     def _missing(self, request: PlacementRequest) -> Blocked:
         max_free = self._slots.max_free(request)
+        if not request.places:
+            return Blocked("none", "no machine with a device for it has joined")
         if max_free is None:
             return Blocked("devices", "every device is taken")
         free, device = max_free
@@ -261,7 +275,7 @@ def _fitting(slots: DeviceSlots, requests: Sequence[PlacementRequest]) -> int:
 def _claimant(demand: ModelDemand, places: Mapping[str, int]) -> Claimant:
     queue, replicas = demand.observation.queue, demand.observation.replicas
     busy = None if queue is None else queue.queued + queue.running > 0 or any(r.load for r in replicas)
-    request = PlacementRequest(demand.observation.model, demand.need, places, demand.share)
+    request = PlacementRequest(demand.observation.model, demand.need, places, demand.share, demand.preferred)
     return Claimant(request, [], 0, demand.limits.min_workers, demand.load, demand.observation.cold_start_s, busy)
 
 

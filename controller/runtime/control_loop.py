@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from configs.data_dir import DataDirCheck
 from configs.load import ConfigError
@@ -14,6 +14,7 @@ from configs.paths import keys_file
 from controller.autoscaler.autoscaler import Autoscaler, TickResult
 from controller.balancer_client import BalancerHttpClient
 from controller.launchers.local import BALANCER, LocalLauncher
+from controller.planning.machines import Machine
 from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_exit
 from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
@@ -33,6 +34,12 @@ _POLL_INTERVAL_S = 0.2
 _TICK_INTERVAL_S = 1.0
 
 
+def no_machines(now: float) -> Sequence[Machine]:
+    """Return nothing: every worker runs on the controller's machine."""
+    del now
+    return ()
+
+
 class ControlLoop:
     """Owns every process of this instance."""
 
@@ -45,13 +52,18 @@ class ControlLoop:
         console: ServerConsole,
         max_starting: int,
         data_dir: DataDirCheck,
+        machines: Callable[[float], Sequence[Machine]] = no_machines,
     ) -> None:
-        """`max_starting`: how many processes start at once."""
+        """`max_starting`: how many processes start at once on a machine.
+
+        `machines` returns the other machines as they are at a time of the controller's clock; it must not wait.
+        """
         self._launcher = launcher
         self._balancer = balancer
         self._autoscaler = autoscaler
         self._control_plane = control_plane
         self._data_dir = data_dir
+        self._machines = machines
         self._console = console
         self._executor = Executor(launcher, autoscaler, max_starting)
         self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
@@ -100,10 +112,12 @@ class ControlLoop:
     async def _tick(self, now: float) -> None:
         snapshot = await self._balancer.snapshot()
         observations = self._observe(snapshot, now)
-        result = self._autoscaler.tick(observations, now)
+        machines = self._machines(now)
+        self._control_plane.set_machines(machines)
+        result = self._autoscaler.tick(observations, now, machines)
         plan = result.plan if self._data_dir_problem is None else only_kills(result.plan)
         if plan.actions:
-            self._executor.apply(plan, sum(map(count_starting, observations.values())))
+            self._executor.apply(plan, count_starting(observations.values()))
         await self._report(snapshot, result, now)
 
     def _observe(self, snapshot: Snapshot | None, now: float) -> dict[str, Observation]:

@@ -24,6 +24,7 @@ from controller.autoscaler.overrides import (
 from controller.balancer_client import BalancerHttpClient
 from controller.config_diff import ConfigChange, diff_settings, generation
 from controller.launchers.local import LocalLauncher
+from controller.planning.machines import Machine
 from controller.planning.rolling_update import UpdatePolicy
 from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_report
 from controller.runtime.state_file import StateFile
@@ -51,7 +52,7 @@ class ControlPlaneAgent:
         state_file: StateFile,
         *,
         read_settings: Callable[[], Settings],
-        build_models: Callable[[Settings], Mapping[str, ModelState]],
+        build_models: Callable[[Settings, Sequence[Machine]], Mapping[str, ModelState]],
         device_names: Mapping[str, str],
     ) -> None:
         """`read_settings` raises `ConfigError`, `build_models` raises `SetupError`."""
@@ -63,6 +64,9 @@ class ControlPlaneAgent:
         self._read_settings = read_settings
         self._build_models = build_models
         self._device_names = device_names
+        self._machines: Sequence[Machine] = ()
+        #: The machines that the models' devices were taken from.
+        self._built_for: list[object] = []
         self._started_at = time.monotonic()
         self._overrides = Overrides()
         self._decisions = DecisionLog()
@@ -85,6 +89,24 @@ class ControlPlaneAgent:
             self._overrides = overrides
             self._apply_overrides()
             self._save()
+
+    def set_machines(self, machines: Sequence[Machine]) -> None:
+        """Give the models the devices of these machines, if they have changed."""
+        self._machines = machines
+        devices = [
+            (machine.name, tuple(device.name for device in machine.devices), tuple(machine.unusable_models))
+            for machine in machines
+        ]
+        if devices == self._built_for:
+            return
+        self._built_for = [*devices]
+        try:
+            fresh = self._build_models(self.settings, machines)
+        except SetupError as error:
+            log.error("the devices of the machines are not used: %s", error)
+            return
+        for name, model in self._autoscaler.models.items():
+            model.update_slots(fresh[name])
 
     def record(self, decisions: Sequence[DecisionEvent]) -> None:
         """Add decisions to the log for the reports."""
@@ -149,7 +171,7 @@ class ControlPlaneAgent:
         Raises `ConfigError`, `SetupError`, `InvalidCommand` and `OSError`; then nothing has changed.
         """
         changed = diff_settings(self.settings, self._read_settings())
-        fresh = self._build_models(changed.settings)
+        fresh = self._build_models(changed.settings, self._machines)
         overrides = request_restart(self._overrides, models, list(fresh), time.time())
         self._launcher.update_settings(changed.settings)
         self.settings = changed.settings

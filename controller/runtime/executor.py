@@ -6,8 +6,11 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
+from configs.devices import machine_of
 from controller.autoscaler.autoscaler import Autoscaler
 from controller.launchers import Launcher
 from controller.planning.plan import Plan
@@ -15,11 +18,13 @@ from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
 
 log = logging.getLogger("controller")
 
+_NONE: Mapping[str, int] = MappingProxyType({})
+
 
 class Executor:
     """Executes the actions of plans and logs the reason of each.
 
-    At most `max_starting` processes start at once: each one imports libraries and reads weights.
+    At most `max_starting` processes start at once on each machine: each one imports libraries and reads weights.
     """
 
     def __init__(self, launcher: Launcher, autoscaler: Autoscaler, max_starting: int) -> None:
@@ -28,14 +33,14 @@ class Executor:
         self._max_starting = max_starting
         self._is_waiting = False
 
-    def apply(self, plan: Plan, starting: int = 0) -> None:
-        """Execute all actions without waiting for their effects. `starting`: processes that start already.
+    def apply(self, plan: Plan, starting: Mapping[str, int] = _NONE) -> None:
+        """Execute all actions without waiting for their effects. `starting`: processes that start already, by machine.
 
         Starts beyond the limit are left to a later plan.
         """
-        actions, waiting = bounded_starts(plan.actions, self._max_starting - starting)
+        actions, waiting = bounded_starts(plan.actions, self._max_starting, starting)
         if waiting and not self._is_waiting:
-            limit = f"at most {self._max_starting} start at once (workers.max_starting)"
+            limit = f"at most {self._max_starting} start at once on a machine (workers.max_starting)"
             log.info("%d workers wait until others have started: %s", waiting, limit)
         self._is_waiting = bool(waiting)
         for action in actions:
@@ -71,11 +76,20 @@ class Executor:
                 self._launcher.kill(worker)
 
 
-def bounded_starts(actions: Sequence[Action], room: int) -> tuple[list[Action], int]:
-    """Return the actions with at most `room` starts, the first ones, and the number of starts that are left out."""
-    starts = [number for number, action in enumerate(actions) if isinstance(action, Start | StartSpare)]
-    left_out = set(starts[max(room, 0) :])
-    return [action for number, action in enumerate(actions) if number not in left_out], len(left_out)
+def bounded_starts(actions: Sequence[Action], limit: int, starting: Mapping[str, int]) -> tuple[list[Action], int]:
+    """Return the actions with the first starts of each machine up to the limit, and how many starts are left out.
+
+    `starting` is the number of processes that start already, by machine.
+    """
+    started, allowed = Counter(starting), []
+    for action in actions:
+        if isinstance(action, Start | StartSpare):
+            machine = machine_of(action.device if isinstance(action, Start) else action.kind)
+            if started[machine] >= limit:
+                continue
+            started[machine] += 1
+        allowed.append(action)
+    return allowed, len(actions) - len(allowed)
 
 
 def only_kills(plan: Plan) -> Plan:

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.devices import kind_of
 from configs.model_settings import Model as ModelSettings
 from configs.scaling import Scaling
 from configs.settings import Settings
 from controller.autoscaler.model_state import ModelState
 from controller.planning.device_pool import DevicePool
+from controller.planning.machines import Machine
 from controller.planning.placement import DeviceSlots, PlacementRequest, in_gib
 from controller.policies import Policy, PolicyImportError, find
 from controller.types import Decision, Device, WorkerLimits
@@ -28,22 +30,38 @@ _LIBRARY_BYTES = 350 << 20
 
 @dataclass(frozen=True, slots=True)
 class HostDevices:
-    """The devices of a machine: GPUs, or CPU slots if there are none, and simulated GPUs."""
+    """The devices of the controller's machine, and the other machines.
+
+    Those are GPUs, or CPU slots if there are none, and simulated GPUs.
+    """
 
     gpus: Sequence[Device]
     cores: int
     simulated: Sequence[Device] = ()
+    machines: Sequence[Machine] = ()
 
     @property
     def devices(self) -> Sequence[Device]:
         """The devices that may have memory of their own."""
-        return [*self.gpus, *self.simulated]
+        return [*self.gpus, *self.simulated, *(device for machine in self.machines for device in machine.devices)]
+
+    def remote(self, model: str, kind: str) -> list[Device]:
+        """Return the devices of this kind on the other machines, as far as the model can run there."""
+        return [
+            device
+            for machine in self.machines
+            if model not in machine.unusable_models
+            for device in machine.devices
+            if kind_of(device.name) == kind
+        ]
 
 
-def build_host_devices(settings: Settings, gpus: Sequence[Device], cores: int) -> HostDevices:
+def build_host_devices(
+    settings: Settings, gpus: Sequence[Device], cores: int, machines: Sequence[Machine] = ()
+) -> HostDevices:
     sizes = [group.memory for group in settings.devices.simulated for _ in range(group.count)]
     slots = cores if settings.devices.cpu_slots == "auto" else settings.devices.cpu_slots
-    return HostDevices(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)])
+    return HostDevices(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)], machines)
 
 
 def build_pool(
@@ -51,9 +69,8 @@ def build_pool(
 ) -> DevicePool:
     """Return the pool. `measured` is the memory that workers needed, by `Model.weights`."""
     devices = settings.devices
-    return DevicePool(
-        machine.devices, margin=devices.memory_margin, share=devices.share, measured=measured, occupied=occupied
-    )
+    own = [*machine.gpus, *machine.simulated]
+    return DevicePool(own, margin=devices.memory_margin, share=devices.share, measured=measured, occupied=occupied)
 
 
 def build_models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
@@ -64,15 +81,14 @@ def build_models(settings: Settings, machine: HostDevices) -> dict[str, ModelSta
     found = {}
     for name, model in settings.models.items():
         scaling = settings.scaling(name)
-        if name in real:
-            counted = all(gpu.memory is not None for gpu in machine.gpus)
-            # If memory is counted, it decides which models share a GPU; the slots only bound workers of one model.
-            required = scaling.min_workers if machine.gpus and counted else total_min
-            slots = device_slots([gpu.name for gpu in machine.gpus], machine.cores, required)
-        else:
-            names = [gpu.name for gpu in machine.simulated]
-            slots = device_slots(names, 0, scaling.min_workers) if names else unbounded
-        places = _SIM_WORKERS if slots is unbounded else _places(settings, model, machine, slots)
+        slots = (
+            _real_slots(name, machine, scaling.min_workers, total_min)
+            if name in real
+            else _simulated_slots(name, machine, scaling.min_workers, unbounded)
+        )
+        places = _places(settings, model, machine, slots)
+        if name not in real and unbounded:
+            places = _SIM_WORKERS + len(slots) - len(unbounded)
         first = scaling.min_workers if scaling.initial_workers is None else scaling.initial_workers
         found[name] = ModelState(
             scaling,
@@ -84,6 +100,25 @@ def build_models(settings: Settings, machine: HostDevices) -> dict[str, ModelSta
             weights=_weights(name, model),
         )
     return found
+
+
+def _real_slots(model: str, machine: HostDevices, min_workers: int, total_min: int) -> Sequence[str]:
+    """Return the GPUs of all machines. Without any GPU: the CPU slots of all machines."""
+    gpus = [*machine.gpus, *machine.remote(model, "cuda")]
+    # If memory is counted, it decides which models share a GPU; the slots only bound workers of one model.
+    is_counted = bool(gpus) and all(gpu.memory is not None for gpu in gpus)
+    required = min_workers if is_counted else total_min
+    slots = [device.name for device in machine.remote(model, "cpu")]
+    if gpus or not slots:
+        return device_slots([gpu.name for gpu in gpus], machine.cores, required)
+    return device_slots([*device_slots([], machine.cores, 0), *slots], 0, required)
+
+
+def _simulated_slots(model: str, machine: HostDevices, min_workers: int, unbounded: Sequence[str]) -> Sequence[str]:
+    names = [device.name for device in [*machine.simulated, *machine.remote(model, "sim")]]
+    if unbounded:
+        return [*unbounded, *names] if names else unbounded
+    return device_slots(names, 0, min_workers)
 
 
 def _policy(model: str, scaling: Scaling) -> Policy:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from configs.devices import machine_of
 from controller.types import Observation, Queue, Replica, Stage
 from host.types import WorkerProcess
 from wire.snapshot import Snapshot, WorkerStats
@@ -73,10 +75,14 @@ def observe(
     return Observation(model, queue, replicas, spares=spares, unix_s=unix_s)
 
 
-def count_starting(observation: Observation) -> int:
-    """Return the processes that load now: workers, and standby workers."""
-    workers = sum(replica.stage is Stage.STARTING for replica in observation.replicas)
-    return workers + sum(spare.loaded_at is None for spare in observation.spares)
+def count_starting(observations: Iterable[Observation]) -> Counter[str]:
+    """Return the processes that load now, workers and standby workers, by machine."""
+    loading: Counter[str] = Counter()
+    for observation in observations:
+        workers = (replica.process for replica in observation.replicas if replica.stage is Stage.STARTING)
+        loading.update(machine_of(child.device) for child in workers)
+        loading.update(machine_of(spare.device) for spare in observation.spares if spare.loaded_at is None)
+    return loading
 
 
 def _replica(child: WorkerProcess, stats: WorkerStats | None, silent_since: float | None) -> Replica:

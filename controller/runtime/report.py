@@ -23,6 +23,7 @@ from wire.scaling import (
     ControllerReport,
     DecisionRecord,
     DeviceRecord,
+    MachineRecord,
     ModelRecord,
     OverrideRecord,
     ReplicaRecord,
@@ -108,6 +109,7 @@ def build_report(
         last_decision=decisions.last,
         command_results=results,
         swaps=state.autoscaler.swaps,
+        machines=tuple(_machines(state)),
     )
 
 
@@ -158,17 +160,37 @@ def _devices(state: ReportInput) -> list[DeviceRecord]:
     known = state.autoscaler.pool.devices(state.now)
     slots = [slot for model in state.autoscaler.models.values() for slot in model.slots]
     workers: dict[str, list[str]] = {name: [] for name in [*known, *slots]}
+    names = dict(state.device_names)
+    for machine in state.autoscaler.machines.machines:
+        names |= machine.device_names
     for replica in replicas:
         workers.setdefault(replica.process.device, []).append(replica.process.id)
     return [
         DeviceRecord(
             device=name,
-            name=state.device_names.get(name, ""),
+            name=clip(names.get(name, ""), MAX_TEXT),
             workers=tuple(ids),
             memory_bytes=known[name].memory if name in known else None,
             unhealthy_reason=clip(known[name].fault, MAX_TEXT) if name in known else "",
         )
         for name, ids in workers.items()
+    ]
+
+
+def _machines(state: ReportInput) -> list[MachineRecord]:
+    faults = state.autoscaler.machines.faults(state.now)
+    return [
+        MachineRecord(
+            machine=machine.name,
+            last_report_age_s=max(state.now - machine.last_report_at, 0.0),
+            silent=machine.silent,
+            unused_reason=clip(faults.get(machine.name, ""), MAX_TEXT),
+            models=tuple(sorted(machine.models & state.autoscaler.models.keys())),
+            unusable_models={name: clip(reason, MAX_TEXT) for name, reason in machine.unusable_models.items()},
+            memory_bytes=machine.memory_bytes,
+            available_bytes=machine.available_bytes,
+        )
+        for machine in state.autoscaler.machines.machines
     ]
 
 

@@ -66,6 +66,27 @@ def test_failure_of_a_machine_is_no_crash(status: int | None) -> None:
     assert after(*[ended] * 5) == CrashBackoff()
 
 
+def served(device: str, at: float, started_at: float = NOW - 9) -> Exit:
+    return Exit(WorkerProcess("w", "m", device, 1, started_at, ready_at=started_at + 0.1), at, -11, has_served=True)
+
+
+@pytest.mark.parametrize(
+    ("exits", "count"),
+    [
+        ([served(f"box/cuda:{n}", NOW) for n in range(8)], 1),
+        ([served(f"cuda:{n}", NOW + 0.1 * n) for n in range(8)], 1),
+        ([served("box/cuda:0", NOW), served("other/cuda:0", NOW)], 2),
+        ([served("box/cuda:0", NOW), served("box/cuda:1", NOW + 3)], 2),
+        # It was started after the first crash.
+        ([served("box/cuda:0", NOW), served("box/cuda:0", NOW + 1.5, NOW + 1)], 2),
+        # Starts that fail are counted one by one: their reason decides.
+        ([exit_of(SHORT)] * 3, 3),
+    ],
+)
+def test_crashes_together_on_a_machine_count_once(exits: list[Exit], count: int) -> None:
+    assert after(*exits).count == count
+
+
 def test_mark_ends_when_a_worker_is_ready_or_none_is_wanted() -> None:
     crashes = after(*[exit_of(SHORT)] * 3)
     starting, ready = replica(Stage.STARTING, None), replica(Stage.READY, NOW + 1)

@@ -42,7 +42,7 @@ def target(
     count: int, spares: Sequence[WorkerProcess], replicas: Sequence[Replica] = (), model: str = "m", **changes: Any
 ) -> StandbyTarget:
     observation = Observation(model, None, replicas, spares=spares)
-    defaults: dict[str, Any] = {"kind": "cuda", "crashes": CrashBackoff(), "worker_crashes": CrashBackoff()}
+    defaults: dict[str, Any] = {"kinds": ["cuda"], "crashes": CrashBackoff(), "worker_crashes": CrashBackoff()}
     return StandbyTarget(observation, count, limits=LIMITS, **defaults | changes)
 
 
@@ -130,6 +130,6 @@ def test_models_have_separate_standby_workers() -> None:
 
 def test_only_loaded_standby_workers_are_ready() -> None:
     spares = [spare("a"), spare("b", loaded=False), spare("c", drained_at=NOW), spare("d", kind="cpu")]
-    assert count_ready(spares, "cuda") == 1
+    assert count_ready(spares, ["cuda"]) == 1
     assert [as_replica(child).stage for child in spares[:2]] == [Stage.READY, Stage.STARTING]
     assert as_replica(spares[0]).process.ready_at == spares[0].loaded_at

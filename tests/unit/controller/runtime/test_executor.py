@@ -9,24 +9,28 @@ from controller.runtime.executor import bounded_starts, only_kills
 from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
 
 A, B, C = (Start("m", f"cpu:{number}", "why") for number in range(3))
+FAR, FAR_SPARE = Start("m", "box/cuda:0", "why"), StartSpare("m", "box/cuda", "why")
 SPARE, DRAIN, ACTIVATE = StartSpare("m", "cpu", "why"), Drain("w", "why"), Activate("s", "m", "cpu:0", "why")
 
 
 @pytest.mark.parametrize(
-    ("actions", "room", "expected", "waiting"),
+    ("actions", "starting", "expected", "waiting"),
     [
-        ([A, B, C], 2, [A, B], 1),
-        ([A, B, C], 3, [A, B, C], 0),
-        ([A, DRAIN, B, ACTIVATE, SPARE], 1, [A, DRAIN, ACTIVATE], 2),
-        ([SPARE, A], 0, [], 2),
-        ([A, DRAIN], -3, [DRAIN], 1),
-        ([], 0, [], 0),
+        ([A, B, C], {"": 1}, [A, B], 1),
+        ([A, B, C], {}, [A, B, C], 0),
+        ([A, DRAIN, B, ACTIVATE, SPARE], {"": 2}, [A, DRAIN, ACTIVATE], 2),
+        ([SPARE, A], {"": 3}, [], 2),
+        ([A, DRAIN], {"": 6}, [DRAIN], 1),
+        ([], {"": 3}, [], 0),
+        # Each machine has its own limit.
+        ([A, FAR, FAR_SPARE, B], {"": 2, "box": 1}, [A, FAR, FAR_SPARE], 1),
+        ([A, FAR, FAR_SPARE, B], {"box": 3}, [A, B], 2),
     ],
 )
-def test_starts_are_bounded_and_nothing_else(
-    actions: list[Action], room: int, expected: list[Action], waiting: int
+def test_starts_of_a_machine_are_bounded(
+    actions: list[Action], starting: dict[str, int], expected: list[Action], waiting: int
 ) -> None:
-    assert bounded_starts(actions, room) == (expected, waiting)
+    assert bounded_starts(actions, 3, starting) == (expected, waiting)
 
 
 def test_only_kills_are_left_of_a_plan() -> None:

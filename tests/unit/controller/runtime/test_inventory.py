@@ -10,6 +10,7 @@ import yaml
 
 from configs.load import ConfigError, load
 from configs.settings import Settings
+from controller.planning.machines import Machine
 from controller.runtime.inventory import (
     build_host_devices,
     build_models,
@@ -190,3 +191,39 @@ def test_memory_for_the_libraries_of_all_workers() -> None:
     assert memory_shortage(50, 20 * GIB) == ""
     assert "50 workers, whose libraries alone need 17.1 GiB" in memory_shortage(50, 8 * GIB)
     assert "8.0 GiB are available" in memory_shortage(50, 8 * GIB)
+
+
+def box(name: str, *devices: str, **changes: Any) -> Machine:
+    return Machine(name, [Device(f"{name}/{device}", 24 * GIB) for device in devices], frozenset(), 0.0, **changes)
+
+
+@pytest.mark.parametrize(
+    ("local", "machines", "slots"),
+    [
+        ([24], [box("a", "cuda:0"), box("b", "cuda:0")], ["cuda:0", "a/cuda:0", "b/cuda:0"]),
+        # GPUs of any machine come before CPU slots.
+        ([], [box("a", "cuda:0")], ["a/cuda:0"]),
+        ([24], [box("a", "cpu:0")], ["cuda:0"]),
+        ([], [box("a", "cpu:0", "cpu:1")], ["cpu:0", "cpu:1", "a/cpu:0", "a/cpu:1"]),
+        # A silent machine stays listed: it may return.
+        ([24], [box("a", "cuda:0", silent=True)], ["cuda:0", "a/cuda:0"]),
+        ([24], [box("a", "cuda:0", unusable_models={"m": "its interpreter is missing"})], ["cuda:0"]),
+        ([24], [box("a", "sim:0")], ["cuda:0"]),
+    ],
+)
+def test_devices_of_other_machines(settings: Any, local: list[int], machines: list[Machine], slots: list[str]) -> None:
+    one = settings({"m": {}})
+    [model] = build_models(one, build_host_devices(one, gpus(*local), 2, machines)).values()
+    assert model.slots == slots
+    assert model.limits.max_workers == len(slots)
+
+
+def test_simulated_devices_of_other_machines(settings: Any) -> None:
+    machines = [box("a", "sim:0", "sim:1")]
+    free = settings({"m": {"engine": "sim"}})
+    [model] = build_models(free, build_host_devices(free, [], 2, machines)).values()
+    assert model.slots == [*(f"sim:{n}" for n in range(5)), "a/sim:0", "a/sim:1"]
+    assert model.limits.max_workers == 6
+    bound = settings({"m": {"engine": "sim"}}, devices={"simulated": [{"memory": "24GiB"}]})
+    [model] = build_models(bound, build_host_devices(bound, [], 2, machines)).values()
+    assert model.slots == ["sim:0", "a/sim:0", "a/sim:1"]
