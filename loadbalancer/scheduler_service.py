@@ -32,6 +32,7 @@ from loadbalancer.tracing.request_context import CURRENT, RequestContext
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
 from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
+from wire.agents import AgentExchange, AgentStates
 from wire.codec import BalancerEnvelope, Frame
 from wire.inputs import TaskInputs
 from wire.messages import Hello, ServerStopping
@@ -218,6 +219,13 @@ class SchedulerService:
         rejected = self._curve_listener.rejected if self._curve_listener is not None else Counter[str]()
         dropped = Counter({"arrivals_dropped": self._arrivals.dropped}) if self._arrivals is not None else Counter()
         return self._scheduler.counters + self._socket.counters + self._errors + rejected + dropped
+
+    # ---- agents of machines
+
+    def exchange_with_agents(self, exchange: AgentExchange) -> AgentStates:
+        """Send the controller's orders, and return what the machines have reported."""
+        self._socket.send_orders(exchange.orders)
+        return self._socket.agents.states()
 
     # ---- events and effects
 

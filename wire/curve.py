@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import zmq
@@ -43,12 +43,38 @@ class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"<WorkerKey {self.public}>"
 
 
+class AgentKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys of a machine with an agent: the agent's own, those of its workers, and their balancer's public key."""
+
+    agent: KeyPair
+    worker: KeyPair
+    server: CurveKey
+
+    def __repr__(self) -> str:
+        return f"<AgentKey {self.agent.public}>"
+
+    def of_agent(self) -> WorkerKey:
+        return WorkerKey(self.agent.public, self.agent.secret, self.server)
+
+    def of_workers(self) -> WorkerKey:
+        return WorkerKey(self.worker.public, self.worker.secret, self.server)
+
+
+class AllowedPeer(NamedTuple):
+    """Whose key it is. A worker's key is no agent's key, nor the reverse."""
+
+    name: str
+    is_agent: bool = False
+
+
 class AllowedWorker(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A key that is allowed to connect."""
 
     public: CurveKey
     #: Day of its creation.
     created: str = ""
+    #: Public key of the machine's agent; `public` is then the key of the workers that it starts.
+    agent: CurveKey | None = None
 
 
 class AllowedWorkers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,9 +82,14 @@ class AllowedWorkers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     workers: dict[WorkerName, AllowedWorker] = {}
 
-    def names(self) -> dict[str, str]:
-        """Return the names by public key."""
-        return {worker.public: name for name, worker in self.workers.items()}
+    def peers(self) -> dict[str, AllowedPeer]:
+        """Return the peers by public key."""
+        agents = {worker.agent: AllowedPeer(name, is_agent=True) for name, worker in self.workers.items()}
+        workers = {worker.public: AllowedPeer(name) for name, worker in self.workers.items()}
+        return {key: peer for key, peer in agents.items() if key is not None} | workers
+
+
+Key = TypeVar("Key", WorkerKey, AgentKey)
 
 
 class BadKey(ValueError):
@@ -67,10 +98,24 @@ class BadKey(ValueError):
 
 def read_worker_key(path: Path) -> WorkerKey:
     """Raises `BadKey`, also if other users of this machine can read the file."""
+    return _read_key(path, WorkerKey)
+
+
+def read_agent_key(path: Path) -> AgentKey:
+    """Raises `BadKey`, also if other users of this machine can read the file."""
+    return _read_key(path, AgentKey)
+
+
+def _read_key(path: Path, kind: type[Key]) -> Key:
     try:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise BadKey(f"key file {path} can be read by other users; chmod 600 {path}")
-        return msgspec.yaml.decode(path.read_bytes(), type=WorkerKey)
+        tree = msgspec.yaml.decode(path.read_bytes())
+        if kind is WorkerKey and isinstance(tree, dict) and "agent" in tree:
+            raise BadKey(f"key file {path} is of an agent: start it with --agent")
+        if kind is AgentKey and isinstance(tree, dict) and "public" in tree:
+            raise BadKey(f"key file {path} is of a worker; `scripts/keys add-worker --agent` makes one for an agent")
+        return msgspec.convert(tree, kind)
     except OSError as error:
         raise BadKey(f"key file {path} cannot be read: {error.strerror}") from None
     except msgspec.ValidationError as error:

@@ -24,7 +24,7 @@ from loadbalancer.access.key_enforcement import EnforcedKeys, KeysRequired, chec
 from loadbalancer.access.key_files import InvalidFile, ReloadingFile, create, exists, read
 from loadbalancer.access.origin_policy import is_loopback
 from loadbalancer.transport.curve_listener import CurveListener
-from wire.curve import AllowedWorkers, KeyPair, new_pair
+from wire.curve import AllowedPeer, AllowedWorkers, KeyPair, new_pair
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,10 @@ def curve_listener(settings: Settings) -> CurveListener | None:
         own = load_server_keys(settings.data_dir)
         path = curve_dir(settings.data_dir) / ALLOWED_WORKERS
         watched = ReloadingFile(
-            path, lambda tree: parse_workers(tree).names(), absent=dict[str, str](), closed=dict[str, str]()
+            path,
+            lambda tree: parse_workers(tree).peers(),
+            absent=dict[str, AllowedPeer](),
+            closed=dict[str, AllowedPeer](),
         )
     except OSError as error:
         raise StartupError(f"workers.listen {settings.workers.listen}: {describe_os_error(error)}") from None

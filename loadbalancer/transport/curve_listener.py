@@ -15,7 +15,7 @@ from zmq.auth import Authenticator
 from zmq.utils.monitor import parse_monitor_message
 
 from loadbalancer.background_tasks import TaskSupervisor
-from wire.curve import DOMAIN, KeyPair, secure_server
+from wire.curve import DOMAIN, AllowedPeer, KeyPair, secure_server
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ class CannotListen(Exception):
 class CurveListener:
     """Binds a socket to a TCP address with CURVE and an allow-list. All methods are called in the event loop.
 
-    `allowed` returns the names of the allowed public keys; it is called for each connection and each message.
+    `allowed` returns the owners of the allowed public keys; it is called for each connection and each message.
     """
 
-    def __init__(self, address: str, own: KeyPair, allowed: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, address: str, own: KeyPair, allowed: Callable[[], Mapping[str, AllowedPeer]]) -> None:
         self._address = address
         self._own = own
         self._allowed = allowed
@@ -113,6 +113,10 @@ class CurveListener:
             self._authenticator = None
             raise
 
+    def agent_names(self) -> frozenset[str]:
+        """Return the machines whose agents may connect."""
+        return frozenset(peer.name for peer in self._allowed().values() if peer.is_agent)
+
     def callback(self, domain: str, key: bytes) -> bool:
         """Return whether the Z85 key may connect; called by the authenticator."""
         del domain
@@ -123,8 +127,8 @@ class CurveListener:
             log.warning("rejected a worker with the unknown key %s (further attempts are only counted)", key.decode())
         return False
 
-    def key_name(self, frame: zmq.Frame) -> str | None:
-        """Return the name of the sender's key; None if it was allowed when it connected, and is not any more."""
+    def peer(self, frame: zmq.Frame) -> AllowedPeer | None:
+        """Return the owner of the sender's key; None if it was allowed when it connected, and is not any more."""
         return self._allowed().get(str(frame.get("User-Id")))
 
     def _count_rejections(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,18 @@ import zmq
 
 from configs.data_dir import is_same_file
 from configs.sections import Workers
+from loadbalancer.transport.agent_relay import AgentRelay, FileRequest
 from loadbalancer.transport.curve_listener import CannotListen, CurveListener
 from loadbalancer.transport.worker_routes import NameRefused, RemoteRoute, WorkerRoutes
+from wire.agents import (
+    AgentOrders,
+    FileList,
+    ListFiles,
+    MalformedAgentMessage,
+    ToAgent,
+    decode_from_agent,
+    encode_agent_message,
+)
 from wire.codec import (
     MAX_HEADER_BYTES,
     BalancerEnvelope,
@@ -85,6 +96,7 @@ class WorkerSocket:
         self._max_frame_bytes = max(max_result_bytes, MAX_HEADER_BYTES)
         self._max_message_bytes = max_result_bytes + MAX_HEADER_BYTES
         self._routes = WorkerRoutes(settings.max_per_key)
+        self.agents = AgentRelay(settings.heartbeat_s, time.monotonic)
         #: Connections that were asked for a Hello, and when.
         self._hello_requested: dict[bytes, float] = {}
         #: Dropped messages by reason.
@@ -162,6 +174,8 @@ class WorkerSocket:
     def keep_only(self, workers: Collection[str]) -> None:
         """Forget the names of all other workers."""
         self._routes.keep_only(workers)
+        if self._listener is not None:
+            self.agents.keep_only(self._listener.agent_names())
 
     def send(self, outbox: Mapping[str, Sequence[BalancerEnvelope]]) -> None:
         """Send each worker its messages as one multipart message."""
@@ -226,14 +240,17 @@ class WorkerSocket:
 
     def _from_remote(self, identity: zmq.Frame, frames: Sequence[Frame]) -> Iterator[ReceivedMessage]:
         assert self._listener is not None
-        key = self._listener.key_name(identity)
-        if key is None:  # revoked: its connection stays; its silence makes it a lost worker
+        peer = self._listener.peer(identity)
+        if peer is None:  # revoked: its connection stays; its silence makes it a lost worker
             self.counters["revoked"] += 1
             return
-        route = RemoteRoute(identity.bytes, key)
+        key, route = peer.name, RemoteRoute(identity.bytes, peer.name)
         if route.identity[:1] != b"\0":  # chosen by the peer, and not unique
             self._warn(key, "dropped a message of a peer with the key %r that chose its own identity")
             self.counters["malformed"] += 1
+            return
+        if peer.is_agent:
+            self._from_agent(route, frames)
             return
         for envelope in self._decode(key, frames):
             message = envelope.message
@@ -251,6 +268,46 @@ class WorkerSocket:
                 yield ReceivedMessage(name, envelope, is_local=False)
                 if isinstance(message, Bye):
                     self._routes.remove(name)
+
+    def _from_agent(self, route: RemoteRoute, frames: Sequence[Frame]) -> None:
+        try:
+            message = decode_from_agent(frames)
+        except MalformedAgentMessage as error:
+            self.counters["malformed"] += 1
+            self._warn(
+                route.key, "dropped a malformed message of the agent %r (further ones are only counted): %s", error
+            )
+            return
+        replies, ended, files = self.agents.on_message(route, message)
+        for reply in replies:
+            self._send_agent(route, reply)
+        for worker in ended:
+            self._loop.call_soon(self._on_worker_lost, worker, "its process has ended")
+        if files is not None:
+            self._loop.call_soon(self._on_file_request, route, files)
+
+    def send_orders(self, orders: Mapping[str, AgentOrders]) -> None:
+        """Send the machines' agents their orders. Those of machines that are not connected are dropped."""
+        for route, each in self.agents.on_orders(orders):
+            self._send_agent(route, each)
+        self._check_unread()
+
+    def _send_agent(self, route: RemoteRoute, message: ToAgent, data: bytes = b"") -> bool:
+        """Return whether the message is on its way."""
+        assert self._remote is not None
+        *frames, last = encode_agent_message(message, data)
+        try:
+            self._remote.send(route.identity, _MORE)
+            for frame in frames:
+                self._remote.send(frame, _MORE)
+            self._remote.send(last, zmq.DONTWAIT, copy=len(last) < _ZERO_COPY_BYTES)
+        except zmq.ZMQError:  # disconnected; its next Hello comes over another connection
+            return False
+        return True
+
+    def _on_file_request(self, route: RemoteRoute, request: FileRequest) -> None:
+        if isinstance(request, ListFiles):
+            self._send_agent(route, FileList(request.model, problem="the server sends no files"))
 
     def _refuse(self, route: RemoteRoute, reason: str) -> None:
         self.counters["workers_refused"] += 1

@@ -11,15 +11,17 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 
+from loadbalancer.access.api_keys import INTERNAL
 from loadbalancer.api.http_helpers import json_response, read_json, wait_first
 from loadbalancer.api.openapi import request_body, responses
 from loadbalancer.api.page_access import check_page_access
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.scaling.control_plane import MAX_PENDING_COMMANDS, ControlPlane, TooManyCommands
-from loadbalancer.schema.errors import InvalidRequest, TimedOut, TooBusy, Unavailable
+from loadbalancer.schema.errors import Forbidden, InvalidRequest, TimedOut, TooBusy, Unavailable
 from loadbalancer.schema.parsing import parse, shorten
 from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
 from loadbalancer.services import Services
+from wire.agents import AgentExchange
 from wire.scaling import (
     MAX_DECISIONS,
     Command,
@@ -60,6 +62,11 @@ def router(services: Services) -> APIRouter:
     async def report(request: Request) -> Response:
         """Receive the controller's report and return the pending commands."""
         return await api.on_report(request)
+
+    @routes.post("/internal/agents", include_in_schema=False)
+    async def agents(request: Request) -> Response:
+        """Forward the controller's orders to the machines, and return the state of each."""
+        return await api.on_agent_exchange(request)
 
     @routes.get("/internal/decisions", summary="List decisions", responses=_DECISIONS)
     async def decisions(
@@ -128,6 +135,7 @@ class _ScalingApi:
         self._control: ControlPlane = services.control
         self._waiting: dict[str, tuple[asyncio.Future[None], list[CommandResult]]] = {}
         self._reports = msgspec.json.Decoder(ControllerReport)
+        self._exchanges = msgspec.json.Decoder(AgentExchange)
 
     async def read(self, kind: type[Body], request: Request) -> Body:
         """The body; an empty one means the defaults."""
@@ -153,6 +161,16 @@ class _ScalingApi:
             if not future.done():
                 future.set_result(None)
         return json_response(pending)
+
+    async def on_agent_exchange(self, request: Request) -> Response:
+        """Only the controller has the internal token, so only it gives orders."""
+        if request.state.caller.owner != INTERNAL:
+            raise Forbidden("Only the controller gives orders to machines.")
+        try:
+            exchange = self._exchanges.decode(await read_json(request, _MAX_REPORT_BYTES))
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest(f"Invalid orders: {error}.", code="invalid_report") from None
+        return json_response(self._services.scheduler.exchange_with_agents(exchange))
 
     def decisions(self, model: str | None, limit: str, before: str | None) -> Response:
         self.check_served(model)
