@@ -354,6 +354,20 @@ class Devices(Section):
     """Simulated GPUs for models with `engine: sim`. Default: enough for all their workers."""
 
 
+class Agent(Section):
+    """The agent of a machine (`python -m worker --agent`). Only the agent's own configuration counts."""
+
+    model_folders: tuple[LocalPath, ...] = ()
+    """Folders of this machine with models, adapters and Python files of engines. A path of the server's configuration
+    is looked up in them by its last part; nothing outside of them can be named by the server."""
+    engines: tuple[str, ...] = ()
+    """Engines `package.module:Class` of packages on this machine that the server may start."""
+    interpreters: tuple[LocalPath, ...] = ()
+    """Python interpreters of this machine that the server may name (`models.NAME.python`)."""
+    max_fetched_bytes: Annotated[int, Field(ge=0)] | Bytes = Field(default=200 << 30)
+    """Maximum bytes of weights that are fetched from the server, in `data_dir`/weights, such as 200GiB. 0: none."""
+
+
 class Workers(Section):
     """The lifecycle of worker processes."""
 

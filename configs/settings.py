@@ -15,6 +15,7 @@ from configs.model_settings import PREDICT_PATH, Model
 from configs.scaling import Scaling
 from configs.sections import (
     Access,
+    Agent,
     Devices,
     Jobs,
     LocalPath,
@@ -66,6 +67,7 @@ class Settings(Section):
     results: Results = Results.model_construct()
     devices: Devices = Devices.model_construct()
     workers: Workers = Workers.model_construct()
+    agent: Agent = Agent.model_construct()
     models: Annotated[dict[ModelName, Model], BeforeValidator(_empty_models)] = Field(min_length=1)
     """The served models by name. The first one is the default of requests without a model."""
 

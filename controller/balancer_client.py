@@ -20,6 +20,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from wire.agents import AgentExchange, AgentStates
 from wire.scaling import ControllerReport, PendingCommands
 from wire.snapshot import Snapshot
 
@@ -50,6 +51,7 @@ class BalancerHttpClient:
         self._headers = {"authorization": f"Bearer {token}"}
         self._snapshots = msgspec.json.Decoder(Snapshot)
         self._commands = msgspec.json.Decoder(PendingCommands)
+        self._agents = msgspec.json.Decoder(AgentStates)
 
     async def snapshot(self) -> Snapshot | None:
         """Return the snapshot; None if the balancer does not answer with one."""
@@ -67,6 +69,15 @@ class BalancerHttpClient:
             return None if body is None else self._commands.decode(body)
         except msgspec.MsgspecError as error:
             log.debug("no commands: %s", error)
+            return None
+
+    async def exchange_with_agents(self, exchange: AgentExchange) -> AgentStates | None:
+        """Send orders to the agents of machines, and return what they have reported; None without an answer."""
+        body = await self._request_or_none("POST", "/internal/agents", msgspec.json.encode(exchange))
+        try:
+            return None if body is None else self._agents.decode(body)
+        except msgspec.MsgspecError as error:
+            log.debug("no state of agents: %s", error)
             return None
 
     async def request(

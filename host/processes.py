@@ -65,15 +65,25 @@ class Processes:
         self._spawned: dict[str, subprocess.Popen[bytes]] = {}
         #: Activated standby workers: their start is the activation.
         self._activated: set[str] = set()
+        #: Exits that no parent has noticed.
+        self._ended_before: list[Exit] = []
         records.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, name: str) -> bool:
         return name in self._children
 
-    def adopt(self) -> list[WorkerProcess]:
-        """Take over the children that an earlier parent left running."""
+    def children(self) -> list[WorkerProcess]:
+        """Return the processes as of the last poll."""
+        return list(self._children.values())
+
+    def adopt(self, *, report_ended: bool = False) -> list[WorkerProcess]:
+        """Take over the children that an earlier parent left running.
+
+        With `report_ended`, the next poll reports the exits of those that have ended without a parent.
+        """
         adopted = []
         for file in sorted(self._records.glob("*.json")):
+            record: ProcessRecord | None = None
             with contextlib.suppress(msgspec.MsgspecError, psutil.Error, OSError):
                 record = msgspec.json.decode(file.read_bytes(), type=ProcessRecord)
                 process = psutil.Process(record.pid)
@@ -82,6 +92,8 @@ class Processes:
                     self._children[child.id], self._handles[child.id] = child, process
                     adopted.append(child)
                     continue
+            if report_ended and record is not None:
+                self._ended_before.append(self._exit(self._as_recorded(record), None))
             self._forget(file.stem)
         return adopted
 
@@ -166,13 +178,11 @@ class Processes:
 
     def poll(self) -> PollResult:
         """Return the running processes, and those that exited since the last poll."""
-        exits = []
+        exits, self._ended_before = self._ended_before, []
         for name, child in list(self._children.items()):
             ended, status = self._ended(name)
             if ended:
-                tail = self._logs.tail(name)
-                has_served = served_file(self._records, name).exists()
-                exits.append(Exit(child, time.monotonic(), status, tail, start_failure(tail), has_served))
+                exits.append(self._exit(child, status))
                 del self._children[name], self._handles[name]
                 self._spawned.pop(name, None)
                 self._activated.discard(name)
@@ -180,6 +190,11 @@ class Processes:
             elif child.spare and child.loaded_at is None and self._files(name).ready.exists():
                 self._children[name] = dataclasses.replace(child, loaded_at=time.monotonic())
         return PollResult(list(self._children.values()), exits)
+
+    def _exit(self, child: WorkerProcess, status: int | None) -> Exit:
+        tail = self._logs.tail(child.id)
+        has_served = served_file(self._records, child.id).exists()
+        return Exit(child, time.monotonic(), status, tail, start_failure(tail), has_served)
 
     def _ended(self, name: str) -> tuple[bool, int | None]:
         spawned = self._spawned.get(name)

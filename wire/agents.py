@@ -177,7 +177,13 @@ class KillWorker(msgspec.Struct, frozen=True, tag=True):
     worker: Name
 
 
-Order = StartWorker | ActivateWorker | DrainWorker | KillWorker
+class DrainAll(msgspec.Struct, frozen=True, tag=True):
+    """Drain every worker after this time: the server stops. A controller that starts before then cancels it."""
+
+    after_s: Seconds
+
+
+Order = StartWorker | ActivateWorker | DrainWorker | KillWorker | DrainAll
 
 
 class NumberedOrder(msgspec.Struct, frozen=True):
@@ -217,7 +223,8 @@ class AgentOrders(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     #: Of the controller: a later one has a larger epoch, and its orders replace those of the earlier one.
     epoch: Count
     orders: Annotated[list[NumberedOrder], msgspec.Meta(max_length=MAX_ORDERS)] = []
-    #: Exits up to this number are known.
+    #: Exits of this session up to this number are known.
+    session: Name = ""
     exits_received: Count = 0
     #: Sent if the agent has others.
     settings: ModelSettings | None = None

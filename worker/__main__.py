@@ -25,7 +25,7 @@ from configs.settings import Settings
 from configs.streams import detach_standard_streams, drain_standard_streams
 from configs.user_engine import interpreter_problems
 from configs.worker_packages import link_packages
-from wire.curve import BadKey, WorkerKey, read_worker_key
+from wire.curve import BadKey, WorkerKey, read_agent_key, read_worker_key
 from wire.messages import EXIT_ORPHANED, PROTOCOL, Hello
 from worker.balancer_client import BalancerClient
 from worker.batch_size import BUCKETS, BatchSizer
@@ -57,6 +57,11 @@ From another machine it joins over TCP, with the key file that `scripts/keys add
 
     python -m worker --model digits --join tcp://HOST:PORT --key-file FILE
 
+As the agent of another machine it loads nothing itself: it offers that machine's devices to the server, and starts
+and stops workers there as the controller orders (key file: `scripts/keys add-worker --agent`):
+
+    python -m worker --agent --join tcp://HOST:PORT --key-file FILE
+
 SIGTERM or Ctrl-C drains it: it accepts no more tasks, hands the running ones back between two steps, with their
 progress, and exits. Tasks that cannot be moved are finished first; a second signal, or SIGUSR1, hands them back too.
 """
@@ -70,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--standby", action="store_true", help="load what needs no device, then wait for the controller to assign one"
     )
+    parser.add_argument("--agent", action="store_true", help="run the workers of this machine for a server elsewhere")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--connect", type=_socket, default=argparse.SUPPRESS, help="ipc address; default: the data directory's socket"
@@ -117,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args)
     if hasattr(args, "check_engine"):
         return _check_engine(args, settings)
+    if args.agent:
+        return _run_agent(args, settings)
     model = getattr(args, "model", next(iter(settings.models)))
     name = getattr(args, "id", f"{model.replace('/', '-')}-{secrets.token_hex(3)}")
     as_json = settings.logging.format == "json"
@@ -150,6 +158,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         log.exception("worker %s crashed", name)
         return EXIT_CRASH
+
+
+def _run_agent(args: argparse.Namespace, settings: Settings) -> int:
+    from worker.agent.agent import run_agent
+
+    address, file = getattr(args, "join", None), getattr(args, "key_file", None)
+    if address is None or file is None:
+        print("--agent needs --join tcp://HOST:PORT and --key-file FILE", file=sys.stderr)
+        return EXIT_USAGE
+    configure_logging(settings.log_level, as_json=settings.logging.format == "json", program="agent")
+    rotate_own_log(settings.data_dir, settings.logging)
+    raise_open_file_limit()
+    try:
+        return run_agent(settings, address, read_agent_key(file))
+    except BadKey as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
 
 
 def _check_engine(args: argparse.Namespace, settings: Settings) -> int:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from configs.devices import machine_of
 from controller.autoscaler.autoscaler import Autoscaler
 from controller.launchers import Launcher
+from controller.launchers.machines import worker_name
 from controller.planning.plan import Plan
 from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
 
@@ -58,11 +59,11 @@ class Executor:
         """Raises `OSError` if a process cannot be started."""
         match action:
             case Start(model, device, reason):
-                name = _new_name(model)
+                name = worker_name(device, _new_name(model))
                 log.info("starting worker %s on %s: %s", name, device, reason)
                 self._launcher.start(name, model, device)
             case StartSpare(model, kind, reason):
-                name = _new_name(model)
+                name = worker_name(kind, _new_name(model))
                 log.info("starting standby %s: %s", name, reason)
                 self._launcher.start_spare(name, model, kind)
             case Activate(worker, _, device, reason):

@@ -19,6 +19,7 @@ import msgspec
 from filelock import FileLock
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argument, settings_from
+from configs.devices import is_machine_name
 from configs.files import describe_os_error
 from configs.paths import curve_dir, keys_file, keys_required_file
 from configs.settings import Settings
@@ -36,7 +37,7 @@ from loadbalancer.access.api_keys import (
 from loadbalancer.access.key_enforcement import is_recorded, record_keys_in_force
 from loadbalancer.access.key_files import InvalidFile, create, exists, read, write
 from loadbalancer.access.startup_checks import ALLOWED_WORKERS, load_server_keys, parse_workers
-from wire.curve import AllowedWorker, AllowedWorkers, WorkerKey, new_pair
+from wire.curve import AgentKey, AllowedWorker, AllowedWorkers, WorkerKey, new_pair
 
 _DESCRIPTION = """\
 Manage API keys, and the keys of workers on other machines. Only a hash of an API key is stored, so the key is shown
@@ -45,11 +46,41 @@ only once.
     scripts/keys add alice --weight 2 --requests-per-minute 60
     scripts/keys add grafana --scope admin
     scripts/keys add-worker gpu-box worker.key
+    scripts/keys add-worker --agent gpu-box box.key
     scripts/keys list
     scripts/keys revoke alice
     scripts/keys disable
 
 From the first API key on, every request needs a key. This stays so until `disable`, even if all keys are revoked.
+"""
+
+
+#: Only the agent itself is stopped by a restart after a crash: its workers run on, and the next agent adopts them.
+_AGENT_UNIT = """\
+[Unit]
+Description=Muster, agent of this machine
+Wants=network-online.target
+After=network-online.target nvidia-persistenced.service
+
+[Service]
+Type=exec
+User=muster
+WorkingDirectory=/opt/muster
+ExecStart=/opt/muster/.venv/bin/python -m worker --agent --join ADDRESS --key-file /etc/muster/box.key \\
+  --data-dir /var/lib/muster/data
+KillMode=process
+TimeoutStopSec=90
+Restart=always
+RestartSec=2
+RestartPreventExitStatus=2
+LimitNOFILE=65536
+StateDirectory=muster
+StateDirectoryMode=0700
+UMask=0077
+NoNewPrivileges=yes
+
+[Install]
+WantedBy=multi-user.target
 """
 
 
@@ -70,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "disable":
                 _disable(settings)
             case "add-worker":
-                _add_worker(settings, args.name, args.file)
+                _add_worker(settings, args.name, args.file, agent=args.agent)
             case "revoke-worker":
                 _revoke_worker(settings, args.name)
             case _:
@@ -104,7 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("revoke", help="revoke an API key").add_argument("name")
     verbs.add_parser("disable", help="serve requests without a key, from the next start on")
     worker = verbs.add_parser("add-worker", help="allow a worker on another machine to join (workers.listen)")
-    worker.add_argument("name", help="name of the worker's key, for display")
+    worker.add_argument("name", help="name of the worker's key, or of the machine")
+    worker.add_argument(
+        "--agent",
+        action="store_true",
+        help="for the agent of a machine, which starts its workers; print its unit",
+    )
     worker.add_argument(
         "file", type=path_argument, help="file for the worker's secret; copy it to the worker's machine"
     )
@@ -186,21 +222,35 @@ def _disable(settings: Settings) -> None:
     print(text, file=sys.stderr)
 
 
-def _add_worker(settings: Settings, name: str, file: Path) -> None:
+def _add_worker(settings: Settings, name: str, file: Path, *, agent: bool) -> None:
     _check_name(name)
+    if agent and not is_machine_name(name):
+        raise UsageError(f"a machine cannot be named {name!r}: its name ends with a letter or digit")
     pair, server = new_pair(), load_server_keys(settings.data_dir)
+    own = new_pair() if agent else None
+    secret: WorkerKey | AgentKey = WorkerKey(pair.public, pair.secret, server.public)
+    if own is not None:
+        secret = AgentKey(own, pair, server.public)
     with contextlib.ExitStack() as on_error:
         with _worker_keys(settings) as workers:
             if name in workers:
                 raise UsageError(f"a worker key named {name} exists already; revoke it first, or choose another name")
-            workers[name] = AllowedWorker(pair.public, _today())
+            workers[name] = AllowedWorker(pair.public, _today(), own.public if own is not None else None)
             parse_workers(msgspec.to_builtins(AllowedWorkers(workers)))
-            if not create(file, msgspec.to_builtins(WorkerKey(pair.public, pair.secret, server.public))):
+            if not create(file, msgspec.to_builtins(secret)):
                 raise UsageError(f"{file} exists; it is not overwritten")
             on_error.callback(file.unlink, missing_ok=True)  # the list was not written: the secret is useless
         on_error.pop_all()
+    address = settings.workers.listen or "tcp://HOST:PORT"
     print(f"{file} holds the secret of {name}. Copy it to the worker's machine, and start there:", file=sys.stderr)
-    print(f"python -m worker --join {settings.workers.listen or 'tcp://HOST:PORT'} --key-file {file.name}")
+    print(f"python -m worker {'--agent ' if agent else ''}--join {address} --key-file {file.name}")
+    if agent:
+        print(f"or, as a service there, /etc/systemd/system/muster-agent.service:\n\n{_unit(address)}", file=sys.stderr)
+
+
+def _unit(address: str) -> str:
+    """Return a systemd unit of an agent."""
+    return _AGENT_UNIT.replace("ADDRESS", address)
 
 
 def _revoke_worker(settings: Settings, name: str) -> None:
@@ -226,7 +276,8 @@ def _list(settings: Settings) -> None:
             print(f"no API keys ({path} does not exist): no request needs one", file=sys.stderr)
     allowed = curve_dir(settings.data_dir) / ALLOWED_WORKERS
     for name, worker in (read(allowed, parse_workers).workers if exists(allowed) else {}).items():
-        print(f"worker {name}: {worker.public}; created {worker.created or '?'}")
+        kind = "worker" if worker.agent is None else "agent"
+        print(f"{kind} {name}: {worker.agent or worker.public}; created {worker.created or '?'}")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,13 +13,20 @@ from typing import Any, Protocol
 import msgspec
 
 from configs.load import load
+from configs.paths import internal_token
 from configs.settings import Settings
 from configs.yaml_file import dump_yaml
+from controller.balancer_client import BalancerHttpClient
+from controller.config_diff import generation
 from controller.launchers import Launcher
+from controller.launchers.agent import AgentLauncher
 from controller.launchers.local import LocalLauncher
+from controller.launchers.machines import model_settings
 from host.types import Exit, PollResult, WorkerProcess
-from scripts.harness.balancer import sim
-from scripts.harness.processes import wait_until
+from scripts.harness.agents import agent_process
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import free_port, wait_until
+from wire.agents import AgentExchange
 
 #: `broken` cannot start, because it has no weights.
 MODELS: dict[str, Any] = {"m": sim(), "broken": {"path": "/does/not/exist"}}
@@ -74,8 +84,61 @@ def local_setup(folder: Path) -> Iterator[LauncherSetup]:
     setup.collect()
 
 
+class AgentSetup:
+    """A balancer and the agent of a machine, as processes with data directories of their own."""
+
+    prefix = "box:"
+    machine = "box"
+
+    def __init__(self, server: Server, settings: Settings) -> None:
+        self._settings = settings
+        self._client = BalancerHttpClient(server.base_url, internal_token(server.data_dir))
+        self._epochs = itertools.count(int(time.time()))
+        self.restart()
+
+    def restart(self) -> None:
+        launcher = AgentLauncher("box", epoch=next(self._epochs), lost_after_s=10.0, clock=time.monotonic)
+        launcher.update_settings(
+            model_settings(self._settings), {model: generation(self._settings, model) for model in MODELS}
+        )
+        self._agent = launcher
+        self.launcher: Launcher = launcher
+
+    def is_connected(self) -> bool:
+        self.poll()
+        return self._agent.machine() is not None
+
+    def poll(self) -> PollResult:
+        orders = self._agent.orders()
+        exchange = AgentExchange({} if orders is None else {"box": orders})
+        states = asyncio.run(self._client.exchange_with_agents(exchange))
+        if states is not None:
+            self._agent.update(states.machines.get("box"), states.uptime_s)
+        return self._agent.poll()
+
+
+@contextlib.contextmanager
+def agent_setup(folder: Path) -> Iterator[LauncherSetup]:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    life = {"heartbeat_s": 0.2, "lost_after_s": 10.0, "listen": address}
+    with running(folder / "head", MODELS, 0, life=life) as server:
+        settings = load(server.config, {"data_dir": str(server.data_dir)})
+        with agent_process(folder / "box", "box", server.data_dir, address) as machine:
+            setup = AgentSetup(server, settings)
+
+            def is_connected() -> bool:
+                assert machine.process.poll() is None, machine.log()
+                return setup.is_connected()
+
+            wait_until(is_connected, "the agent")
+            yield setup
+
+
 #: Every launcher under the contract, by name.
-SETUPS: dict[str, Callable[[Path], contextlib.AbstractContextManager[LauncherSetup]]] = {"local": local_setup}
+SETUPS: dict[str, Callable[[Path], contextlib.AbstractContextManager[LauncherSetup]]] = {
+    "local": local_setup,
+    "agent": agent_setup,
+}
 
 
 class WorkerRecord:

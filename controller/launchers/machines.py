@@ -1,0 +1,146 @@
+"""One launcher for all machines: the controller's own, and those with an agent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from configs.devices import machine_of
+from configs.settings import Settings
+from controller.balancer_client import BalancerHttpClient
+from controller.config_diff import generation
+from controller.launchers import Launcher
+from controller.launchers.agent import AgentLauncher
+from controller.planning.machines import Machine
+from host.types import PollResult
+from wire.agents import AgentExchange, ModelSettings
+
+log = logging.getLogger("controller")
+
+#: Settings of a model that its workers do not read. The proxy has a secret.
+_NOT_READ = {"scaling", "gpu_memory", "cold_start_proxy"}
+#: Settings of the section `workers` that workers read.
+_READ_BY_WORKERS = {"heartbeat_s", "lost_after_s", "orphan_after_s", "drain_timeout_s", "max_result_bytes"}
+
+
+class MachinesLauncher:
+    """Implements `Launcher` for all machines. A device's name has its machine, and a worker's name begins with it."""
+
+    def __init__(self, local: Launcher, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._local = local
+        self._clock = clock
+        self._epoch = int(time.time())
+        self._agents: dict[str, AgentLauncher] = {}
+        #: What was logged last about each machine.
+        self._problems: dict[str, str] = {}
+        self.update_settings(settings)
+
+    def update_settings(self, settings: Settings) -> None:
+        """Start workers with these settings from now on."""
+        self._settings = settings
+        self._model_settings = model_settings(settings)
+        self._generations = {model: generation(settings, model) for model in settings.models}
+        for agent in self._agents.values():
+            agent.update_settings(self._model_settings, self._generations)
+
+    # ---- Launcher
+
+    def start(self, worker: str, model: str, device: str) -> None:
+        self._of_device(device).start(worker, model, device)
+
+    def start_spare(self, worker: str, model: str, kind: str) -> None:
+        self._of_device(kind).start_spare(worker, model, kind)
+
+    def activate(self, worker: str, device: str) -> None:
+        self._of_worker(worker).activate(worker, device)
+
+    def drain(self, worker: str, *, immediate: bool = False) -> None:
+        self._of_worker(worker).drain(worker, immediate=immediate)
+
+    def kill(self, worker: str) -> None:
+        self._of_worker(worker).kill(worker)
+
+    def poll(self) -> PollResult:
+        results = [self._local.poll(), *(agent.poll() for agent in self._agents.values())]
+        return PollResult(
+            [child for result in results for child in result.children],
+            [ended for result in results for ended in result.exits],
+        )
+
+    def _of_device(self, device: str) -> Launcher:
+        """Return the launcher of the device's machine. Raises `OSError` for a machine that is not known."""
+        name = machine_of(device)
+        if not name:
+            return self._local
+        if name not in self._agents:
+            raise OSError(f"the machine {name} is not connected")
+        return self._agents[name]
+
+    def _of_worker(self, worker: str) -> Launcher:
+        return self._agents.get(worker.partition(":")[0], self._local) if ":" in worker else self._local
+
+    # ---- agents
+
+    def machines(self) -> list[Machine]:
+        """Return the machines with an agent that has reported, also silent ones."""
+        found = [agent.machine() for agent in self._agents.values()]
+        return [machine for machine in found if machine is not None]
+
+    async def exchange(self, balancer: BalancerHttpClient) -> None:
+        """Send the orders, and take in the reports. Without an answer nothing changes."""
+        if self._settings.workers.listen is None:
+            return
+        orders = {name: orders for name, agent in self._agents.items() if (orders := agent.orders()) is not None}
+        states = await balancer.exchange_with_agents(AgentExchange(orders))
+        if states is None:
+            return
+        for name in states.machines.keys() - self._agents.keys():
+            agent = AgentLauncher(
+                name, epoch=self._epoch, lost_after_s=self._settings.workers.lost_after_s, clock=self._clock
+            )
+            agent.update_settings(self._model_settings, self._generations)
+            self._agents[name] = agent
+        for name, agent in self._agents.items():
+            agent.update(states.machines.get(name), states.uptime_s)
+        self._log_changes()
+
+    @property
+    def has_orders(self) -> bool:
+        """Whether an agent has to know something."""
+        return any(agent.orders() is not None for agent in self._agents.values())
+
+    def drain_agents(self, after_s: float) -> None:
+        """Order every agent to drain its workers after this time, because the server stops."""
+        for agent in self._agents.values():
+            agent.drain_all(after_s)
+
+    def _log_changes(self) -> None:
+        for name, agent in self._agents.items():
+            before, problem = self._problems.get(name), agent.problem
+            if problem and not before:
+                log.error("the machine %s is not used: %s", name, problem)
+            elif before and not problem:
+                log.warning("the machine %s is used again", name)
+            elif before is None:
+                machine = agent.machine()
+                log.info("the machine %s has joined with %d devices", name, len(machine.devices) if machine else 0)
+            self._problems[name] = problem
+
+
+def model_settings(settings: Settings) -> ModelSettings:
+    """Return what the agents' workers read of the settings."""
+    workers = settings.workers.model_dump_json(include=_READ_BY_WORKERS)
+    models = {
+        name: model.model_dump_json(exclude=_NOT_READ, exclude_none=True) for name, model in settings.models.items()
+    }
+    text = json.dumps([workers, models], sort_keys=True)
+    return ModelSettings(hashlib.sha256(text.encode()).hexdigest()[:16], workers, models)
+
+
+def worker_name(device: str, name: str) -> str:
+    """Return the worker's name on the device's machine: with the machine's name, which is that of its key."""
+    machine = machine_of(device)
+    return f"{machine}:{name}" if machine else name

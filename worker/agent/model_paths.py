@@ -1,0 +1,173 @@
+"""The settings of the server's models on this machine: what they name is looked up where this machine allows it.
+
+A path of the server means nothing here. A folder, file or engine is found by its last part in `agent.model_folders`,
+or where it was fetched to. Nothing else of this machine can be named by the server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from configs.checkpoint_files import is_hub_id
+from configs.model_settings import Model
+from configs.sections import Agent, Workers
+from configs.settings import Settings
+from configs.text import clip
+from configs.user_engine import engine_reference
+from wire.agents import ModelSettings
+
+#: Settings that name files. Of `vae` it is the path.
+PATH_FIELDS = (
+    "path",
+    "controlnet",
+    "base",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "transformer",
+    "unet",
+    "loras",
+    "chat_template",
+)
+_MAX_REASON = 500
+
+
+class NotHere(Exception):
+    """The machine has no such file, or does not allow it. The text says what to do."""
+
+
+class LocalModels(NamedTuple):
+    """The models as this machine can run them."""
+
+    settings: Settings
+    #: Models whose files are all on this machine.
+    present: frozenset[str]
+    #: Why others cannot run here.
+    unusable: Mapping[str, str]
+    #: Those of them whose files may be fetched.
+    absent: frozenset[str]
+
+
+def local_models(own: Settings, received: ModelSettings, fetched: Path) -> LocalModels:
+    """Return the received models with the paths of this machine. `fetched` holds a folder per fetched model.
+
+    Raises `ValueError` if the settings of the workers are of another version.
+    """
+    models: dict[str, Model] = {}
+    unusable: dict[str, str] = {}
+    absent, present = set(), set()
+    for name, text in received.models.items():
+        try:
+            tree = json.loads(text)
+            missing = _resolve(tree, own.agent, fetched / folder_name(name))
+            model = Model.model_validate(tree)
+        except NotHere as error:
+            unusable[name] = f"models.{name}.{error}"
+            continue
+        except (ValidationError, ValueError, TypeError, AttributeError) as error:
+            unusable[name] = clip(f"models.{name} is not valid on this machine: {error}", _MAX_REASON)
+            continue
+        if missing:
+            unusable[name] = f"models.{name}.{missing}"
+            absent.add(name)
+            continue
+        models[name] = model
+        if model.engine == "sim" or all(_is_at_hand(path) for path in _paths(tree).values()):
+            present.add(name)
+    try:
+        workers = own.workers.model_copy(update=dict(Workers.model_validate_json(received.workers)))
+    except ValidationError as error:
+        raise ValueError(clip(str(error), _MAX_REASON)) from None
+    settings = own.model_copy(update={"models": models, "workers": workers})
+    return LocalModels(settings, frozenset(present), unusable, frozenset(absent))
+
+
+def folder_name(model: str) -> str:
+    """Return the name of the folder of a fetched model: names of models have slashes."""
+    return model.replace("/", "--")
+
+
+def _resolve(tree: dict[str, Any], allowed: Agent, fetched: Path) -> str:
+    """Replace the paths in the tree. Return what is missing and may be fetched; raises `NotHere` for the rest."""
+    python = tree.get("python")
+    if python is not None and Path(python) not in allowed.interpreters:
+        raise NotHere(f"python is {python}, which agent.interpreters of this machine does not list")
+    if ":" in tree.get("engine", ""):
+        _resolve_engine(tree, allowed)
+        return ""
+    missing = ""
+    for field, path in _paths(tree).items():
+        if path.startswith("builtin:") or (is_hub_id(path) and not Path(path).is_absolute()):
+            continue
+        found = _find(path, allowed, fetched / field)
+        if found is None:
+            missing = missing or (
+                f"{field} is {path} on the server, and there is nothing of this name in agent.model_folders "
+                f"({', '.join(map(str, allowed.model_folders)) or 'none'})"
+            )
+        elif field == "vae":
+            tree["vae"]["path"] = str(found)
+        elif field == "chat_template":
+            tree["text"]["chat_template"] = str(found)
+        else:
+            tree[field] = str(found)
+    return missing
+
+
+def _resolve_engine(tree: dict[str, Any], allowed: Agent) -> None:
+    """Find the engine of a user: a Python file in a folder of this machine, or a module that it lists."""
+    reference = engine_reference(tree["engine"])
+    if reference.is_file:
+        found = _find(reference.place, allowed, None)
+        if found is None:
+            raise NotHere(f"engine is {reference.place}, and no file of this name is in agent.model_folders")
+        tree["engine"], tree["path"] = f"{found}:{reference.class_name}", str(found.parent)
+        return
+    if tree["engine"] not in allowed.engines:
+        raise NotHere(f"engine is {tree['engine']}, which agent.engines of this machine does not list")
+    folder = _find(tree.get("path", ""), allowed, None) if tree.get("path") else None
+    tree["path"] = str(folder) if folder is not None else str(Path.cwd())
+
+
+def _paths(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Return the paths in a model's settings by field."""
+    found = dict(_all_paths(tree))
+    return {field: path for field, path in found.items() if path}
+
+
+def _all_paths(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for field in PATH_FIELDS:
+        section = {"vae": tree.get("vae"), "chat_template": tree.get("text")}.get(field, tree)
+        key = "path" if field == "vae" else field
+        yield field, str((section or {}).get(key) or "")
+
+
+def _find(path: str, allowed: Agent, fetched: Path | None) -> Path | None:
+    """Return the file or folder of this machine for a path of the server; None if there is none."""
+    name = Path(path).name
+    for folder in allowed.model_folders:
+        whole = Path(path)
+        if whole.is_absolute() and whole.exists() and whole.resolve().is_relative_to(folder.resolve()):
+            return whole
+        if name and name not in (".", "..") and (folder / name).exists():
+            return folder / name
+    if fetched is not None and (fetched.parent / "complete").exists():
+        content = fetched / name
+        return content if content.exists() else None
+    return None
+
+
+def _is_at_hand(path: str) -> bool:
+    """Return whether nothing has to be downloaded for it."""
+    if path.startswith("builtin:") or Path(path).exists():
+        return True
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    return any((cache / f"models--{path.replace('/', '--')}" / "snapshots").glob("*"))
