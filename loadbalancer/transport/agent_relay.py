@@ -33,7 +33,7 @@ class _Machine:
 
     route: RemoteRoute
     hello: AgentHello
-    heard_at: float
+    received_at: float
     report: AgentReport | None = None
     refused: str = ""
     #: Numbers of the exits that this balancer has acted on.
@@ -65,7 +65,7 @@ class AgentRelay:
                 reason = f"another agent with the key {route.key} has connected later; each machine needs its own"
                 return [AgentReject(reason, fatal=True)], [], None
             return [AgentReject("unknown agent: say Hello")], [], None
-        machine.heard_at = self._clock()
+        machine.received_at = self._clock()
         if isinstance(message, AgentReport):
             machine.report = message
             return [AgentAck(self._heartbeat_s)], self._new_exits(machine, message), None
@@ -108,7 +108,7 @@ class AgentRelay:
         """Return every machine that has connected since the start."""
         now = self._clock()
         machines = {
-            name: AgentState(machine.hello, machine.report, max(now - machine.heard_at, 0.0), machine.refused)
+            name: AgentState(machine.hello, machine.report, max(now - machine.received_at, 0.0), machine.refused)
             for name, machine in self._machines.items()
         }
         return AgentStates(machines, now - self._started_at)

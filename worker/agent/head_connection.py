@@ -35,7 +35,7 @@ class HeadConnection:
         self._socket: zmq.Socket[bytes] | None = None
         self._connected_at = 0.0
         #: When the last message arrived.
-        self.heard_at = time.monotonic()
+        self.received_at = time.monotonic()
         self._is_rejected = False
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ class HeadConnection:
     def ensure_open(self) -> bool:
         """Open a connection if there is none that works. Return whether it is new: Hello comes first."""
         now = time.monotonic()
-        if self._socket is not None and now - max(self.heard_at, self._connected_at) < _ANSWER_TIMEOUT_S:
+        if self._socket is not None and now - max(self.received_at, self._connected_at) < _ANSWER_TIMEOUT_S:
             return False
         if self._socket is not None:
             self._socket.close(0)
@@ -85,7 +85,7 @@ class HeadConnection:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 break
-            self.heard_at = time.monotonic()
+            self.received_at = time.monotonic()
             self._is_rejected = False
             try:
                 found.append(decode_for_agent(frames))
