@@ -15,7 +15,7 @@ from loadbalancer.http_server.parse_queue import AWAITED_COST
 from loadbalancer.schema.errors import ApiError
 
 if TYPE_CHECKING:
-    from loadbalancer.http_server.request_parser import BoundedRequestParser
+    from loadbalancer.http_server.message_parser import MessageParser
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Exchange:
 
     def __init__(
         self,
-        connection: BoundedRequestParser,
+        connection: MessageParser,
         method: str,
         scope: Scope | None,
         call: DirectCall | None = None,

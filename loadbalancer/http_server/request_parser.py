@@ -1,4 +1,4 @@
-"""Parses the requests of a connection, within limits.
+"""Takes the input of a connection, and parses it in turns and within limits.
 
 uvicorn's own protocol bounds neither headers nor trailers. It also ends a request that offers an upgrade at its
 headers, so that the body would be parsed as the next request. RFC 9110, section 7.8: an offer that is not accepted is
@@ -7,41 +7,20 @@ ignored, and the body is read.
 
 from __future__ import annotations
 
-import abc
-import asyncio
-import time
-import urllib.parse
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httptools
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
-from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, DirectCall
 from loadbalancer.http_server.connection_table import client_of
-from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.input_budget import FREE_BYTES
+from loadbalancer.http_server.message_parser import HEALTH, SLICE, MessageParser, new_parser
 from loadbalancer.http_server.parse_queue import CHUNKS_PER_COST
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
-from loadbalancer.schema.errors import ApiError
-from loadbalancer.schema.http_errors import (
-    ConnectRefused,
-    ExpectationFailed,
-    HeadersTooLarge,
-    InputMemoryFull,
-    MalformedRequest,
-    TooManyConnections,
-    UnknownTransferCoding,
-    UriTooLong,
-)
+from loadbalancer.schema.http_errors import InputMemoryFull, MalformedRequest
 
 if TYPE_CHECKING:
     from loadbalancer.http_server.server import HttpConfig
 
-#: Input is parsed in pieces of at most this many bytes, which end where headers end: the parser cannot be stopped, and
-#: the next request waits for the response to this one.
-_SLICE = 4096
 #: Pieces of a body whose end is known.
 _BODY_SLICE = 16 * 2**10
 #: Minimum size of a piece of a body in chunks, in which the end of headers means nothing.
@@ -56,95 +35,20 @@ _BYTES_PER_CHUNK = 24
 MAX_CHUNKS_AT_ONCE = 500
 #: Unread rest of a body that is discarded after its response, so that the connection can be used again.
 MAX_DISCARD = 2**20
-
-_HEALTH = (b"/healthz", b"/livez", b"/readyz", b"/health")
-_HEALTH_REQUESTS = tuple(method + path + b" " for method in (b"GET ", b"HEAD ") for path in _HEALTH)
-#: Paths that are answered on connections beyond `server.max_connections`.
-_UNRESTRICTED_PATHS = frozenset((*_HEALTH, b"/metrics"))
-_SPECIAL_HEADERS = frozenset({b"expect", b"transfer-encoding"})
+_HEALTH_REQUESTS = tuple(method + path + b" " for method in (b"GET ", b"HEAD ") for path in HEALTH)
 
 
-def _new_parser(protocol: object) -> Any:
-    parser = httptools.HttpRequestParser(protocol)
-    # Data after a request that closes the connection is ignored, not an error.
-    parser.set_dangerous_leniencies(lenient_data_after_close=True)
-    return parser
-
-
-class BoundedRequestParser(asyncio.Protocol, abc.ABC):
+class BoundedRequestParser(MessageParser):
     """The input of a connection."""
 
-    transport: asyncio.Transport
-    flow: FlowControl
-
     def __init__(self, config: HttpConfig) -> None:
-        self.config = config
-        self._limits = config.limits
-        self._parser = _new_parser(self)
-        #: Address and port of both sides, and the scheme, once they are known.
-        self.client: tuple[str, int] | None = None
-        self.server: tuple[str, int | None] | None = None
-        self.scheme = "http"
-        self._stage = NEW
-        #: When the stage began, and for a body its current window.
-        self._since = time.monotonic()
-        #: Bytes of all input, and at the start of the window.
-        self._received = self._window_received = 0
+        super().__init__(config)
         #: Input that waits for an earlier response, or for its turn.
         self._unparsed = b""
         self._awaits_turn = False
         #: Bytes of this connection in the budget of all.
         self._counted_input = 0
-        self._refusal: ApiError | None = None
-        #: Whether only health checks and the controller are answered.
-        self.restricted = False
-        #: Messages that began in the current piece of input.
-        self._messages = 0
-        # The current message
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self._incomplete_bytes = self._hosts = 0
-        self._is_chunked = False
-        #: Declared by the header Content-Length, or 0.
-        self._length = 0
-        self._wire_bytes = self._body_bytes = 0
-        #: Chunks of all messages, and those before the current message.
-        self._chunks = self._first_chunk = 0
-        #: Whether the current message had more chunks in one piece of input than are parsed at once.
-        self._has_small_chunks = False
-        #: Whether the client waits with the body for a response, and whether it has said so.
-        self._awaits_continue = self._expects_continue = False
-        #: The request without the upgrade that it offers, to be parsed again.
-        self._without_upgrade: bytes | None = None
-        #: The last request, and the one whose response is next on the wire.
-        self._last: Exchange | None = None
-        self._active: Exchange | None = None
-        #: Those whose responses are due after it.
-        self.pipeline: deque[Exchange] = deque()
-
-    @abc.abstractmethod
-    def _refuse(self, error: ApiError) -> None:
-        """Answer with the error, after the responses to earlier requests, and close. Nothing more is parsed."""
-
-    @abc.abstractmethod
-    def _close(self) -> None:
-        """Close the connection such that the client can read the response."""
-
-    @abc.abstractmethod
-    def _start(self, exchange: Exchange) -> None:
-        """Answer it: it is the turn of this exchange."""
-
-    @abc.abstractmethod
-    def start_task(self, exchange: Exchange, app: ASGIApp) -> None:
-        """Let an application answer."""
-
-    @abc.abstractmethod
-    def on_response_complete(self, exchange: Exchange) -> None:
-        """The response is written, and the client has read most of it."""
-
-    @abc.abstractmethod
-    def log_access(self, method: str, status: int) -> None:
-        """Log a response."""
+        self._wire_bytes = 0
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -211,7 +115,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
     def _set_aside(self, data: bytes) -> None:
         """Keep input. A little more is read, because otherwise nobody would notice a disconnect."""
         self._unparsed = data
-        if len(data) > _SLICE:
+        if len(data) > SLICE:
             self.flow.pause_reading()
 
     def resume_reading(self) -> None:
@@ -256,13 +160,13 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
 
     def _end_of_slice(self, data: bytes, start: int) -> int:
         if self._stage == HEAD and start < len(_END_OF_HEAD):  # the end of the headers may have begun in earlier input
-            line_end = data.find(b"\n", start, start + _SLICE)
-            return line_end + 1 or start + _SLICE
+            line_end = data.find(b"\n", start, start + SLICE)
+            return line_end + 1 or start + SLICE
         if self._stage == BODY and not self._is_chunked:
             return start + min(max(self._length - self._body_bytes, 1), _BODY_SLICE)
         first = start + _MIN_CHUNKED_SLICE if self._stage == BODY else start
-        found = data.find(_END_OF_HEAD, first, start + _SLICE + len(_END_OF_HEAD) - 1)
-        return start + _SLICE if found < 0 else found + len(_END_OF_HEAD)
+        found = data.find(_END_OF_HEAD, first, start + SLICE + len(_END_OF_HEAD) - 1)
+        return start + SLICE if found < 0 else found + len(_END_OF_HEAD)
 
     def _parse(self, data: bytes | memoryview) -> None:
         self._messages, chunks = 0, self._chunks
@@ -286,7 +190,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         while True:
             head, self._without_upgrade = self._without_upgrade, None
             assert head is not None
-            self._parser = _new_parser(self)
+            self._parser = new_parser(self)
             self._parser.feed_data(head)
             if not rest:
                 return
@@ -325,161 +229,3 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             self._refuse(MalformedRequest(text))
         elif self._last.response_complete and self._body_bytes > MAX_DISCARD:
             self._close()
-
-    # ---- callbacks of the parser; an exception ends the parsing
-
-    def on_message_begin(self) -> None:
-        if self._stage != HEAD:
-            self._stage, self._since = HEAD, time.monotonic()
-        self._messages += 1
-        self._incomplete_bytes = self._hosts = self._length = 0
-        self._is_chunked = self._expects_continue = self._has_small_chunks = False
-        self.url = b""
-        self.headers = []
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._stage == BODY:  # a trailer: nothing here needs them
-            return
-        name = name.lower()
-        if name == b"host":
-            self._hosts += 1
-        elif name == b"content-length":
-            self._length = int(value) if value.isdigit() else 0  # the parser refuses other values
-        elif name in _SPECIAL_HEADERS:
-            self._on_special_header(name, value.strip().lower())
-        self.headers.append((name, value))
-
-    def _on_special_header(self, name: bytes, value: bytes) -> None:
-        if name == b"expect":
-            if value != b"100-continue":
-                raise self._failure(ExpectationFailed("The only supported expectation is 100-continue."))
-            self._expects_continue = True
-        else:
-            if value != b"chunked":
-                raise self._failure(UnknownTransferCoding("The only supported Transfer-Encoding is chunked."))
-            self._is_chunked, self._first_chunk = True, self._chunks
-
-    def on_headers_complete(self) -> None:
-        headers, limits, parser = self.headers, self._limits, self._parser
-        if len(self.url) > limits.max_request_line_bytes:
-            raise self._failure(self._uri_too_long())
-        if len(headers) > limits.max_headers:
-            raise self._failure(self._headers_too_large())
-        # A head within two slices is small enough.
-        if (self._incomplete_bytes or limits.max_header_bytes < 2 * _SLICE) and (
-            sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes
-        ):
-            raise self._failure(self._headers_too_large())
-        method = parser.get_method()
-        if parser.should_upgrade():
-            if method == b"CONNECT":
-                raise self._failure(ConnectRefused("CONNECT is not supported: this server is no proxy."))
-            self._without_upgrade = self._head_without_upgrade()
-            return
-        if self._hosts != 1:
-            self._check_host()
-        if self.restricted:
-            self._check_restricted()
-        self._stage, self._since = BODY, time.monotonic()
-        self._window_received = self._received
-        self._body_bytes = 0
-        self._awaits_continue = self._expects_continue
-        self._add_exchange(method)
-
-    def _add_exchange(self, method: bytes) -> None:
-        """Take the request whose headers are complete, and let the application answer it if it is the next one."""
-        version, direct = self._parser.get_http_version(), self.config.direct
-        call: DirectCall | None = None
-        if direct is not None and self._length <= MAX_DIRECT_BYTES and not (self._is_chunked or self._expects_continue):
-            call = direct.find(method, self.url, self.headers)
-        # On a restricted connection a client does not hold its place with further requests.
-        keep_alive = version != "1.0" and not self.restricted and self._parser.should_keep_alive()
-        scope = None if call is not None else self._scope(method, version)
-        name, expects = method.decode("ascii"), self._expects_continue
-        exchange = self._last = Exchange(
-            self, name, scope, call, self.headers, keep_alive=keep_alive, expects_continue=expects
-        )
-        active = self._active
-        if active is None or active.response_complete:
-            self._active = exchange
-            if call is None:
-                self._start(exchange)
-        else:  # of a slice that holds more than one request
-            self.flow.pause_reading()
-            self.pipeline.append(exchange)
-
-    def _scope(self, method: bytes, version: str) -> dict[str, Any]:
-        """The scope of ASGI. Raises `UnicodeDecodeError` and `HttpParserInvalidURLError` for a malformed URL."""
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "method": method.decode("ascii"),
-            "root_path": "",
-            "path": urllib.parse.unquote(path) if "%" in path else path,
-            "raw_path": url.path,
-            "query_string": url.query or b"",
-            "headers": self.headers,
-            "state": {},
-        }
-
-    def on_chunk_header(self) -> None:
-        self._chunks += 1
-
-    def on_body(self, body: bytes) -> None:
-        self._body_bytes += len(body)
-        self._awaits_continue = False
-        exchange = self._last
-        assert exchange is not None
-        if not exchange.response_complete and exchange.add_body(body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
-
-    def on_message_complete(self) -> None:
-        if self._without_upgrade is not None:
-            return
-        exchange = self._last
-        assert exchange is not None
-        if exchange.response_complete:
-            self._stage, self._since = IDLE, time.monotonic()
-            return
-        self._stage = HANDLING
-        exchange.end_body(is_next=exchange is self._active)
-
-    def _head_without_upgrade(self) -> bytes:
-        version = self._parser.get_http_version().encode()
-        lines = [self._parser.get_method() + b" " + self.url + b" HTTP/" + version]
-        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
-        return b"\r\n".join((*lines, b"", b""))
-
-    def _check_host(self) -> None:
-        if self._hosts > 1:
-            raise self._failure(MalformedRequest("The request has more than one Host header."))
-        if self._parser.get_http_version() != "1.0":
-            raise self._failure(MalformedRequest("The request has no Host header."))
-
-    def _check_restricted(self) -> None:
-        path = self.url.partition(b"?")[0]
-        if path in _UNRESTRICTED_PATHS or self.config.is_internal(dict(self.headers).get(b"authorization", b"")):
-            return
-        raise self._failure(TooManyConnections("Too many connections. Please try again shortly.", retry_after_s=1))
-
-    def _uri_too_long(self) -> UriTooLong:
-        limit = self._limits.max_request_line_bytes
-        return UriTooLong(f"The request line is longer than {limit} bytes, the maximum.")
-
-    def _headers_too_large(self) -> HeadersTooLarge:
-        limits = self._limits
-        text = f"The maximum is {limits.max_headers} headers with {limits.max_header_bytes} bytes together."
-        return HeadersTooLarge(text)
-
-    def _failure(self, error: ApiError) -> ApiError:
-        self._refusal = error
-        return error
