@@ -14,7 +14,6 @@ from wire.messages import (
     Assign,
     Assignment,
     Cancel,
-    Chunk,
     Heartbeat,
     Hello,
     Preempt,
@@ -23,11 +22,9 @@ from wire.messages import (
     Reject,
     ServerStopping,
     Started,
-    Tokens,
     WorkerCounters,
 )
-from wire.text import TaskTokens
-from worker.batch_scheduler import BatchScheduler, Member, WaitingTask, preview_steps, shape_of
+from worker.batch_scheduler import BatchScheduler, WaitingTask, shape_of
 from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
 from worker.engine import (
@@ -35,16 +32,16 @@ from worker.engine import (
     CountsTokens,
     EngineRequest,
     OutOfMemory,
-    ResultChunk,
     StepEngine,
     StepsAhead,
     TaskError,
 )
-from worker.fault_isolation import admit, batch_key, render, save, save_now, step
+from worker.fault_isolation import admit, batch_key, save_now, step
 from worker.offer import Offer, OfferPlanner, RoundTrips
-from worker.postprocessing import FinishedRow, PostProcessor, failure
+from worker.postprocessing import PostProcessor
 from worker.preparation import Preparation
 from worker.step_clock import StepClock, StepRecord
+from worker.step_results import StepResults
 from worker.task_fields import task_fields
 from worker.transport import DrainRequested, Transport
 
@@ -54,8 +51,6 @@ log = logging.getLogger(__name__)
 _IDLE_S = 0.5
 #: And one whose tasks cannot join yet, or are still in the thread pool.
 _BUSY_S = 0.005
-#: Minimum interval of progress reports.
-_REPORT_EVERY_S = 0.1
 
 
 class WorkerRejected(Exception):
@@ -87,10 +82,7 @@ class StepLoop:
         self._post = post
         self._preparation = Preparation(engine)
         self._drain_timeout_s = drain_timeout_s
-        self._checkpoint_every = model.batching.checkpoint_every
-        #: Tasks that failed before their result was made.
-        self._failed = 0
-        self._last_report = 0.0
+        self._results = StepResults(engine, self._scheduler, model.batching, transport, post)
         #: The tasks that wait could not join.
         self._is_blocked = False
         #: It starts at `_drain_at`, or later if the balancer is stopping and needs its workers.
@@ -123,7 +115,7 @@ class StepLoop:
             max_batch=stats.max_batch,
             joined_midway=stats.joined_midway,
             finished=self._post.finished,
-            failed=self._failed + self._post.failed,
+            failed=self._results.failed + self._post.failed,
             step_s=stats.step_s,
             out_of_memory=stats.out_of_memory,
         )
@@ -214,7 +206,7 @@ class StepLoop:
             request = EngineRequest(inputs, own[:sources], Checkpoint(task.step, state) if state else None)
             key = batch_key(self._engine, request)
             if isinstance(key, TaskError):
-                self._fail(task, key)
+                self._results.fail(task, key)
             else:
                 self._scheduler.add(WaitingTask(task, request, key, shape_of(inputs, key), now))
         if self._drain is not None:
@@ -283,9 +275,9 @@ class StepLoop:
             if isinstance(row, OutOfMemory) and scheduler.running:
                 scheduler.defer(task)
             elif isinstance(row, OutOfMemory):
-                self._fail(assignment, TaskError("out_of_memory", str(row)))
+                self._results.fail(assignment, TaskError("out_of_memory", str(row)))
             elif isinstance(row, TaskError):
-                self._fail(assignment, row)
+                self._results.fail(assignment, row)
             else:
                 scheduler.join(task, row, time.monotonic())
                 started.append(WorkerEnvelope(Started(assignment.task, assignment.attempt)))
@@ -332,73 +324,11 @@ class StepLoop:
         for member, error in outcome.failed:
             self._scheduler.leave(member.assignment.task)
             self._engine.release(member.row)
-            self._fail(member.assignment, error)
-        self._send_results(outcome.advanced, now)
+            self._results.fail(member.assignment, error)
+        self._results.send(outcome.advanced, now)
         if advanced == tasks:
             self._planner.on_step(shape, tasks, now - started, time.monotonic() - received)
 
     def _prompts_s(self) -> float:
         """Return the seconds that a text engine has spent on prompts: they are no part of the usual step."""
         return self._engine.text_counters().prefill_s if isinstance(self._engine, CountsTokens) else 0.0
-
-    def _send_results(self, advanced: Sequence[Member], now: float) -> None:
-        """Remove finished tasks; send all that the step has changed as one message."""
-        report = now - self._last_report >= _REPORT_EVERY_S
-        if report:
-            self._last_report = now
-        news: list[WorkerEnvelope] = []
-        texts: list[TaskTokens] = []
-        done: list[FinishedRow] = []
-        for member in advanced:
-            task, row = member.assignment, member.row
-            output = row.take_tokens()
-            if output is not None:
-                texts.append(TaskTokens(task.task, task.attempt, output))
-            chunks = row.take_chunks()
-            if chunks:
-                if not self._can_send(member, chunks):
-                    continue
-                news += (
-                    WorkerEnvelope(Chunk(task.task, task.attempt, number, part), [frame])
-                    for number, part, frame in chunks
-                )
-            if row.step >= row.steps:
-                self._scheduler.leave(task.task)
-                done.append(FinishedRow(task, render(self._engine, member), row.step))
-                self._engine.release(row)
-            elif not reports_tokens(task.inputs):
-                news += self._on_advanced(member, now, report=report)
-        if texts:
-            news.append(WorkerEnvelope(Tokens(texts)))
-        if news or done:
-            self._post.report(news, done)
-
-    def _on_advanced(self, member: Member, now: float, *, report: bool) -> list[WorkerEnvelope]:
-        """Start a preview and a checkpoint that are due; return a progress report if it is due."""
-        task, row = member.assignment, member.row
-        is_preview = task.inputs.previews and row.step in preview_steps(row.steps, task.inputs.previews)
-        if is_preview:
-            image = render(self._engine, member)
-            if callable(image):  # results that are ready are of tasks without previews
-                self._post.preview(task, image, row.step, row.steps)
-        if member.is_checkpoint_due(now, self._checkpoint_every):
-            member.on_checkpoint(now)
-            state = save(self._engine, member)
-            if state is not None:
-                self._post.checkpoint(task, state, row.steps)
-        is_due = report and not is_preview
-        return [WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps))] if is_due else []
-
-    def _can_send(self, member: Member, chunks: Sequence[ResultChunk]) -> bool:
-        """Return whether the balancer accepts pieces of these sizes. If not, the task ends."""
-        size = max(len(frame) for _, _, frame in chunks)
-        if self._post.can_send(size):
-            return True
-        self._scheduler.leave(member.assignment.task)
-        self._engine.release(member.row)
-        self._fail(member.assignment, TaskError("error", f"a piece of the result is too large: it has {size} bytes"))
-        return False
-
-    def _fail(self, assignment: Assignment, error: TaskError) -> None:
-        self._failed += 1
-        self._transport.send(WorkerEnvelope(failure(assignment, error)))

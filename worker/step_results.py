@@ -1,0 +1,103 @@
+"""What a step has changed, as messages to the balancer: results, tokens, progress, previews and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from configs.model_sections import Batching
+from wire.codec import WorkerEnvelope
+from wire.inputs import reports_tokens
+from wire.messages import Assignment, Chunk, Progress, Tokens
+from wire.text import TaskTokens
+from worker.batch_scheduler import BatchScheduler, Member, preview_steps
+from worker.engine import ResultChunk, StepEngine, TaskError
+from worker.fault_isolation import render, save
+from worker.postprocessing import FinishedRow, PostProcessor, failure
+from worker.transport import Transport
+
+#: Minimum interval of progress reports.
+_REPORT_EVERY_S = 0.1
+
+
+class StepResults:
+    """Reports the rows that a step has advanced, and removes those that have ended."""
+
+    def __init__(
+        self,
+        engine: StepEngine,
+        scheduler: BatchScheduler,
+        batching: Batching,
+        transport: Transport,
+        post: PostProcessor,
+    ) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._checkpoint_every = batching.checkpoint_every
+        self._transport = transport
+        self._post = post
+        self._last_report = 0.0
+        #: Tasks that failed before their result was made.
+        self.failed = 0
+
+    def send(self, advanced: Sequence[Member], now: float) -> None:
+        """Remove finished tasks; send all that the step has changed as one message."""
+        report = now - self._last_report >= _REPORT_EVERY_S
+        if report:
+            self._last_report = now
+        news: list[WorkerEnvelope] = []
+        texts: list[TaskTokens] = []
+        done: list[FinishedRow] = []
+        for member in advanced:
+            task, row = member.assignment, member.row
+            output = row.take_tokens()
+            if output is not None:
+                texts.append(TaskTokens(task.task, task.attempt, output))
+            chunks = row.take_chunks()
+            if chunks:
+                if not self._can_send(member, chunks):
+                    continue
+                news += (
+                    WorkerEnvelope(Chunk(task.task, task.attempt, number, part), [frame])
+                    for number, part, frame in chunks
+                )
+            if row.step >= row.steps:
+                self._scheduler.leave(task.task)
+                done.append(FinishedRow(task, render(self._engine, member), row.step))
+                self._engine.release(row)
+            elif not reports_tokens(task.inputs):
+                news += self._on_advanced(member, now, report=report)
+        if texts:
+            news.append(WorkerEnvelope(Tokens(texts)))
+        if news or done:
+            self._post.report(news, done)
+
+    def _on_advanced(self, member: Member, now: float, *, report: bool) -> list[WorkerEnvelope]:
+        """Start a preview and a checkpoint that are due; return a progress report if it is due."""
+        task, row = member.assignment, member.row
+        is_preview = task.inputs.previews and row.step in preview_steps(row.steps, task.inputs.previews)
+        if is_preview:
+            image = render(self._engine, member)
+            if callable(image):  # results that are ready are of tasks without previews
+                self._post.preview(task, image, row.step, row.steps)
+        if member.is_checkpoint_due(now, self._checkpoint_every):
+            member.on_checkpoint(now)
+            state = save(self._engine, member)
+            if state is not None:
+                self._post.checkpoint(task, state, row.steps)
+        is_due = report and not is_preview
+        return [WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps))] if is_due else []
+
+    def _can_send(self, member: Member, chunks: Sequence[ResultChunk]) -> bool:
+        """Return whether the balancer accepts pieces of these sizes. If not, the task ends."""
+        size = max(len(frame) for _, _, frame in chunks)
+        if self._post.can_send(size):
+            return True
+        self._scheduler.leave(member.assignment.task)
+        self._engine.release(member.row)
+        self.fail(member.assignment, TaskError("error", f"a piece of the result is too large: it has {size} bytes"))
+        return False
+
+    def fail(self, assignment: Assignment, error: TaskError) -> None:
+        """Send the error of a task."""
+        self.failed += 1
+        self._transport.send(WorkerEnvelope(failure(assignment, error)))
