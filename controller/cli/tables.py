@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from configs.devices import machine_of
 from configs.text import printable
-from wire.scaling import ControllerReport, DecisionRecord, ModelRecord
+from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, MachineRecord, ModelRecord
 from wire.snapshot import Snapshot, WorkerStats
 
 #: Columns that may fold.
-_FOLDING = ("reason", "note", "name", "workers", "fault", "trigger")
+_FOLDING = ("reason", "note", "name", "workers", "fault", "trigger", "models")
 #: Longer texts of the server are cut.
 _MAX_TEXT_CHARS = 1000
 _STAGE_STYLE = {"ready": "green", "starting": "yellow", "draining": "yellow", "spare": "dim"}
@@ -37,6 +39,7 @@ def render(status: ServerStatus) -> RenderableType:
         parts.append(_reasons(status.report))
     parts.append(_workers(status))
     if status.report is not None:
+        parts += [_machines(status.report)] if status.report.machines else []
         parts += [_devices(status.report), _decisions(status.decisions)]
     return Group(*(piece for part in parts for piece in (part, "")))
 
@@ -135,10 +138,49 @@ def _work(stats: WorkerStats | None) -> tuple[str, str, str, str]:
     return str(stats.assigned + stats.running), f"{stats.batch:.1f}" if stats.batch else "", step, memory
 
 
+def _machines(report: ControllerReport) -> Table:
+    table = _table(
+        "Machines", "machine", "last report", "devices", "in use", "memory", "main memory", "models", "fault"
+    )
+    devices: defaultdict[str, list[DeviceRecord]] = defaultdict(list)
+    for device in report.devices:
+        devices[machine_of(device.device)].append(device)
+    _add_row(table, "(this server)", "", *_device_sums(devices[""]), "", "", "")
+    for record in report.machines:
+        unusable = [f"{model} cannot run there: {reason}" for model, reason in record.unusable_models.items()]
+        _add_row(
+            table,
+            record.machine,
+            f"{format_duration(record.last_report_age_s, 1)} ago",
+            *_device_sums(devices[record.machine]),
+            _main_memory(record),
+            ", ".join(record.models),
+            _text("; ".join(filter(None, [record.unused_reason, *unusable])), style="bold red"),
+        )
+    return table
+
+
+def _device_sums(devices: Sequence[DeviceRecord]) -> tuple[str, str, str]:
+    """Return the number of devices, of those with a worker, and their memory."""
+    memory = sum(device.memory_bytes or 0 for device in devices)
+    return str(len(devices)), str(sum(bool(device.workers) for device in devices)), _gib(memory) if memory else ""
+
+
+def _main_memory(record: MachineRecord) -> str:
+    if record.memory_bytes is None:
+        return ""
+    available = "" if record.available_bytes is None else f"{_gib(record.available_bytes)} of "
+    return f"{available}{_gib(record.memory_bytes)}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.0f} GiB"
+
+
 def _devices(report: ControllerReport) -> Table:
     table = _table("Devices", "device", "name", "memory", "workers", "fault")
     for device in report.devices:
-        memory = "" if device.memory_bytes is None else f"{device.memory_bytes / 2**30:.0f} GiB"
+        memory = "" if device.memory_bytes is None else _gib(device.memory_bytes)
         fault = _text(device.unhealthy_reason, style="bold red") if device.unhealthy_reason else ""
         _add_row(table, device.device, device.name, memory, ", ".join(device.workers), fault)
     return table

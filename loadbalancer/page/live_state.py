@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wire.scaling import ControllerReport, DecisionRecord
+from wire.scaling import ControllerReport, DecisionRecord, MachineRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 #: Tables of rows by name, and rows of fields by name.
@@ -19,13 +19,19 @@ _OF_CONTROLLER = (
 )
 #: Significant digits of numbers: finer changes are not worth a message.
 _DIGITS = 3
+#: The time of a machine's last report is shown from this age.
+_LATE_REPORT_S = 5.0
 
 
 def live_state(snapshot: Snapshot, report: ControllerReport | None) -> Tables:
-    """Return the models, workers and devices, by name. Without a controller, what it alone knows is left out."""
+    """Return the models, workers, devices and other machines, by name.
+
+    Without a controller, what it alone knows is left out.
+    """
     models = {each.model: _model(each) for each in snapshot.models}
     workers = {each.worker: _worker(each) for each in snapshot.workers}
     devices: dict[str, Row] = {}
+    machines: dict[str, Row] = {}
     if report is not None:
         for model in report.models:
             row = models.setdefault(model.model, {})
@@ -42,12 +48,19 @@ def live_state(snapshot: Snapshot, report: ControllerReport | None) -> Tables:
                 "memory_bytes": device.memory_bytes,
                 "fault": device.unhealthy_reason,
             }
+        machines = {record.machine: _machine(record, report) for record in report.machines}
     server: Row = {
         "controller": report is not None,
         "paused_since": None if report is None else report.paused_since,
         "started": round(snapshot.time - snapshot.uptime_s),
     }
-    return {"server": {"server": server}, "models": models, "workers": workers, "devices": devices}
+    return {
+        "server": {"server": server},
+        "models": models,
+        "workers": workers,
+        "devices": devices,
+        "machines": machines,
+    }
 
 
 def changes(before: Tables, after: Tables) -> dict[str, dict[str, Row | None]]:
@@ -108,6 +121,19 @@ def _worker(stats: WorkerStats) -> Row:
     if stats.text is not None:
         row |= {"blocks": stats.text.blocks, "used_blocks": stats.text.used_blocks}
     return row
+
+
+def _machine(record: MachineRecord, report: ControllerReport) -> Row:
+    # The time of each report would be a change each second.
+    is_late = record.silent or record.last_report_age_s >= _LATE_REPORT_S
+    return {
+        "last_report": round(report.time - record.last_report_age_s) if is_late else None,
+        "unused_reason": record.unused_reason,
+        "models": list(record.models),
+        "unusable_models": record.unusable_models,
+        "memory_bytes": record.memory_bytes,
+        "available_bytes": None if record.available_bytes is None else record.available_bytes >> 30 << 30,
+    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -36,7 +36,7 @@ async function run(signal, onState, onPoints, onError) {
 
 export function merged(state, changes) {
   const next = { ...state, time: changes.time, connected: true };
-  for (const table of ["server", "models", "workers", "devices"]) {
+  for (const table of ["server", "models", "workers", "devices", "machines"]) {
     if (!changes[table]) continue;
     next[table] = { ...state[table] };
     for (const [name, fields] of Object.entries(changes[table])) {

@@ -6,7 +6,7 @@ import { bytes, clock, number, seconds } from "./format.js";
 
 export function Workers({ state, session }) {
   const workers = Object.entries(state.workers).sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
-  const devices = Object.entries(state.devices);
+  const devices = Object.entries(state.devices), machines = Object.entries(state.machines ?? {});
   return html`<div class="bar"><h2>Workers and devices</h2></div>
     <${Commands} session=${session} state=${state} />
     <section class="card"><h3>Workers</h3>
@@ -23,12 +23,34 @@ export function Workers({ state, session }) {
         </tr>`)}</tbody></table></div>
       ${workers.length === 0 && html`<p class="muted">No worker is connected.</p>`}
     </section>
+    ${machines.length > 0 && html`<${Machines} machines=${machines} devices=${devices} />`}
     <section class="card"><h3>Devices</h3>
       <div class="scroll" tabindex="0" role="region" aria-label="Devices"><table>
         <thead><tr>${["Device", "Name", "Memory", "Workers", "Fault"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
         <tbody>${devices.map(([name, row]) => html`<tr key=${name}><th scope="row">${name}</th><td>${row.name}</td>
           <td class="num">${bytes(row.memory_bytes)}</td><td>${row.workers.join(", ") || "–"}</td><td class="bad">${row.fault}</td></tr>`)}</tbody>
       </table></div></section>`;
+}
+
+// The machine of a device: what stands before the slash; empty for the machine of the server.
+const machineOf = (device) => device.slice(0, Math.max(device.lastIndexOf("/"), 0));
+
+function Machines({ machines, devices }) {
+  const rows = [["", { models: [] }], ...machines.sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }))];
+  return html`<section class="card"><h3>Machines</h3>
+    <div class="scroll" tabindex="0" role="region" aria-label="Machines"><table>
+      <thead><tr>${["Machine", "Last report", "Devices", "In use", "Device memory", "Main memory", "Models at hand", "Not used because"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
+      <tbody>${rows.map(([name, row]) => {
+        const own = devices.filter(([device]) => machineOf(device) === name).map(([, each]) => each);
+        const refused = Object.entries(row.unusable_models ?? {}).map(([model, reason]) => `${model}: ${reason}`);
+        return html`<tr key=${name}><th scope="row">${name || "this server"}</th>
+          <td>${row.last_report ? clock(row.last_report) : "now"}</td><td class="num">${own.length}</td>
+          <td class="num">${own.filter(({ workers }) => workers.length > 0).length}</td>
+          <td class="num">${bytes(own.reduce((sum, { memory_bytes: size }) => sum + (size ?? 0), 0))}</td>
+          <td class="num">${row.memory_bytes ? `${bytes(row.available_bytes)} of ${bytes(row.memory_bytes)} free` : "–"}</td>
+          <td>${name === "" ? "all" : row.models.join(", ") || "–"}</td>
+          <td class="bad">${[row.unused_reason, ...refused].filter(Boolean).join("; ")}</td></tr>`;
+      })}</tbody></table></div></section>`;
 }
 
 const tone = (row) => ({ ready: "good", draining: "warn", silent: "bad", stuck: "bad" })[row.state] ?? "warn";

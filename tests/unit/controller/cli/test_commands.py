@@ -18,7 +18,15 @@ from controller.cli.client import CommandFailed, _error_message, add_target_opti
 from controller.cli.tables import ServerStatus, format_duration, notable_decisions, render
 from wire.errors import ErrorBody, ErrorDetail
 from wire.messages import WorkerCounters
-from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, ModelRecord, OverrideRecord, ReplicaRecord
+from wire.scaling import (
+    ControllerReport,
+    DecisionRecord,
+    DeviceRecord,
+    MachineRecord,
+    ModelRecord,
+    OverrideRecord,
+    ReplicaRecord,
+)
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 
@@ -92,6 +100,21 @@ def test_status_shows_all_parts() -> None:
         assert piece in text, f"{piece!r} in\n{text}"
 
 
+def test_status_shows_machines() -> None:
+    devices = [DeviceRecord(f"box/cuda:{n}", "H100", ("m-1",) * (n == 0), 80 << 30) for n in range(2)]
+    box = MachineRecord("box", 2.0, False, "", ("m",), {"n": "no interpreter"}, 512 << 30, 500 << 30)
+    far = MachineRecord("far", 75.0, True, "far has sent nothing for 75 s")
+    report = ControllerReport(1000.0, 60.0, (), (), tuple(devices), None, 0, (), 9, machines=(box, far))
+    text = rendered(ServerStatus("http://here:1", SNAPSHOT, report, []))
+    rows = [line.split() for line in text.splitlines()]
+    assert ["(this", "server)", "0", "0"] in rows
+    own = "box 2 s ago 2 1 160 GiB 500 GiB of 512 GiB m n cannot run there: no interpreter"
+    assert own.split() in rows
+    assert ["far", "1", "min", "ago", "0", "0", "far", "has", "sent", "nothing", "for", "75", "s"] in rows
+    without = rendered(ServerStatus("http://here:1", SNAPSHOT, msgspec.structs.replace(report, machines=()), []))
+    assert "Machines" not in without
+
+
 def test_without_controller_shows_balancer_state() -> None:
     text = rendered(ServerStatus("http://here:1", SNAPSHOT, None, []))
     assert "no controller reports" in text
@@ -109,7 +132,8 @@ def test_names_of_other_machines_are_shown_as_text(name: str) -> None:
     model = ModelRecord(name, 1, 4, 3, 3, 1, 1, 1, name, name, {}, name, OverrideRecord(3, 1060.0), 2, name, 1)
     replicas = (ReplicaRecord(name, name, name, 7, "ready", 3, 65.0, "abc", name),)
     devices = (DeviceRecord(name, name, (name,), 80 << 30, name),)
-    report = ControllerReport(1000.0, 60.0, (model,), replicas, devices, 880.0, 0, (), 9)
+    machines = (MachineRecord(name, 1.0, True, name, (name,), {name: name}),)
+    report = ControllerReport(1000.0, 60.0, (model,), replicas, devices, 880.0, 0, (), 9, machines=machines)
     made = DecisionRecord(1, 1_800_000_000.0, name, name, 1, 1, 2, True, name, {name: 1.25})
     text = rendered(ServerStatus(f"http://here:1/{name}", snapshot, report, [made]))
     assert printable(name, 100) in text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadbalancer.page.live_state import Tables, changes, live_state
 from wire.messages import StartupTimes, WorkerCounters
+from wire.scaling import ControllerReport, MachineRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -61,6 +63,26 @@ def test_state_without_a_controller() -> None:
     assert state["models"]["m"]["arrival_rate"] == 0.123
     assert state["workers"]["w"]["finished"] == 3
     assert state["devices"] == {}
+
+
+def report(*machines: MachineRecord) -> ControllerReport:
+    return ControllerReport(1000.0, 60.0, (), (), (), None, 0, (), 0, machines=machines)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "silent", "last_report"), [(0.4, False, None), (4.9, False, None), (7.0, False, 993), (2.0, True, 998)]
+)
+def test_time_of_a_report_is_shown_if_it_is_late(age_s: float, silent: bool, last_report: int | None) -> None:
+    box = MachineRecord("box", age_s, silent, "", ("m",), {}, 8 << 30, (3 << 30) + 5)
+    state = live_state(snapshot(), report(box))
+    assert state["machines"]["box"] == {
+        "last_report": last_report,
+        "unused_reason": "",
+        "models": ["m"],
+        "unusable_models": {},
+        "memory_bytes": 8 << 30,
+        "available_bytes": 3 << 30,
+    }
 
 
 def test_only_what_has_changed_is_told() -> None:
