@@ -182,6 +182,7 @@ class Processes:
         for name, child in list(self._children.items()):
             ended, status = self._ended(name)
             if ended:
+                _end_group(child.pid)
                 exits.append(self._exit(child, status))
                 del self._children[name], self._handles[name]
                 self._spawned.pop(name, None)
@@ -224,6 +225,17 @@ class Processes:
 
     def _files(self, name: str) -> StandbyFiles:
         return standby_files(self._records, name)
+
+
+def _end_group(leader: int) -> None:
+    """Kill what an ended child has left in its process group, such as processes that an engine has forked."""
+    try:
+        if _alive(psutil.Process(leader)):
+            return  # the number is that of another process by now
+    except psutil.NoSuchProcess:
+        pass
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _is_same(process: psutil.Process, record: ProcessRecord) -> bool:

@@ -166,6 +166,21 @@ def test_child_that_ignores_signals_is_killed(rig: Rig) -> None:
     assert rig.exit("w").status == -9
 
 
+@pytest.mark.parametrize("is_adopted", [False, True])
+def test_what_a_child_has_forked_ends_with_it(rig: Rig, is_adopted: bool) -> None:
+    """An engine may fork processes, which ignore signals and would hold the device."""
+    forks = "import os, signal\nif os.fork() == 0:\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    "
+    program = forks + "print('pid', os.getpid(), flush=True)\n    import time; time.sleep(600)\n" + STOPS_ON_SIGTERM
+    rig.spawn("w", program)
+    wait_until(lambda: "pid" in (rig.logs / "w.log").read_text(), "the forked process")
+    forked = psutil.Process(int((rig.logs / "w.log").read_text().partition("pid ")[2].split()[0]))
+    if is_adopted:
+        rig.next().adopt()
+    rig.current.signal("w", signal.SIGTERM)
+    rig.exit("w")
+    wait_until(lambda: not forked.is_running() or forked.status() == psutil.STATUS_ZOMBIE, "it has ended")
+
+
 def test_child_has_own_session(rig: Rig) -> None:
     rig.spawn("w", "import os; print('here', os.getsid(0) == os.getpid(), flush=True); " + WAITS)
     wait_until(lambda: (rig.logs / "w.log").read_text().count("here") == 2, "both lines")
