@@ -56,7 +56,7 @@ def main() -> int:
         console.print(f"cannot test: {error}", style="red", highlight=False)
         return _NO_RESULT
     except LocustFailed as error:
-        console.print(f"Locust has measured nothing:\n{error}", style="red", highlight=False)
+        console.print(f"Locust did not run to its end:\n{error}", style="red", highlight=False)
         return _NO_RESULT
     console.print(summary_table(data))
     if options.json:

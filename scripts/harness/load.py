@@ -87,7 +87,8 @@ async def closed_loop(
         rng = random.Random(number)
         while True:
             # Also before the first request: users who start together would stay together.
-            await asyncio.sleep(rng.expovariate(1 / pause_s) if pause_s else 0.0)
+            pause = rng.expovariate(1 / pause_s) if pause_s else 0.0
+            await asyncio.sleep(min(pause, max(end - time.perf_counter(), 0.0)))
             sent_at = time.perf_counter()
             if sent_at >= end:
                 return

@@ -23,6 +23,8 @@ _LINE_S = 10.0
 #: Seconds that the numbers in the terminal are of.
 _WINDOW = 5
 _END_S = 30.0
+#: It runs, has ended, or has ended with failed requests.
+_GOOD_STATUSES = (None, 0, 1)
 
 
 class LocustFailed(Exception):
@@ -30,16 +32,17 @@ class LocustFailed(Exception):
 
 
 def run_locust(command: Sequence[str], plan: LoadPlan, console: Console, *, has_end: bool) -> RecordReader:
-    """Run the command to its end, or to Ctrl-C. Raises `LocustFailed` if nothing was recorded."""
+    """Run the command to its end, or to Ctrl-C. Raises `LocustFailed` if it breaks down, or records nothing."""
     reader = RecordReader(plan.folder)
     process = start_locust(command, plan)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             _show_progress(process, reader, plan, console, has_end=has_end)
+        is_broken = process.poll() not in _GOOD_STATUSES
     finally:
         _end(process)
     reader.poll()
-    if not reader.seconds:
+    if is_broken or not reader.seconds:
         raise LocustFailed((plan.folder / "locust.log").read_text(errors="replace")[-2000:].strip())
     return reader
 

@@ -63,7 +63,10 @@ class RequestSender:
             outcome = "refused"
         except RequestError as failure:
             outcome, error = "error", str(failure)
-        except (OSError, ValueError, KeyError) as failure:  # broken connections, time limits, truncated answers
+        except gevent.GreenletExit:
+            self.report(request, "error", time.perf_counter() - due, "not answered when the test ended")
+            raise
+        except Exception as failure:  # broken connections, time limits, answers that are not what was asked for
             outcome, error = "error", f"{type(failure).__name__}: {failure}"[:_MAX_ERROR_CHARS]
         finally:
             self._writer.in_flight -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,13 +43,22 @@ class Target:
         """Return what the server serves. Raises `TargetError`."""
         try:
             answer = httpx.get(f"{self.url}/v1/models", headers=dict(self.headers), timeout=_TIMEOUT_S)
-            answer.raise_for_status()
-            found = tuple(model for entry in answer.json()["data"] if (model := _model(entry)) is not None)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
-            raise TargetError(f"{self.url} does not list its models: {error}") from None
-        if not found:
-            raise TargetError(f"{self.url} serves no model for images or texts")
-        return found
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise TargetError(f"{self.url} does not list its models: {error or type(error).__name__}") from None
+        return usable_models(self.url, answer.status_code, answer.content)
+
+
+def usable_models(url: str, status: int, content: bytes) -> tuple[TargetModel, ...]:
+    """Return the models of an answer that the test can use. Raises `TargetError` if there are none."""
+    if status == httpx.codes.UNAUTHORIZED:
+        raise TargetError(f"{url} needs an API key: --key-file FILE")
+    try:
+        found = tuple(model for entry in json.loads(content)["data"] if (model := _model(entry)) is not None)
+    except (ValueError, KeyError, TypeError):
+        raise TargetError(f"{url} does not list its models: status {status}; is it a Muster server?") from None
+    if not found:
+        raise TargetError(f"{url} serves no model for images or texts")
+    return found
 
 
 def _model(entry: Mapping[str, Any]) -> TargetModel | None:

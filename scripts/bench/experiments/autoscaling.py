@@ -37,7 +37,7 @@ from wire.scaling import MAX_DECISIONS, DecisionPage
 
 FLEETS = {"one worker": 1, "up to four workers": 4}
 LOAD = UserLoad(warm_up_s=120.0, seconds=120.0)
-_FIRST_USERS = 56
+_FIRST_USERS = (56, 224)
 _BATCH = 12
 #: Seconds that a worker of the published accelerator would take to start.
 _COLD_START_S = 20.0

@@ -29,7 +29,7 @@ from scripts.harness.balancer import running
 
 BATCHES = {"one at a time": 1, "batches of 12": 12}
 LOAD = UserLoad(warm_up_s=40.0, seconds=160.0)
-_FIRST_USERS = 24
+_FIRST_USERS = (24, 48)
 
 
 def measure(console: Console) -> dict[str, Any]:

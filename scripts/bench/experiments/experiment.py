@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +63,17 @@ class UserLoad:
         return {"answered": found["images"], "errors": found["errors"]} | rate | seconds
 
 
-def search_held_users(urls: Mapping[str, str], load: UserLoad, first: int, console: Console) -> dict[str, Any]:
+def search_held_users(
+    urls: Mapping[str, str], load: UserLoad, first_users: Sequence[int], console: Console
+) -> dict[str, Any]:
     """Search the users that each server holds, all at the same time, so that noise affects all of them.
+
+    The search begins at `first_users` of each server.
 
     Returns the searches, the held users, and the images per second while they were held, each by the server's label.
     """
 
-    async def search(label: str, url: str) -> HeldUsers:
+    async def search(label: str, url: str, first: int) -> HeldUsers:
         async def measure(users: int) -> dict[str, Any]:
             level = await load.run(url, users)
             console.print(f"{label}: {users} users, p95 {level['p95_s']:.1f} s, {level['errors']} errors")
@@ -76,7 +82,7 @@ def search_held_users(urls: Mapping[str, str], load: UserLoad, first: int, conso
         return await find_held_users(measure, BOUND_S, first)
 
     async def search_all() -> list[HeldUsers]:
-        return list(await asyncio.gather(*(search(label, url) for label, url in urls.items())))
+        return list(await asyncio.gather(*map(search, urls, urls.values(), first_users)))
 
     found = dict(zip(urls, asyncio.run(search_all()), strict=True))
     return {
@@ -112,6 +118,7 @@ def write_result(
     name: str, args: argparse.Namespace, draw: Any, console: Console, measure: Callable[[], dict[str, Any]]
 ) -> None:
     """Measure, and write the results and their picture."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
     started_at = time.monotonic()
     result = {"command": f"python -m scripts.bench.experiments.{name}", "machine": machine()} | measure()
     result["took_s"] = round(time.monotonic() - started_at)

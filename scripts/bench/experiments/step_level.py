@@ -30,7 +30,7 @@ MODES: dict[str, dict[str, Any]] = {
     "step level": {"mode": "step"},
     "whole requests": {"mode": "grouped", "window_s": _WINDOW_S / SPEED},
 }
-USERS = (1, 2, 4, 6, 9, 12)
+USERS = (1, 2, 4, 6, 12)
 LOADS = {
     "users send again at once": UserLoad(warm_up_s=24.0, seconds=100.0, pause_s=0.0),
     "users pause for 10 s": UserLoad(warm_up_s=24.0, seconds=100.0, pause_s=10.0),

@@ -26,7 +26,7 @@ from scripts.bench.experiments.experiment import add_outputs, write_result
 from scripts.harness.balancer import Server, running
 from scripts.harness.load import RequestTemplate, closed_loop
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (1, 4, 8, 16, 32, 64)
 TINY, SMOLLM2 = "tiny-text", "smollm2"
 _MODES: dict[str, dict[str, Any]] = {
     "continuous": {"mode": "step"},

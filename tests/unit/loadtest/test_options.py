@@ -136,6 +136,20 @@ def test_server_that_does_not_answer_is_named() -> None:
         target.running_target("http://127.0.0.1:9/", None, None).models()
 
 
+@pytest.mark.parametrize(
+    ("status", "content", "reason"),
+    [
+        (401, b"{}", "needs an API key: --key-file"),
+        (200, b"<html>", "is it a Muster server"),
+        (404, b'{"error": {}}', "status 404"),
+        (200, b'{"data": [{"id": "x"}]}', "serves no model for images or texts"),
+    ],
+)
+def test_server_that_cannot_be_tested_says_why(status: int, content: bytes, reason: str) -> None:
+    with pytest.raises(target.TargetError, match=reason):
+        target.usable_models("http://x", status, content)
+
+
 @pytest.mark.parametrize("content", [None, "", "\n\n"])
 def test_key_file_without_a_key_is_refused(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "key"
