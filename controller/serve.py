@@ -28,6 +28,7 @@ from controller.autoscaler.autoscaler import Autoscaler
 from controller.autoscaler.model_state import ModelState
 from controller.balancer_client import BalancerHttpClient, url_of
 from controller.launchers.local import BALANCER, LocalLauncher
+from controller.launchers.machines import MachinesLauncher
 from controller.runtime.balancer_supervisor import BalancerStartupError
 from controller.runtime.console import ServerConsole, log_to_console
 from controller.runtime.control_loop import ControlLoop
@@ -159,18 +160,19 @@ async def _allocate(
     measured = load_measured_memory(settings.data_dir)
     pool = build_pool(settings, machine, measured, occupied={child.device for child in adopted})
     autoscaler = Autoscaler(models, pool)
+    machines = MachinesLauncher(launcher, settings)
     control_plane = ControlPlaneAgent(
         settings,
         autoscaler,
         balancer,
-        launcher,
+        machines,
         StateFile(run_dir(settings.data_dir)),
         read_settings=read_settings,
         build_models=lambda fresh, machines: _models(fresh, build_host_devices(fresh, devices, cpu_cores(), machines)),
         device_names={gpu.device: gpu.name for gpu in gpus},
     )
     starting = max_starting(settings, machine)
-    loop = ControlLoop(launcher, balancer, autoscaler, control_plane, console, starting, data_dir)
+    loop = ControlLoop(launcher, balancer, autoscaler, control_plane, console, starting, data_dir, machines)
     await _run_until_stopped(loop, terminal, monitor_devices(pool, gpus, settings.data_dir))
 
 

@@ -93,7 +93,8 @@ class Processes:
                     adopted.append(child)
                     continue
             if report_ended and record is not None:
-                self._ended_before.append(self._exit(self._as_recorded(record), None))
+                ended = self._exit(self._as_recorded(record), None)
+                self._ended_before.append(dataclasses.replace(ended, machine_failed=True))
             self._forget(file.stem)
         return adopted
 

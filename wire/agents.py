@@ -89,6 +89,8 @@ class AgentExit(msgspec.Struct, frozen=True, omit_defaults=True):
     tail: Tail = ""
     start_failure: Sentence = ""
     has_served: bool = False
+    #: It ended while no agent ran, mostly with the whole machine.
+    machine_failed: bool = False
 
 
 # ---- agent -> head

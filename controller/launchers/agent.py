@@ -28,6 +28,8 @@ from wire.agents import (
 
 #: The agent has not connected since the balancer started.
 _ABSENT = "its agent is not connected"
+#: Time in which an agent takes in new settings.
+_SETTINGS_WITHIN_S = 5.0
 
 
 class AgentLauncher:
@@ -44,6 +46,7 @@ class AgentLauncher:
         self._lost_after_s = lost_after_s
         self._clock = clock
         self._settings: ModelSettings | None = None
+        self._settings_at = 0.0
         self._generations: Mapping[str, str] = {}
         self._number = 0
         self._pending: list[NumberedOrder] = []
@@ -65,6 +68,7 @@ class AgentLauncher:
     def update_settings(self, settings: ModelSettings, generations: Mapping[str, str]) -> None:
         """Start workers with these settings from now on. `generations` are their digests by model."""
         self._settings = settings
+        self._settings_at = self._clock()
         self._generations = generations
 
     # ---- Launcher
@@ -190,7 +194,15 @@ class AgentLauncher:
         reported = self._process(ended.process, now)
         process = dataclasses.replace(reported, drained_at=reported.drained_at or child.drained_at)
         self._exits.append(
-            Exit(process, now - ended.age_s, ended.status, ended.tail, ended.start_failure, ended.has_served)
+            Exit(
+                process,
+                now - ended.age_s,
+                ended.status,
+                ended.tail,
+                ended.start_failure,
+                ended.has_served,
+                ended.machine_failed,
+            )
         )
 
     def _process(self, each: AgentProcess, now: float) -> WorkerProcess:
@@ -222,11 +234,13 @@ class AgentLauncher:
     # ---- the planner's view
 
     def machine(self) -> Machine | None:
-        """Return the machine as its last report describes it; None before the first."""
+        """Return the machine as its last report describes it; None before the first with the present settings."""
         state = self._state
         if state is None or state.report is None:
             return None
         report, hello = state.report, state.hello
+        if not report.settings and self._clock() < self._settings_at + _SETTINGS_WITHIN_S:
+            return None
         return Machine(
             self.name,
             [Device(on_machine(self.name, each.name), each.memory) for each in hello.devices],
@@ -255,8 +269,9 @@ class AgentLauncher:
             return state.refused
         if report.stopping:
             return "its agent is stopping"
-        if self._settings is not None and report.settings != self._settings.digest:
-            return "its agent does not have the present configuration yet"
+        is_late = self._clock() > self._settings_at + _SETTINGS_WITHIN_S
+        if self._settings is not None and report.settings != self._settings.digest and is_late:
+            return "its agent does not take the present configuration; its log says why"
         return ""
 
     @property

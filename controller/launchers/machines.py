@@ -14,6 +14,7 @@ from controller.balancer_client import BalancerHttpClient
 from controller.config_diff import generation
 from controller.launchers import Launcher
 from controller.launchers.agent import AgentLauncher
+from controller.launchers.local import LocalLauncher
 from controller.planning.machines import Machine
 from host.types import PollResult
 from wire.agents import AgentExchange, ModelSettings
@@ -29,17 +30,21 @@ _READ_BY_WORKERS = {"heartbeat_s", "lost_after_s", "orphan_after_s", "drain_time
 class MachinesLauncher:
     """Implements `Launcher` for all machines. A device's name has its machine, and a worker's name begins with it."""
 
-    def __init__(self, local: Launcher, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, local: LocalLauncher, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._local = local
         self._clock = clock
         self._epoch = int(time.time())
         self._agents: dict[str, AgentLauncher] = {}
         #: What was logged last about each machine.
         self._problems: dict[str, str] = {}
-        self.update_settings(settings)
+        self._use(settings)
 
     def update_settings(self, settings: Settings) -> None:
-        """Start workers with these settings from now on."""
+        """Start workers with these settings from now on. Raises `OSError` without a change."""
+        self._local.update_settings(settings)
+        self._use(settings)
+
+    def _use(self, settings: Settings) -> None:
         self._settings = settings
         self._model_settings = model_settings(settings)
         self._generations = {model: generation(settings, model) for model in settings.models}
@@ -119,13 +124,14 @@ class MachinesLauncher:
 
     def _log_changes(self) -> None:
         for name, agent in self._agents.items():
-            before, problem = self._problems.get(name), agent.problem
+            before, problem, machine = self._problems.get(name), agent.problem, agent.machine()
+            if machine is None and not problem:  # it has just connected
+                continue
             if problem and not before:
                 log.error("the machine %s is not used: %s", name, problem)
             elif before and not problem:
                 log.warning("the machine %s is used again", name)
             elif before is None:
-                machine = agent.machine()
                 log.info("the machine %s has joined with %d devices", name, len(machine.devices) if machine else 0)
             self._problems[name] = problem
 

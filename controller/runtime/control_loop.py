@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from configs.data_dir import DataDirCheck
 from configs.load import ConfigError
@@ -14,7 +14,7 @@ from configs.paths import keys_file
 from controller.autoscaler.autoscaler import Autoscaler, TickResult
 from controller.balancer_client import BalancerHttpClient
 from controller.launchers.local import BALANCER, LocalLauncher
-from controller.planning.machines import Machine
+from controller.launchers.machines import MachinesLauncher
 from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_exit
 from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
@@ -34,12 +34,6 @@ _POLL_INTERVAL_S = 0.2
 _TICK_INTERVAL_S = 1.0
 
 
-def no_machines(now: float) -> Sequence[Machine]:
-    """Return nothing: every worker runs on the controller's machine."""
-    del now
-    return ()
-
-
 class ControlLoop:
     """Owns every process of this instance."""
 
@@ -52,11 +46,11 @@ class ControlLoop:
         console: ServerConsole,
         max_starting: int,
         data_dir: DataDirCheck,
-        machines: Callable[[float], Sequence[Machine]] = no_machines,
+        machines: MachinesLauncher,
     ) -> None:
         """`max_starting`: how many processes start at once on a machine.
 
-        `machines` returns the other machines as they are at a time of the controller's clock; it must not wait.
+        `launcher` runs the balancer, and the workers of this machine; `machines` all workers.
         """
         self._launcher = launcher
         self._balancer = balancer
@@ -65,7 +59,7 @@ class ControlLoop:
         self._data_dir = data_dir
         self._machines = machines
         self._console = console
-        self._executor = Executor(launcher, autoscaler, max_starting)
+        self._executor = Executor(machines, autoscaler, max_starting)
         self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
         self._workers = WorkerTracker()
         self._children: Sequence[WorkerProcess] = ()
@@ -85,6 +79,8 @@ class ControlLoop:
             if self._reload_requested:
                 self._reload_requested = False
                 self._reload()
+            if now >= next_tick:
+                await self._machines.exchange(self._balancer)
             is_due = self._poll_processes(now) or now >= next_tick
             if is_due:
                 await self._tick(now)
@@ -107,17 +103,20 @@ class ControlLoop:
     async def shutdown(self, immediate: asyncio.Event) -> None:
         """End everything within 10 s; at once when `immediate` is set."""
         self._control_plane.close()
+        self._machines.drain_agents(self._control_plane.settings.server.shutdown_s)
+        await self._machines.exchange(self._balancer)
         await stop_processes(self._launcher, self._console, self._control_plane.settings.server.shutdown_s, immediate)
 
     async def _tick(self, now: float) -> None:
         snapshot = await self._balancer.snapshot()
         observations = self._observe(snapshot, now)
-        machines = self._machines(now)
+        machines = self._machines.machines()
         self._control_plane.set_machines(machines)
         result = self._autoscaler.tick(observations, now, machines)
         plan = result.plan if self._data_dir_problem is None else only_kills(result.plan)
         if plan.actions:
             self._executor.apply(plan, count_starting(observations.values()))
+            await self._machines.exchange(self._balancer)
         await self._report(snapshot, result, now)
 
     def _observe(self, snapshot: Snapshot | None, now: float) -> dict[str, Observation]:
@@ -158,7 +157,7 @@ class ControlLoop:
 
     def _poll_processes(self, now: float) -> bool:
         """Handle exits. Return whether there were any."""
-        children, exits = self._launcher.poll()
+        children, exits = self._machines.poll()
         self._children = children
         for ended in exits:
             if ended.process.id == BALANCER:

@@ -23,7 +23,7 @@ from controller.autoscaler.overrides import (
 )
 from controller.balancer_client import BalancerHttpClient
 from controller.config_diff import ConfigChange, diff_settings, generation
-from controller.launchers.local import LocalLauncher
+from controller.launchers.machines import MachinesLauncher
 from controller.planning.machines import Machine
 from controller.planning.rolling_update import UpdatePolicy
 from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_report
@@ -48,7 +48,7 @@ class ControlPlaneAgent:
         settings: Settings,
         autoscaler: Autoscaler,
         balancer: BalancerHttpClient,
-        launcher: LocalLauncher,
+        launcher: MachinesLauncher,
         state_file: StateFile,
         *,
         read_settings: Callable[[], Settings],

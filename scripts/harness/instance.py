@@ -57,6 +57,11 @@ class Instance:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def admin(self) -> dict[str, str]:
+        """Headers of the controller's own requests."""
+        return {"authorization": f"Bearer {internal_token(self.folder)}"}
+
     def output(self) -> str:
         return (self.folder / "controller.log").read_text()
 
@@ -81,9 +86,8 @@ class Instance:
 
     def workers(self) -> list[WorkerStats]:
         """Return the ready workers; none if the balancer does not answer."""
-        headers = {"authorization": f"Bearer {internal_token(self.folder)}"}
         try:
-            answer = httpx.get(f"{self.url}/internal/snapshot", headers=headers, timeout=PATIENCE_S)
+            answer = httpx.get(f"{self.url}/internal/snapshot", headers=self.admin, timeout=PATIENCE_S)
         except httpx.TransportError:
             return []
         if not answer.is_success:

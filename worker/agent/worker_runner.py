@@ -215,4 +215,5 @@ def _exit_record(number: int, ended: Exit) -> AgentExit:
         ended.tail[-8000:],
         ended.start_failure[:1000],
         ended.has_served,
+        ended.machine_failed,
     )

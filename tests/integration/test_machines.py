@@ -1,0 +1,175 @@
+"""Several machines: agents as processes with data directories of their own, under load, killed and cut off."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from controller.launchers.local import BALANCER
+from scripts.harness.agents import AgentMachine, agent_process
+from scripts.harness.balancer import sim
+from scripts.harness.instance import Instance
+from scripts.harness.processes import PATIENCE_S, free_port, wait_until
+from scripts.harness.tcp_proxy import TcpProxy
+
+LOST_AFTER_S = 2.0
+#: Devices of each machine.
+EACH = 2
+
+
+class Load:
+    """Clients that send one request after the other. Every request must be answered with an image."""
+
+    def __init__(self, url: str, clients: int) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self.statuses: Counter[int] = Counter()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        with httpx.Client(timeout=PATIENCE_S) as client:
+            while not self._stop.is_set():
+                body = {"model": "m", "prompt": "a seven", "seed": number, "num_inference_steps": 20}
+                self.statuses[client.post(f"{self._url}/v1/images/generations", json=body).status_code] += 1
+
+    def until_answered(self, count: int) -> None:
+        """Wait until so many more requests are answered."""
+        target = self.statuses.total() + count
+        wait_until(lambda: self.statuses.total() >= target, f"{count} answers")
+
+
+class Cluster:
+    """A server whose own machine has no device for the model, and two machines with two devices each.
+
+    The second one is connected through a proxy.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.model = sim(t0_s=0.02, gpu_memory="20GiB", scaling={"min_workers": 2 * EACH, "max_workers": 2 * EACH})
+        self.config: dict[str, Any] = {
+            "models": {"m": self.model},
+            "devices": {"simulated": [{"memory": "1GiB"}]},
+            "workers": {
+                "heartbeat_s": 0.2,
+                "lost_after_s": LOST_AFTER_S,
+                "listen": f"tcp://127.0.0.1:{self.port}",
+            },
+        }
+        self.head = Instance(folder / "head", self.config)
+
+    def machines(self) -> Counter[str]:
+        """Return the number of ready workers by machine."""
+        return Counter(worker.worker.partition(":")[0] for worker in self.head.workers())
+
+    def until(self, machines: dict[str, int]) -> None:
+        self.head.until(lambda: self.machines() == machines, f"the workers {machines}")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, AgentMachine, AgentMachine, TcpProxy]]:
+    folder = tmp_path_factory.mktemp("cluster")
+    devices = {"devices": {"use": "cpu", "cpu_slots": 1, "simulated": [{"memory": "24GiB", "count": EACH}]}}
+    cluster = Cluster(folder)
+    try:
+        cluster.head.until(lambda: BALANCER in cluster.head.records(), "the balancer")
+        address = f"tcp://127.0.0.1:{cluster.port}"
+        with (
+            TcpProxy(cluster.port) as proxy,
+            agent_process(folder / "near", "near", cluster.head.folder, address, devices) as near,
+            agent_process(folder / "far", "far", cluster.head.folder, proxy.address, devices) as far,
+        ):
+            yield cluster, near, far, proxy
+    finally:
+        cluster.head.end()
+
+
+Parts = tuple[Cluster, AgentMachine, AgentMachine, TcpProxy]
+
+
+def test_machine_that_dies_under_load_loses_nothing(cluster: Parts) -> None:
+    parts, near, _, _ = cluster
+    parts.until({"near": EACH, "far": EACH})
+    with Load(parts.head.url, 16) as load:
+        load.until_answered(20)
+        near.kill()
+        parts.until({"far": EACH})
+        load.until_answered(20)
+        near.start()
+        parts.until({"near": EACH, "far": EACH})
+        load.until_answered(20)
+    assert set(load.statuses) == {200}
+
+
+def test_machine_that_was_cut_off_is_taken_over(cluster: Parts) -> None:
+    parts, _, far, proxy = cluster
+    before = {worker.pid for worker in far.workers()}
+    with Load(parts.head.url, 16) as load:
+        load.until_answered(20)
+        proxy.cut()
+        parts.until({"near": EACH})
+        parts.head.until_logged("the machine far is not used")
+        load.until_answered(20)
+        proxy.heal()
+        parts.until({"near": EACH, "far": EACH})
+        load.until_answered(20)
+    assert set(load.statuses) == {200}
+    assert {worker.pid for worker in far.workers()} == before
+
+
+def test_agents_and_controller_adopt_what_runs(cluster: Parts) -> None:
+    parts, near, far, _ = cluster
+    before = {worker.pid for machine in (near, far) for worker in machine.workers()}
+    for machine in (near, far):
+        machine.kill(workers=False)
+    parts.head.process.kill()
+    parts.head.process.wait()
+    for machine in (near, far):
+        machine.start()
+    parts.head.start()
+    for name in ("near", "far"):
+        parts.head.until(
+            lambda name=name: parts.head.output().count(f"the machine {name} has joined") == 2, f"the return of {name}"
+        )
+    parts.until({"near": EACH, "far": EACH})
+    assert {worker.pid for machine in (near, far) for worker in machine.workers()} == before
+
+
+def test_rolling_replacement_across_machines(cluster: Parts) -> None:
+    parts = cluster[0]
+    before = {worker.worker for worker in parts.head.workers()}
+    reload = {"models": ["m"]}
+    answer = httpx.post(f"{parts.head.url}/internal/reload", json=reload, headers=parts.head.admin, timeout=PATIENCE_S)
+    assert answer.status_code == 200, answer.text
+
+    def is_replaced() -> bool:
+        now = {worker.worker for worker in parts.head.workers()}
+        return now.isdisjoint(before) and len(now) == 2 * EACH
+
+    with Load(parts.head.url, 8) as load:
+        parts.head.until(is_replaced, "other workers in place of all")
+    assert set(load.statuses) == {200}
+
+
+def test_stopped_agent_drains_and_the_server_notices(cluster: Parts) -> None:
+    parts, near, _, _ = cluster
+    near.process.terminate()
+    assert near.process.wait(PATIENCE_S) == 0
+    assert not near.workers()
+    parts.until({"far": EACH})
