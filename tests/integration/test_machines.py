@@ -143,10 +143,8 @@ def test_agents_and_controller_adopt_what_runs(cluster: Parts) -> None:
     for machine in (near, far):
         machine.start()
     parts.head.start()
-    for name in ("near", "far"):
-        parts.head.until(
-            lambda name=name: parts.head.output().count(f"the machine {name} has joined") == 2, f"the return of {name}"
-        )
+    texts = [f"the machine {name} has joined" for name in ("near", "far")]
+    parts.head.until(lambda: all(parts.head.output().count(text) == 2 for text in texts), "the return of both")
     parts.until({"near": EACH, "far": EACH})
     assert {worker.pid for machine in (near, far) for worker in machine.workers()} == before
 
