@@ -51,6 +51,8 @@ from loadbalancer.jobs.webhook_sender import WebhookSender
 from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.scaling import ScalingCollector
+from loadbalancer.metrics.storage import StorageCollector
+from loadbalancer.metrics.tasks import TaskCollector
 from loadbalancer.page.sampler import PageSampler
 from loadbalancer.proxy.upstream import MissingApiKey, UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
@@ -183,7 +185,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     authenticator = Authenticator(token, is_loopback(settings.server.host), settings.api_paths)
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)
     webhook_sender = WebhookSender(settings.jobs, database)
-    jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
+    jobs = JobManager(settings, scheduler, database, on_end=webhook_sender.wake)
     page = PageSampler(scheduler, control)
     services = Services(
         settings,
@@ -204,7 +206,9 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     )
     config = _config(services)
     server = HttpServer(config)
+    metrics.registry.register(TaskCollector(scheduler.statistics, scheduler.owners))
     metrics.registry.register(ScalingCollector(control, time.monotonic))
+    metrics.registry.register(StorageCollector(lambda: database.used_bytes, settings.jobs.max_file_bytes))
     metrics.in_flight.add(lambda: {"response_bytes": memory.held, "requests": len(tracker), "jobs": len(jobs)})
     metrics.in_flight.add(lambda: scheduler.in_flight_counts)
     metrics.events.add(lambda: scheduler.counters)

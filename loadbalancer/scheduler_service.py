@@ -76,6 +76,8 @@ class SchedulerService:
         self.estimate, self.checkpoint = self._scheduler.estimate, self._scheduler.checkpoint
         self.expected_tokens = self._scheduler.expected_tokens
         self.engine_info, self.step_curves = self._scheduler.engine_info, self._scheduler.step_curves
+        #: Counts since the start, to be read only.
+        self.statistics, self.owners = self._scheduler.statistics, self._scheduler.owners
         self._socket = WorkerSocket(address, listener, self._on_messages, self._on_worker_lost, settings.workers)
         self._processes = ProcessWatcher(self._on_process_ended)
         self._listeners: dict[str, Listener] = {}

@@ -162,6 +162,10 @@ class ModelRecord(msgspec.Struct, frozen=True):
     cold_start_s: float | None = None
     #: Why none of its workers can start; empty while one serves, or may soon.
     cannot_start: Text = ""
+    #: Which kind of reason `blocked_reason` is.
+    blocked_kind: Name = ""
+    #: Crashes of its workers since the controller started, by kind.
+    crashes_by_kind: dict[Name, int] = {}
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.persistence import SavedModel, pack, unpack
 from controller.autoscaler.triggers import find_trigger
 from controller.planning.allocation import load_of
-from controller.planning.crash_backoff import after_exit, cannot_start, record_crash
+from controller.planning.crash_backoff import after_exit, cannot_start, crash_kind, record_crash
 from controller.planning.device_pool import DevicePool
 from controller.planning.machine_health import MachineHealth
 from controller.planning.machine_preference import model_machines, preferred_machines
@@ -229,6 +229,7 @@ class Autoscaler:
         # A worker of a silent machine already counts as lost.
         model.lost += ended.process.drained_at is None and ended.process.id not in model.unreachable
         if crashed:
+            model.crashes_by_kind[crash_kind(ended)] += 1
             self.pool.on_crash(ended)
             self.machines.on_crash(ended.process, ended.at)
         return crashed
@@ -245,3 +246,4 @@ class Autoscaler:
             model.standby_crashes = record_crash(model.standby_crashes, now)
         else:
             model.crashes = record_crash(model.crashes, now, reason)
+            model.crashes_by_kind["start_failed"] += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,8 @@ class ModelState:
     weights: str = ""
     memory: bounds.PolicyMemory = dataclasses.field(default_factory=bounds.PolicyMemory)
     crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
+    #: Crashes since the controller started, by kind.
+    crashes_by_kind: Counter[str] = dataclasses.field(default_factory=Counter)
     #: Workers that died since the desired number was last reached.
     lost: int = 0
     #: When the last decision was made.

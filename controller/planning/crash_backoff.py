@@ -46,6 +46,17 @@ def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
     return dataclasses.replace(record_crash(crashes, ended.at, failure), machine=machine), True
 
 
+def crash_kind(ended: Exit) -> str:
+    """Return how the worker crashed, as one of a few words."""
+    if _start_failure(ended):
+        return "start_failed"
+    if ended.status is None:
+        return "unknown"
+    if ended.status == -signal.SIGKILL:
+        return "killed"
+    return "signal" if ended.status < 0 else "exit_status"
+
+
 def record_crash(crashes: CrashBackoff, at: float, start_failure: str = "") -> CrashBackoff:
     """Return the record with one more crash. `start_failure`: why the start failed; empty if the worker was ready."""
     count = crashes.count + 1

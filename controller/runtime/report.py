@@ -116,7 +116,7 @@ def build_report(
 def _model(state: ReportInput, demand: ModelDemand, latest: DecisionRecord | None) -> ModelRecord:
     observed, old = demand.observation, demand.outdated
     name, model, plan = observed.model, state.autoscaler.models[observed.model], state.result.plan
-    hold = state.overrides.holds.get(name)
+    hold, blocked = state.overrides.holds.get(name), plan.blocked.get(name)
     return ModelRecord(
         model=name,
         min_workers=model.limits.min_workers,
@@ -129,13 +129,16 @@ def _model(state: ReportInput, demand: ModelDemand, latest: DecisionRecord | Non
         policy=model.scaling.policy,
         reason=latest.reason if latest else model.decision.reason,
         inputs=latest.inputs if latest else {},
-        blocked_reason=clip(blocked.reason, MAX_TEXT) if (blocked := plan.blocked.get(name)) else "",
+        blocked_reason=clip(blocked.reason, MAX_TEXT) if blocked else "",
         override=OverrideRecord(hold.workers, hold.until) if hold else None,
         crashes=model.crashes.count,
         rolling_update=describe_progress(observed.replicas, old, model.crashes) if old else "",
         spares=len(observed.spares),
         cold_start_s=observed.cold_start_s,
         cannot_start=clip(state.autoscaler.cannot_start(name, observed), MAX_TEXT) if model.crashes.count else "",
+        # The rest of a kind are names of devices.
+        blocked_kind=blocked.kind.partition(" ")[0] if blocked else "",
+        crashes_by_kind=dict(model.crashes_by_kind),
     )
 
 

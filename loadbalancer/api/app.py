@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -22,6 +20,7 @@ from loadbalancer.api.openapi import DESCRIPTION, DocumentedApp
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes import calls, health, images, inference, jobs, models, page, results, scaling, texts
+from loadbalancer.metrics.build import muster_version
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.services import Services
 
@@ -34,7 +33,7 @@ def create_app(services: Services) -> ASGIApp:
     app = DocumentedApp(
         services.authenticator,
         title="Muster",
-        version=_version(),
+        version=muster_version(),
         description=DESCRIPTION,
         docs_url=None,  # its page loads files from elsewhere
         redoc_url=None,
@@ -74,13 +73,6 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     app.add_exception_handler(Exception, _on_bug)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("muster")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.direct_calls import Responder
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoute, HotRoutes
-from loadbalancer.api.http_helpers import error_response
+from loadbalancer.api.http_helpers import ErrorResponse, error_response
 from loadbalancer.api.pushed_response import PushedResponse
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.metrics.prometheus import Metrics
@@ -166,6 +166,9 @@ class HotCall:
         frames: Sequence[bytes | memoryview]
         if isinstance(response, FrameResponse):
             frames, self._on_end = response.frames, response.take_on_end()
+        elif isinstance(response, ErrorResponse):
+            self._calls.metrics.error(response.code, response.status_code)
+            frames = [bytes(response.body)]
         elif type(response) is Response:
             frames = [bytes(response.body)]
         elif isinstance(response, PushedResponse):

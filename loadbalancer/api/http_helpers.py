@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
 from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.content_coding import check_json, decode_body
@@ -20,6 +20,8 @@ from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 from loadbalancer.schema.inference_metadata import ProtocolError
 
 JSON = "application/json"
+#: Key in a scope's state: the code of the error response, where the response is one.
+ERROR_CODE = "error_code"
 Result = TypeVar("Result")
 
 #: Encodes a structure as JSON.
@@ -33,10 +35,21 @@ def json_response(
     return Response(encode_json(content), status, headers, media_type=JSON)
 
 
-def error_response(error: ApiError, path: str) -> Response:
+class ErrorResponse(Response):
+    """An error as JSON. It notes its code in the scope, for metrics and logs."""
+
+    def __init__(self, content: msgspec.Struct, error: ApiError) -> None:
+        super().__init__(encode_json(content), error.status, error.headers, media_type=JSON)
+        self.code = error.code or ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})[ERROR_CODE] = self.code
+        await super().__call__(scope, receive, send)
+
+
+def error_response(error: ApiError, path: str) -> ErrorResponse:
     """The error in OpenAI's shape, or in that of the Open Inference Protocol on its paths."""
-    content = ProtocolError(error.message) if path.startswith("/v2/") else error.body
-    return json_response(content, error.status, error.headers)
+    return ErrorResponse(ProtocolError(error.message) if path.startswith("/v2/") else error.body, error)
 
 
 async def read_json(request: Request, max_bytes: int) -> bytes:

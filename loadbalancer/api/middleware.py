@@ -20,7 +20,7 @@ from loadbalancer.api.body_budget import BodyBudget, BodyReservation
 from loadbalancer.api.direct_calls import DirectCalls
 from loadbalancer.api.head_requests import answer_head
 from loadbalancer.api.hot_calls import HotCalls
-from loadbalancer.api.http_helpers import error_response
+from loadbalancer.api.http_helpers import ERROR_CODE, error_response
 from loadbalancer.api.idempotency import HEADER, PATHS
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.metrics.prometheus import Metrics
@@ -127,6 +127,8 @@ class ApiMiddleware:
             CURRENT.reset(token)
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, sender.status or 500, time.monotonic() - started)
+            if (code := scope["state"].get(ERROR_CODE)) is not None:
+                self._metrics.error(code, sender.status or 500)
 
     async def _authenticate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find out who calls; apply the limits of the key, and the idempotency key to requests that create work."""

@@ -153,7 +153,6 @@ class InFlightRequest(ResultStream):
                 self._hold(sum(map(len, update.frames)))
                 self.images[task] = update
                 self.publish(update)
-                self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
                 if len(self.images) == len(self.job.inputs):
                     self.end()
             case TaskEnded():  # one failed image fails the request

@@ -89,7 +89,6 @@ class InFlightCalls(ABC):
         if isinstance(update, TaskCompleted):
             self._results[update.task] = update
             self._hold(sum(map(len, update.frames)))
-            self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
             self._on_piece(update)
             if len(self._results) == len(self.job.inputs):
                 self.end()

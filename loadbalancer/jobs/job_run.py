@@ -17,7 +17,6 @@ from loadbalancer.generation.text.stored_text import pack_text
 from loadbalancer.generation.text.text_spec import OutputFormat
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.views import JobProgress
-from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import (
     Checkpoint,
@@ -43,7 +42,7 @@ ImageLoader = Callable[[int], Awaitable[StoredImage | None]]
 class JobRun:
     """One unfinished job. All methods are called in the event loop."""
 
-    def __init__(self, record: JobRecord, source_bytes: int, scheduler: SchedulerService, metrics: Metrics) -> None:
+    def __init__(self, record: JobRecord, source_bytes: int, scheduler: SchedulerService) -> None:
         self.record = record
         self.source_bytes = source_bytes
         #: Finished images that are not on disk yet.
@@ -57,7 +56,6 @@ class JobRun:
         #: Runs the job from its admission on.
         self.task: asyncio.Task[None] | None = None
         self._scheduler = scheduler
-        self._metrics = metrics
         #: Index in the job by task, for the images in the queue or on a worker.
         self._tasks: dict[str, int] = {}
         self._steps = {item: (0, image.steps) for item, image in enumerate(record.order.inputs)}
@@ -225,7 +223,6 @@ class JobRun:
             StoredImage(item, data, update.waited_s, update.ran_s, update.flagged, update.truncated_tokens)
         )
         self._mark_finished({item})
-        self._metrics.image(self.record.order.model, update.waited_s, update.ran_s)
 
 
 def _frames_of_calls(order: JobSpec, sources: Sequence[bytes]) -> list[Sequence[bytes]]:

@@ -22,7 +22,6 @@ from loadbalancer.background_tasks import TaskSupervisor
 from loadbalancer.jobs.job_queue import JobAdmission
 from loadbalancer.jobs.job_run import JobRun, JobSubscriber
 from loadbalancer.jobs.views import JobProgress, JobView, cancelled, expired, job_view, missing_result_error
-from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.owner_quota import OwnerQuota
 from loadbalancer.scheduling.task import QueueFull
@@ -57,7 +56,6 @@ class JobManager:
         self,
         settings: Settings,
         scheduler: SchedulerService,
-        metrics: Metrics,
         database: Database,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
@@ -68,7 +66,6 @@ class JobManager:
             settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1)
         )
         self._scheduler = scheduler
-        self._metrics = metrics
         self._database = database
         self._runs: dict[str, JobRun] = {}
         self._models = settings.models
@@ -246,7 +243,7 @@ class JobManager:
         if self._stopped or record.id in self._runs:
             return
         order = record.order
-        run = self._runs[record.id] = JobRun(record, source_bytes, self._scheduler, self._metrics)
+        run = self._runs[record.id] = JobRun(record, source_bytes, self._scheduler)
         self._reserve(order.owner, source_bytes)
         if order.model in self._models:
             self._admission.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)

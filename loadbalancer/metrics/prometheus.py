@@ -1,131 +1,23 @@
-"""The metrics of `/metrics`.
+"""The registry of `/metrics`, with the counters and histograms of requests.
 
-Gauges are computed from the scheduler's snapshot at each scrape, so they have no state of their own. Counters and
-histograms of requests are stored here.
+Gauges are computed from the scheduler's snapshot at each scrape, so they have no state of their own.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
-from loadbalancer.metrics.counts import CountCollector
+from loadbalancer.metrics.build import BuildCollector
+from loadbalancer.metrics.counts import CountCollector, CounterCollector
 from loadbalancer.metrics.histograms import HistogramCollector
 from loadbalancer.metrics.refusals import RefusalCounter
-from loadbalancer.metrics.texts import TextMetrics, text_workers
-from wire.messages import StepCurve
-from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
-
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
-_STATES: tuple[WorkerState, ...] = ("ready", "draining", "silent", "stuck")
-_WORKER_LABELS = ("worker", "model", "device")
-
-#: A model's measured curves, one per shape.
-Curves = Callable[[str], Sequence[StepCurve]]
-
-
-class ModelMetric(NamedTuple):
-    """A gauge or counter with one value per model; a value of None is not exported."""
-
-    name: str
-    help: str
-    value: Callable[[ModelStats], float | None]
-
-
-class WorkerMetric(NamedTuple):
-    """A gauge or counter with one value per worker."""
-
-    name: str
-    help: str
-    value: Callable[[WorkerStats], float]
-
-
-MODEL_GAUGES = (
-    ModelMetric("muster_queue_tasks", "Tasks waiting.", lambda m: m.queued),
-    ModelMetric("muster_running_tasks", "Tasks assigned to workers.", lambda m: m.running),
-    ModelMetric("muster_queue_work_seconds", "Seconds of work of the queued tasks.", lambda m: m.queued_work_s),
-    ModelMetric("muster_queue_oldest_seconds", "Age of the oldest waiting task.", lambda m: m.oldest_wait_s),
-    ModelMetric(
-        "muster_work_seconds",
-        "Seconds of work of all queued and running tasks on one worker.",
-        lambda m: m.backlog_work_s,
-    ),
-    ModelMetric(
-        "muster_mean_work_seconds", "Mean seconds of work of the last 200 requested tasks.", lambda m: m.mean_work_s
-    ),
-    ModelMetric(
-        "muster_arrivals_per_second", "Requested tasks per second over the last minute.", lambda m: m.arrival_rate
-    ),
-    ModelMetric(
-        "muster_completions_per_second", "Finished tasks per second over the last minute.", lambda m: m.service_rate
-    ),
-)
-MODEL_COUNTERS = (
-    ModelMetric("muster_tasks_started", "Tasks whose first run on a worker has started.", lambda m: m.started_total),
-    ModelMetric(
-        "muster_tasks_started_late",
-        "Started tasks that had waited longer than slo.max_wait_s.",
-        lambda m: m.started_late_total,
-    ),
-    ModelMetric("muster_tasks_proxied", "Tasks sent to the model's cold_start_proxy.", lambda m: m.proxied_total),
-)
-WORKER_GAUGES = (
-    WorkerMetric("muster_worker_slots", "Maximum tasks that the worker accepts.", lambda w: w.slots),
-    WorkerMetric("muster_worker_tasks", "Tasks assigned to the worker.", lambda w: w.assigned + w.running),
-    WorkerMetric("muster_worker_batch", "Mean batch size of recent steps.", lambda w: w.batch),
-    WorkerMetric("muster_worker_step_seconds", "Mean duration of recent steps.", lambda w: w.step_s),
-    WorkerMetric("muster_worker_memory_bytes", "Memory in use on the worker's device.", lambda w: w.memory_bytes),
-)
-WORKER_COUNTERS = (
-    WorkerMetric("muster_worker_steps", "Completed steps.", lambda w: w.counters.steps),
-    WorkerMetric("muster_worker_rows", "Batch sizes summed over all steps.", lambda w: w.counters.rows),
-    WorkerMetric("muster_worker_busy_seconds", "Seconds spent in steps.", lambda w: w.counters.step_s),
-    WorkerMetric(
-        "muster_worker_mid_batch_joins", "Tasks that joined a running batch.", lambda w: w.counters.joined_midway
-    ),
-    WorkerMetric("muster_worker_out_of_memory", "Batches that ran out of memory.", lambda w: w.counters.out_of_memory),
-    WorkerMetric("muster_worker_finished", "Finished tasks.", lambda w: w.counters.finished),
-    WorkerMetric("muster_worker_failed", "Failed tasks.", lambda w: w.counters.failed),
-    WorkerMetric(
-        "muster_worker_malformed_messages", "Malformed messages to the worker.", lambda w: w.counters.malformed
-    ),
-)
-
-
-class SnapshotCollector(Collector):
-    """Converts the scheduler's snapshot and step curves to metrics."""
-
-    def __init__(self, snapshot: Callable[[], Snapshot], curves: Curves) -> None:
-        self._snapshot = snapshot
-        self._curves = curves
-
-    def describe(self) -> Iterator[Metric]:
-        """Return nothing, so that the registration needs no running scheduler."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield one family per name."""
-        now = self._snapshot()
-        yield GaugeMetricFamily("muster_uptime_seconds", "Seconds since the balancer started.", value=now.uptime_s)
-        for of_model in MODEL_GAUGES:
-            yield _per_model(GaugeMetricFamily(of_model.name, of_model.help, labels=("model",)), of_model, now)
-        for of_model in MODEL_COUNTERS:
-            yield _per_model(CounterMetricFamily(of_model.name, of_model.help, labels=("model",)), of_model, now)
-        yield from _measured({model.model: self._curves(model.model) for model in now.models})
-        yield _workers(now)
-        yield _starts(now)
-        for of_worker in WORKER_GAUGES:
-            yield _per_worker(GaugeMetricFamily(of_worker.name, of_worker.help, labels=_WORKER_LABELS), of_worker, now)
-        yield from text_workers(now)
-        for of_worker in WORKER_COUNTERS:
-            family = CounterMetricFamily(of_worker.name, of_worker.help, labels=_WORKER_LABELS)
-            yield _per_worker(family, of_worker, now)
+from loadbalancer.metrics.snapshot import Curves, SnapshotCollector
+from loadbalancer.metrics.texts import TextMetrics
+from loadbalancer.scheduling.model_statistics import SECONDS
+from wire.snapshot import Snapshot
 
 
 class Metrics:
@@ -134,6 +26,8 @@ class Metrics:
     def __init__(self, snapshot: Callable[[], Snapshot], curves: Curves) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(SnapshotCollector(snapshot, curves))
+        self.registry.register(BuildCollector())
+        ProcessCollector(registry=self.registry)
         self.refusals = RefusalCounter()
         self.in_flight = CountCollector(
             GaugeMetricFamily,
@@ -156,111 +50,32 @@ class Metrics:
         refusals.add(lambda: self.refusals.counts)
         for collector in (self.in_flight, self.task_failures, self.events, refusals):
             self.registry.register(collector)
-        self._requests = _RequestCounter()
-        self.registry.register(self._requests)
-        self._proxied = Counter(
-            "muster_proxied_requests",
-            "Requests sent to another server, by outcome.",
-            ("model", "outcome"),
-            registry=self.registry,
+        self._requests = CounterCollector("muster_http_requests", "Answered HTTP requests.", ("route", "status"))
+        self._errors = CounterCollector(
+            "muster_http_errors", "Error responses by the code in their body.", ("code", "status")
+        )
+        self._proxied = CounterCollector(
+            "muster_proxied_requests", "Requests sent to another server, by outcome.", ("model", "outcome")
         )
         self._latency = HistogramCollector(
             "muster_http_request_duration_seconds",
             "Seconds from the arrival of a request to the end of its response.",
             "route",
-            _SECONDS,
+            SECONDS,
         )
-        self._queued = HistogramCollector(
-            "muster_queue_wait_seconds", "Seconds from the arrival of a task to its first step.", "model", _SECONDS
-        )
-        self._running = HistogramCollector(
-            "muster_run_seconds", "Seconds from the first step of a task to its result.", "model", _SECONDS
-        )
-        for histogram in (self._latency, self._queued, self._running):
-            self.registry.register(histogram)
+        for collected in (self._requests, self._errors, self._proxied, self._latency):
+            self.registry.register(collected)
         self.texts = TextMetrics(self.registry)
 
     def proxied(self, model: str, outcome: str) -> None:
         """Count a request that was sent to another server."""
-        self._proxied.labels(model, outcome).inc()
+        self._proxied.add(model, outcome)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Record an answered request."""
-        self._requests.counts[route, status] += 1
+        self._requests.add(route, status)
         self._latency.observe(route, seconds)
 
-    def image(self, model: str, queued_s: float, running_s: float) -> None:
-        """Record a finished task."""
-        self._queued.observe(model, queued_s)
-        self._running.observe(model, running_s)
-
-
-class _RequestCounter(Collector):
-    """Answered requests by route and status."""
-
-    def __init__(self) -> None:
-        self.counts: dict[tuple[str, int], int] = defaultdict(int)
-
-    def describe(self) -> Iterator[Metric]:
-        """Return nothing, so that the registration needs no values."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the family."""
-        family = CounterMetricFamily("muster_http_requests", "Answered HTTP requests.", labels=("route", "status"))
-        for (route, status), count in self.counts.items():
-            family.add_metric((route, str(status)), count)
-        yield family
-
-
-def _measured(curves: Mapping[str, Sequence[StepCurve]]) -> Iterator[Metric]:
-    """Yield the step times and batch caps by model and shape."""
-    seconds = GaugeMetricFamily(
-        "muster_step_seconds", "Measured duration of a step by batch size.", labels=("model", "shape", "batch")
-    )
-    caps = GaugeMetricFamily("muster_batch_cap", "Maximum tasks per step.", labels=("model", "shape"))
-    for model, own in curves.items():
-        for curve in own:
-            caps.add_metric((model, curve.shape.key), curve.cap)
-            for batch, step_s in curve.points:
-                seconds.add_metric((model, curve.shape.key, str(batch)), step_s)
-    yield seconds
-    yield caps
-
-
-def _workers(now: Snapshot) -> Metric:
-    family = GaugeMetricFamily("muster_workers", "Connected workers.", labels=("model", "state"))
-    for model in now.models:
-        for state in _STATES:
-            count = sum(w.model == model.model and w.state == state for w in now.workers)
-            family.add_metric((model.model, state), count)
-    return family
-
-
-def _starts(now: Snapshot) -> Metric:
-    family = GaugeMetricFamily(
-        "muster_worker_start_seconds", "Startup time of the worker, by phase.", labels=(*_WORKER_LABELS, "part")
-    )
-    for worker in now.workers:
-        for part in ("spawn", "import", "load", "device", "warm_up"):
-            seconds = getattr(worker.start, f"{part}_s")
-            family.add_metric((worker.worker, worker.model, worker.device, part), seconds)
-    return family
-
-
-def _per_model(
-    family: GaugeMetricFamily | CounterMetricFamily, of_model: ModelMetric, now: Snapshot
-) -> GaugeMetricFamily | CounterMetricFamily:
-    for model in now.models:
-        value = of_model.value(model)
-        if value is not None:
-            family.add_metric((model.model,), value)
-    return family
-
-
-def _per_worker(
-    family: GaugeMetricFamily | CounterMetricFamily, of_worker: WorkerMetric, now: Snapshot
-) -> GaugeMetricFamily | CounterMetricFamily:
-    for worker in now.workers:
-        family.add_metric((worker.worker, worker.model, worker.device), of_worker.value(worker))
-    return family
+    def error(self, code: str | None, status: int) -> None:
+        """Record an error response. `code` is one of the API's constants, never text of a client."""
+        self._errors.add(code or "", status)

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from loadbalancer.scaling.control_plane import ControlPlane
-from wire.scaling import ModelRecord
+from wire.scaling import ControllerReport, ModelRecord
 
 
 class ScalingMetric(NamedTuple):
@@ -27,6 +27,9 @@ GAUGES = (
         "muster_workers_provisioned", "Workers that are ready, starting or to be replaced.", lambda m: m.provisioned
     ),
     ScalingMetric("muster_workers_ready", "Ready workers.", lambda m: m.ready),
+    ScalingMetric("muster_workers_starting", "Workers that start.", lambda m: m.starting),
+    ScalingMetric("muster_workers_draining", "Workers that finish their tasks, then end.", lambda m: m.draining),
+    ScalingMetric("muster_workers_standby", "Standby processes.", lambda m: m.spares),
     ScalingMetric("muster_workers_min", "Minimum number of workers.", lambda m: m.min_workers),
     ScalingMetric("muster_workers_max", "Maximum number of workers.", lambda m: m.max_workers),
     ScalingMetric(
@@ -73,6 +76,7 @@ class ScalingCollector(Collector):
             for model in report.models:
                 family.add_metric((model.model,), gauge.value(model))
             yield family
+        yield from _crashes_and_blocked(report)
         inputs = GaugeMetricFamily(
             "muster_decision_input", "Inputs of the last scaling decision.", labels=("model", "input")
         )
@@ -93,6 +97,22 @@ class ScalingCollector(Collector):
             for machine in report.machines:
                 machines.add_metric((machine.machine,), bool(machine.unused_reason))
             yield machines
+
+
+def _crashes_and_blocked(report: ControllerReport) -> Iterator[Metric]:
+    crashes = CounterMetricFamily("muster_worker_crashes", "Crashed workers by kind.", labels=("model", "kind"))
+    blocked = GaugeMetricFamily(
+        "muster_scaling_blocked_kind",
+        "1 while workers of the model cannot be placed, by the kind of the reason.",
+        labels=("model", "kind"),
+    )
+    for model in report.models:
+        for kind, count in sorted(model.crashes_by_kind.items()):
+            crashes.add_metric((model.model, kind), count)
+        if model.blocked_kind:
+            blocked.add_metric((model.model, model.blocked_kind), 1)
+    yield crashes
+    yield blocked
 
 
 def _decisions(control: ControlPlane) -> Metric:

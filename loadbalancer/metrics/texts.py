@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
+from loadbalancer.metrics.counts import CounterCollector
 from loadbalancer.metrics.histograms import HistogramCollector
 from wire.snapshot import Snapshot
 from wire.text import TextCounters
@@ -62,7 +61,11 @@ class TextMetrics:
             "model",
             _TOKEN_SECONDS,
         )
-        self._tokens = _TokenCounter()
+        self._tokens = CounterCollector(
+            "muster_tokens",
+            "Tokens of prompts, of prompts found in the prefix cache, and of results.",
+            ("model", "kind"),
+        )
         registry.register(self._tokens)
         registry.register(self._first_token)
         registry.register(self._per_token)
@@ -73,33 +76,10 @@ class TextMetrics:
 
     def ended(self, model: str, *, prompt: int, cached: int, generated: int, per_token_s: float | None) -> None:
         """Record the tokens of a text that has ended. `per_token_s`: mean time between two of its tokens."""
-        counts = self._tokens.counts
         for kind, tokens in (("prompt", prompt - cached), ("cached_prompt", cached), ("generated", generated)):
-            counts[model, kind] += tokens
+            self._tokens.add(model, kind, count=tokens)
         if per_token_s is not None:
             self._per_token.observe(model, per_token_s)
-
-
-class _TokenCounter(Collector):
-    """Tokens of texts, by model and kind."""
-
-    def __init__(self) -> None:
-        self.counts: dict[tuple[str, str], int] = defaultdict(int)
-
-    def describe(self) -> Iterator[Metric]:
-        """Return nothing, so that the registration needs no values."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the family."""
-        family = CounterMetricFamily(
-            "muster_tokens",
-            "Tokens of prompts, of prompts found in the prefix cache, and of results.",
-            labels=("model", "kind"),
-        )
-        for labels, count in self.counts.items():
-            family.add_metric(labels, count)
-        yield family
 
 
 def text_workers(now: Snapshot) -> Iterator[Metric]:

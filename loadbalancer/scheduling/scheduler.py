@@ -94,6 +94,7 @@ class Scheduler:
         self.store = store = TaskStore(models, queue, self.registry, hold_s)
         self.tasks, self.queues, self.counters = store.tasks, store.queues, store.counters
         self.model_counters, self.costs = store.model_counters, store.costs
+        self.statistics, self.owners = store.statistics, store.owners
 
     def __repr__(self) -> str:
         return f"<Scheduler {len(self.tasks)} tasks, {self.registry!r}, {self.queues!r}>"
@@ -250,6 +251,7 @@ class Scheduler:
             return self._reject(name, reason)
         self._hello_requested.pop(name, None)
         worker, previous = self.registry.connect(hello, now)
+        self.store.statistics[hello.model].on_worker_start(name, hello.pid, hello.start)
         self.store.note_change(hello.model)
         resumed, cancelled, effects = self.store.reconcile(worker, previous, now)
         effects.append(SendMessage(name, Ack(self._heartbeat_s)))
@@ -303,7 +305,7 @@ class Scheduler:
             case Started():
                 return store.mark_started(task, now)
             case Progress(step=step, steps=steps, preview=preview):
-                updates = store.report_progress(task, step, steps, frames, preview=preview)
+                updates = store.report_progress(task, step, steps, frames, now, preview=preview)
                 return [*store.mark_started(task, now), *updates]
             case Chunk(index=index, part=part):
                 return self._on_chunk(worker, task, index, part, frames, now)

@@ -16,6 +16,8 @@ from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.deadlines import DeadlineHeap, worker_in_time
 from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
 from loadbalancer.scheduling.model_counters import ModelCounters
+from loadbalancer.scheduling.model_statistics import ModelStatistics, MoveCause
+from loadbalancer.scheduling.owner_statistics import OwnerStatistics
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
@@ -44,6 +46,10 @@ class TaskStore:
         self.tasks: dict[str, Task] = {}
         self.counters: Counter[str] = Counter()
         self.model_counters = {model: ModelCounters(scaling) for model, scaling in models.items()}
+        self.owners = OwnerStatistics()
+        self.statistics = {
+            model: ModelStatistics(model, scaling.slo.max_wait_s, self.owners) for model, scaling in models.items()
+        }
         self.costs = {model: CostModel() for model in models}
         self.text_work = {model: TextWork() for model in models}
         self.queues = {
@@ -74,6 +80,7 @@ class TaskStore:
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
             self.counters["deadline_unreachable" if unreachable else "refused"] += len(tasks)
+            self.statistics[model].refused["deadline_unreachable" if unreachable else "queue_full"] += len(tasks)
             raise rejection
         for task in tasks:
             self.tasks[task.id] = task
@@ -183,6 +190,7 @@ class TaskStore:
         task.worker = worker.id
         task.transition(TaskState.ASSIGNED, now, ("to {}, attempt {}", worker.id, task.attempt))
         self.registry.assign(worker, task.id, task.attempt, now)
+        self.statistics[task.model].on_assign(task, now)
         own, frames = assignments.setdefault(worker.id, ([], []))
         task_frames = [*task.sources, *task.state_frames()]
         context, count = task.context, len(task_frames)
@@ -210,7 +218,7 @@ class TaskStore:
                 continue
             task.preempt_requested = False  # the request may have been lost
             if task_id not in worker.assigned:
-                effects += self.requeue(task, f"{worker.id} came back without it", now)
+                effects += self.requeue(task, "reconnected", f"{worker.id} came back without it", now)
         resumed = [
             task_id
             for task_id, attempt in running.items()
@@ -255,17 +263,20 @@ class TaskStore:
         if task.first_started is None:
             task.first_started = now
             self.model_counters[task.model].on_start(now - task.created)
+            self.statistics[task.model].on_start(now - task.created)
         worker = self.registry.workers.get(task.worker or "")
         if worker is not None:
             self.costs[task.model].on_start(task.id, worker, now)
         return [NotifyListener(TaskStarted(task.id))]
 
     def report_progress(
-        self, task: Task, step: int, steps: int, frames: Sequence[Frame], *, preview: bool
+        self, task: Task, step: int, steps: int, frames: Sequence[Frame], now: float, *, preview: bool
     ) -> list[Effect]:
         """Take in a progress report; a corrected number of steps is charged to the owner."""
         expected = task.steps
         update = task.on_progress(step, steps, frames, preview=preview)
+        if update.preview is not None:
+            self.statistics[task.model].on_preview(task, now)
         if task.steps != expected:
             self.queues[task.model].charge(task, task.steps - expected)
         return [NotifyListener(update)]
@@ -316,9 +327,9 @@ class TaskStore:
         """Take back a task from its worker, and queue it again."""
         task.on_preempted(step, frames)
         self.registry.cancel_reservation(task.id)
-        return self.requeue(task, f"preempted by {task.worker}", now)
+        return self.requeue(task, "preempted", f"preempted by {task.worker}", now)
 
-    def requeue(self, task: Task, reason: str, now: float) -> list[Effect]:
+    def requeue(self, task: Task, cause: MoveCause, reason: str, now: float) -> list[Effect]:
         """Put the task back in its place in the queue, at its checkpoint. A stream that cannot go on fails instead.
 
         A text that has reached its end is complete.
@@ -333,7 +344,9 @@ class TaskStore:
         task.work_s += self.costs[task.model].on_stop(task.id, now)
         task.worker, task.uninterrupted, task.preempt_requested = None, False, False
         self.counters["requeued"] += 1
-        self.counters["steps_redone"] += task.roll_back()
+        redone = task.roll_back()
+        self.counters["steps_redone"] += redone
+        self.statistics[task.model].on_move(cause, redone)
         self.queues[task.model].requeue(task)
         self._changed.add(task.model)
         return []
@@ -355,19 +368,20 @@ class TaskStore:
                 task.on_unstarted_crash()
             died = "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
             failure = f"{died} ran this task; the last: {reason}"
-            effects += self._retry(task, f"{worker.id} is lost: {reason}", failure, now)
+            effects += self._retry(task, "worker_lost", f"{worker.id} is lost: {reason}", failure, now)
         return effects
 
     def on_invalid_result(self, task: Task, reason: str, now: float) -> list[Effect]:
         """Requeue a task whose worker has returned no valid result. It fails after `max_attempts`, as after crashes."""
         task.on_crash()
         failure = f"workers failed {task.crashes} times on this task; the last returned no valid result: {reason}"
-        return self._retry(task, f"{task.worker} returned no valid result: {reason}", failure, now)
+        text = f"{task.worker} returned no valid result: {reason}"
+        return self._retry(task, "invalid_result", text, failure, now)
 
-    def _retry(self, task: Task, reason: str, failure: str, now: float) -> list[Effect]:
+    def _retry(self, task: Task, cause: MoveCause, reason: str, failure: str, now: float) -> list[Effect]:
         self.registry.cancel_reservation(task.id)
         if task.has_text_end or task.crashes < self._config.max_attempts:
-            return self.requeue(task, reason, now)
+            return self.requeue(task, cause, reason, now)
         task.worker = None
         return self.finish(task, TaskState.FAILED, "error", failure, now)
 
@@ -424,6 +438,7 @@ class TaskStore:
     def _remove(self, task: Task, counted_as: str, now: float) -> RecordTask:
         task.work_s += self.costs[task.model].on_stop(task.id, now)
         self.counters[counted_as] += 1
+        self.statistics[task.model].on_end(task, now)
         if task.isolated:
             self.registry.cancel_reservation(task.id)
         if task.source_bytes:

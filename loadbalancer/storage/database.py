@@ -81,6 +81,8 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         #: Status of the connection's file, which it holds open.
         self._opened: os.stat_result | None = None
+        #: Bytes of the pages in use after the last commit.
+        self.used_bytes = 0
         #: Error of the last commit; empty after a success.
         self._last_error = ""
         self._last_logged = float("-inf")
@@ -159,6 +161,7 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             outcomes = [_attempt(item, db) for item in items]
             db.execute("COMMIT")
+            self.used_bytes = _used_bytes(db)
         except sqlite3.Error:
             if db.in_transaction:  # else SQLite itself has rolled back
                 db.execute("ROLLBACK")
@@ -218,6 +221,14 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = self._opened = None
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    """Return the bytes of the pages that hold something."""
+    page_bytes, pages, free = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
+    )
+    return int(page_bytes * (pages - free))
 
 
 def _make_private(file: Path) -> None:

@@ -42,7 +42,7 @@ def router(services: Services, hot: HotRoutes) -> APIRouter:
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         """Queue, workers, requests and images in the text format of Prometheus."""
-        text, media_type = exposition.encode(request.headers.get("accept", ""))
+        text, media_type = await exposition.encode(request.headers.get("accept", ""))
         return Response(text, media_type=media_type)
 
     @routes.get("/internal/snapshot", include_in_schema=False)

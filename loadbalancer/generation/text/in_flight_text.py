@@ -133,7 +133,6 @@ class InFlightTexts(ABC):
             self._on_news()
         elif isinstance(update, TaskCompleted):
             del self._running[update.task]
-            self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
             self._count_tokens(update.task, choice)
             if not self._running:
                 self.end()

@@ -30,7 +30,22 @@ from wire.scaling import (
     Scale,
 )
 
-MODEL = ModelRecord("m", 1, 4, 2, 2, 1, 1, 0, "queue_depth", "because", {"z": 1.5}, override=OverrideRecord(2, 1234.0))
+MODEL = ModelRecord(
+    "m",
+    1,
+    4,
+    2,
+    2,
+    1,
+    1,
+    0,
+    "queue_depth",
+    "because",
+    {"z": 1.5},
+    override=OverrideRecord(2, 1234.0),
+    blocked_kind="memory",
+    crashes_by_kind={"killed": 2},
+)
 
 
 def report(
@@ -113,6 +128,9 @@ def test_controller_report_is_returned(fresh: Desk) -> None:
         'muster_workers_desired{model="m"} 2.0',
         'muster_workers_ready{model="m"} 1.0',
         'muster_scaling_override{model="m"} 1.0',
+        'muster_workers_starting{model="m"} 1.0',
+        'muster_scaling_blocked_kind{kind="memory",model="m"} 1.0',
+        'muster_worker_crashes_total{kind="killed",model="m"} 2.0',
         'muster_decision_input{input="z",model="m"} 1.5',
         'muster_decisions_total{direction="up",model="m"} 1.0',
         'muster_decisions_total{direction="stay",model="n"} 1.0',

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.harness.balancer import Server, sim
 from scripts.harness.processes import PATIENCE_S, ROOT, free_port, launch, stop, wait_until
+from scripts.monitoring.catalog import families
 from tests.conftest import StartServer
 from tests.contract.conftest import LORAS
 
@@ -134,6 +135,11 @@ def test_metrics(http: httpx.Client) -> None:
         return samples(http)["muster_worker_rows_total sim:0 quick quick-0"] >= 15
 
     wait_until(rows, "15 rows in the worker's counters")
+
+
+def test_every_metric_is_in_the_list(http: httpx.Client) -> None:
+    found = {family.name for family in text_string_to_metric_families(http.get("/metrics").text)}
+    assert found <= {family.name.removesuffix("_total") for family in families().values()}
 
 
 def test_metrics_in_openmetrics_format(http: httpx.Client) -> None:

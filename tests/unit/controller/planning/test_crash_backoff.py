@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from controller.planning.crash_backoff import EQUAL_FAILURES, after_exit, cannot_start, decay
+from controller.planning.crash_backoff import EQUAL_FAILURES, after_exit, cannot_start, crash_kind, decay
 from controller.types import CrashBackoff, Replica, Stage
 from host.types import Exit, WorkerProcess
 
@@ -54,6 +54,21 @@ def test_equal_failures_in_a_row_mark_the_model(exits: list[Exit], reason: str) 
     found = cannot_start(after(*exits), 1, [], NOW)
     assert found.startswith(reason)
     assert bool(found) is bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("ended", "kind"),
+    [
+        (exit_of(SHORT), "start_failed"),
+        (exit_of("", status=-9), "start_failed"),
+        (exit_of("", status=-9, ready_at=NOW - 1), "killed"),
+        (exit_of("", status=-11, ready_at=NOW - 1), "signal"),
+        (exit_of("", status=1, ready_at=NOW - 1), "exit_status"),
+        (exit_of("", status=None, ready_at=NOW - 1), "unknown"),
+    ],
+)
+def test_kinds_of_crashes(ended: Exit, kind: str) -> None:
+    assert crash_kind(ended) == kind
 
 
 def test_silent_balancer_delays_no_start() -> None:

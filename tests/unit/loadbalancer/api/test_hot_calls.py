@@ -258,6 +258,9 @@ def test_failures_are_answered(
     assert b"x-evil" not in answer
     assert application.ended == ["header"] * (body == b"header")
     wait_until(lambda: application.count(path, status), "the request is counted")
+    code = "invalid_value" if status == 400 else "internal_error"
+    counted = f'muster_http_errors_total{{code="{code}",status="{status}"}}'
+    assert counted.encode() in generate_latest(application.metrics.registry)
 
 
 def test_client_that_leaves_cancels_its_call() -> None:

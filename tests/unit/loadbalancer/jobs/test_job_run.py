@@ -8,7 +8,6 @@ import pytest
 
 from configs.settings import Settings
 from loadbalancer.jobs.job_run import JobRun
-from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskState
 from loadbalancer.schema.call_results import CallResult, pack_result, unpack_result
@@ -31,8 +30,7 @@ def scheduler(tmp_path: Path) -> SchedulerService:
 def entered(scheduler: SchedulerService, stored: list[StoredImage]) -> JobRun:
     order = JobSpec("/v1/models/echo:predict", "echo", CALLS, 0, 1e12, "alice", 1.0)
     record = JobRecord(1, "job_1", order, JobState.RUNNING, 0.0, 0.0, None, None)
-    metrics = Metrics(scheduler.snapshot, scheduler.step_curves)
-    run = JobRun(record, 0, scheduler, metrics)
+    run = JobRun(record, 0, scheduler)
     run.enter(SOURCES, stored, {}, 60.0, may_be_running=False)
     return run
 

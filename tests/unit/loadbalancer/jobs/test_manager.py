@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from loadbalancer.jobs.manager import JobManager
-from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import Conflict, TooBusy
 from loadbalancer.storage.database import Database
 from loadbalancer.storage.records import JobRecord, JobSpec, JobState
@@ -29,7 +28,7 @@ async def manager(folder: Path, **jobs: object) -> AsyncIterator[tuple[JobManage
     async with in_process_service(folder, {"jobs": jobs}) as service:
         scheduler = service.scheduler
         database = Database(folder / "jobs.sqlite3")
-        made = JobManager(service.settings, scheduler, Metrics(scheduler.snapshot, scheduler.step_curves), database)
+        made = JobManager(service.settings, scheduler, database)
         try:
             yield made, database
         finally:

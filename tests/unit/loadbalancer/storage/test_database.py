@@ -106,7 +106,9 @@ async def test_a_full_file_refuses_what_adds_and_takes_it_again_when_there_is_ro
             True,
             False,
         ]
+        full_bytes = database.used_bytes
         await database.do(lambda repository: repository.forget("large"))
+        assert 100_000 < full_bytes - database.used_bytes < 200_000
         assert await add(database, "again", 150_000) == "again"
         assert await jobs(database) == ["small", "tiny", "again"]
 

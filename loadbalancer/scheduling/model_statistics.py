@@ -1,0 +1,106 @@
+"""What became of one model's tasks since the start, for `/metrics`. Pure.
+
+A task counts against the promise `slo.max_wait_s` when a worker starts it: in time or late. One that ends without a
+start is late as well, unless its client left before the promise was broken. The promise is read at the start of the
+balancer, so a histogram never mixes two of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from loadbalancer.scheduling.histogram import Histogram, bounds_with
+from loadbalancer.scheduling.owner_statistics import OwnerStatistics
+from loadbalancer.scheduling.task import Task, TaskState
+from wire.inputs import CallInputs, ImageInputs, TextInputs
+from wire.messages import StartupTimes
+
+#: Upper bounds of waiting and running times in seconds.
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+#: Of the time of one step.
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+#: Of the start of a worker.
+START_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+PHASES = ("spawn", "import", "load", "device", "warm_up")
+#: Why a task went back to the queue.
+MoveCause = Literal["preempted", "worker_lost", "invalid_result", "reconnected"]
+
+_KINDS: dict[type, str] = {ImageInputs: "image", CallInputs: "call", TextInputs: "text"}
+#: Workers whose start is remembered, so that one that connects again is not counted again.
+_MAX_REMEMBERED = 1000
+
+
+class ModelStatistics:
+    """Histograms and counters of one model's tasks and worker starts."""
+
+    def __init__(self, model: str, max_wait_s: float, owners: OwnerStatistics) -> None:
+        """`owners` is shared by all models."""
+        self._model, self._owners = model, owners
+        self.max_wait_s = max_wait_s
+        bounds = bounds_with(SECONDS, max_wait_s)
+        #: Seconds from arrival to the assignment to a worker, and to the first step.
+        self.time_in_queue, self.queue_wait = Histogram(bounds), Histogram(bounds)
+        #: Seconds from arrival to the first preview.
+        self.first_preview = Histogram(SECONDS)
+        #: Seconds from the first step to the result of finished tasks, and per step of those that generate no text.
+        self.run, self.step = Histogram(SECONDS), Histogram(STEP_SECONDS)
+        #: Tasks that kept the promise, and tasks that did not.
+        self.in_time = self.late = 0
+        #: Ended tasks by kind and outcome.
+        self.ended: Counter[tuple[str, str]] = Counter()
+        #: Tasks that were not queued, by reason.
+        self.refused: Counter[str] = Counter()
+        #: Tasks that left a worker before their end, by cause.
+        self.moves: Counter[str] = Counter()
+        self.steps_redone = 0
+        #: Seconds of the starts of workers, and their sum by phase; cold ones and those from standby.
+        self.cold_start, self.standby_start = Histogram(START_SECONDS), Histogram(START_SECONDS)
+        self.start_phases: Counter[tuple[bool, str]] = Counter()
+        self._started_pids: dict[str, int] = {}
+
+    def on_assign(self, task: Task, now: float) -> None:
+        """Note an assignment; only the first one of a task counts."""
+        if task.attempt == 1:
+            self.time_in_queue.observe(now - task.created)
+
+    def on_start(self, waited_s: float) -> None:
+        """A worker has started the task for the first time."""
+        self.queue_wait.observe(waited_s)
+        if waited_s <= self.max_wait_s:
+            self.in_time += 1
+        else:
+            self.late += 1
+
+    def on_preview(self, task: Task, now: float) -> None:
+        """Note a preview; only the first one of a task counts."""
+        if task.previews == 1:
+            self.first_preview.observe(now - task.created)
+
+    def on_move(self, cause: MoveCause, steps_redone: int) -> None:
+        self.moves[cause] += 1
+        self.steps_redone += steps_redone
+
+    def on_end(self, task: Task, now: float) -> None:
+        """Count a task that has ended, with its work."""
+        state = task.state
+        self.ended[_KINDS[type(task.inputs)], state] += 1
+        self._owners.on_end(self._model, task.owner, state, task.work_s, len(task.tokens))
+        started = task.first_started
+        if started is None:
+            self.late += state is not TaskState.CANCELLED or now - task.created > self.max_wait_s
+        elif state is TaskState.DONE:
+            self.run.observe(now - started)
+            if not isinstance(task.inputs, TextInputs):
+                self.step.observe((now - started) / max(task.steps, 1))
+
+    def on_worker_start(self, worker: str, pid: int, start: StartupTimes) -> None:
+        """Count the start of a worker, each process once."""
+        if self._started_pids.get(worker) == pid or not start.total_s:
+            return
+        if len(self._started_pids) >= _MAX_REMEMBERED:
+            del self._started_pids[next(iter(self._started_pids))]
+        self._started_pids[worker] = pid
+        (self.standby_start if start.standby else self.cold_start).observe(start.total_s)
+        for phase in PHASES:
+            self.start_phases[start.standby, phase] += getattr(start, f"{phase}_s")

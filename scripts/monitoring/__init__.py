@@ -1,0 +1,1 @@
+"""The list of metrics, the Grafana dashboards, and checks of both."""
