@@ -168,12 +168,7 @@ def resolve_request(
     model, engine = settings.models[name], capabilities.engine
     server, limits, defaults = settings.server, model.limits, capabilities.defaults(model)
     preset = _preset(quality, model)
-    negative_prompt = request.negative_prompt or ""
-    for param, text in (("prompt", request.prompt), ("negative_prompt", negative_prompt)):
-        if len(text) > server.max_prompt_chars:
-            _reject(param, text, f"It has {len(text)} characters; at most {server.max_prompt_chars} are allowed")
-    if not request.prompt.strip():
-        _reject("prompt", request.prompt, "Must not be empty")
+    negative_prompt = _checked_prompts(request, server.max_prompt_chars)
     if not has_source_image and engine is not None and "text" not in engine.modes:
         raise _unsupported("text", name, engine)
     width, height = _size(request.size, "{}x{}".format(*defaults.sides), limits)
@@ -210,6 +205,17 @@ def resolve_request(
     )
     images = [msgspec.structs.replace(inputs, seed=(seed + i) % SEEDS) for i in range(n)]
     return GenerationSpec(name, images, timeout_s, request.priority or 0, owner=caller.owner, weight=caller.weight)
+
+
+def _checked_prompts(request: BaseImageRequest, max_chars: int) -> str:
+    """Return the negative prompt. Raises `InvalidRequest` for an empty prompt, or one that is too long."""
+    negative_prompt = request.negative_prompt or ""
+    for param, text in (("prompt", request.prompt), ("negative_prompt", negative_prompt)):
+        if len(text) > max_chars:
+            _reject(param, text, f"It has {len(text)} characters; at most {max_chars} are allowed")
+    if not request.prompt.strip():
+        _reject("prompt", request.prompt, "Must not be empty")
+    return negative_prompt
 
 
 def _preset(quality: str | None, model: Model) -> Quality:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from configs.scaling import Scaling
@@ -19,6 +18,7 @@ from controller.simulator.traces import read_trace
 from scripts.bench.autoscaling.traffic import generators as g
 
 _HOUR_S = 3600.0
+_H4, _H6, _DAY = 4 * _HOUR_S, 6 * _HOUR_S, 24 * _HOUR_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,63 +64,73 @@ def _full_hours(rng: random.Random, hours: int, base: float, size: int, within_s
 
 def made_up() -> Iterator[Shape]:
     """Yield the shapes that need no recorded trace."""
-    h4, h6, day = 4 * _HOUR_S, 6 * _HOUR_S, 24 * _HOUR_S
-    of = partial(Shape)
-    # Periods.
-    yield of("square 2/s, period 90 s", _normal(lambda r: g.square(2, 90, h4, r), 3, 0.7), 4, design=True)
-    yield of("square 2/s, period 600 s", _normal(lambda r: g.square(2, 600, h6, r), 3, 0.7), 6, design=False)
-    yield of("square 1.5/s, period 30 s", _normal(lambda r: g.square(1.5, 30, h4, r), 4, 0.7), 4, design=False)
-    yield of("square 2/s, period 240 s", _normal(lambda r: g.square(2, 240, h4, r), 3, 0.7), 4, design=True)
-    yield of("square 2/s, period 30 min", _normal(lambda r: g.square(2, 1800, h6, r, 0.1), 3, 0.7), 6, design=True)
-    yield of("square 1/s, period 6 h", _normal(lambda r: g.square(1, 21600, day, r, 0.1), 4, 0.7), 24, design=False)
-    yield of("sine, period 20 min", _normal(lambda r: g.sine(1, 0.8, 1200, h6, r), 4, 0.7), 6, design=False)
-    yield of("sine, period 3 h", _normal(lambda r: g.sine(1, 0.9, 10800, day / 2, r), 4, 0.7), 12, design=True)
-    yield of(
-        "5 at once every 10 s", _normal(lambda r: g.bunched(g.every(10, h4, 0, r), 5, 0, r), 3, 0.5), 4, design=False
+    for group in (_periods, _bunches, _work, _steps_of_the_rate, _quiet_and_mixed):
+        yield from group()
+
+
+def _periods() -> Iterator[Shape]:
+    yield Shape("square 2/s, period 90 s", _normal(lambda r: g.square(2, 90, _H4, r), 3, 0.7), 4, design=True)
+    yield Shape("square 2/s, period 600 s", _normal(lambda r: g.square(2, 600, _H6, r), 3, 0.7), 6, design=False)
+    yield Shape("square 1.5/s, period 30 s", _normal(lambda r: g.square(1.5, 30, _H4, r), 4, 0.7), 4, design=False)
+    yield Shape("square 2/s, period 240 s", _normal(lambda r: g.square(2, 240, _H4, r), 3, 0.7), 4, design=True)
+    yield Shape("square 2/s, period 30 min", _normal(lambda r: g.square(2, 1800, _H6, r, 0.1), 3, 0.7), 6, design=True)
+    yield Shape("square 1/s, period 6 h", _normal(lambda r: g.square(1, 21600, _DAY, r, 0.1), 4, 0.7), 24, design=False)
+    yield Shape("sine, period 20 min", _normal(lambda r: g.sine(1, 0.8, 1200, _H6, r), 4, 0.7), 6, design=False)
+    yield Shape("sine, period 3 h", _normal(lambda r: g.sine(1, 0.9, 10800, _DAY / 2, r), 4, 0.7), 12, design=True)
+    yield Shape(
+        "5 at once every 10 s", _normal(lambda r: g.bunched(g.every(10, _H4, 0, r), 5, 0, r), 3, 0.5), 4, design=False
     )
-    yield of(
-        "30 at once every 90 s", _normal(lambda r: g.bunched(g.every(90, h4, 0, r), 30, 0, r), 3, 0.3), 4, design=False
+    yield Shape(
+        "30 at once every 90 s", _normal(lambda r: g.bunched(g.every(90, _H4, 0, r), 30, 0, r), 3, 0.3), 4, design=False
     )
-    yield of(
+    yield Shape(
         "20 within 5 s every 5 min",
-        _normal(lambda r: g.bunched(g.every(300, h6, 0, r), 20, 5, r), 4, 0.7),
+        _normal(lambda r: g.bunched(g.every(300, _H6, 0, r), 20, 5, r), 4, 0.7),
         6,
         design=True,
     )
-    yield of("60 at each full hour", _normal(lambda r: _full_hours(r, 12, 0.1, 60, 20), 4, 0.7), 12, design=False)
-    yield of("regular: one of 4.5 s every 12 s", _normal(lambda r: g.every(12, h6, 0, r), 4.5, 0.0), 6, design=False)
-    yield of("regular: one of 3 s every 2 s", _normal(lambda r: g.every(2, h4, 0.2, r), 3, 0.0), 4, design=True)
-    # Bunches.
+    yield Shape("60 at each full hour", _normal(lambda r: _full_hours(r, 12, 0.1, 60, 20), 4, 0.7), 12, design=False)
+    yield Shape(
+        "regular: one of 4.5 s every 12 s", _normal(lambda r: g.every(12, _H6, 0, r), 4.5, 0.0), 6, design=False
+    )
+    yield Shape("regular: one of 3 s every 2 s", _normal(lambda r: g.every(2, _H4, 0.2, r), 3, 0.0), 4, design=True)
+
+
+def _bunches() -> Iterator[Shape]:
     for size, mean_s, design in ((2, 4, False), (5, 4, True), (20, 2, False), (100, 1, True)):
-        yield of(
+        yield Shape(
             f"bunches of {size}",
-            _normal(lambda r, n=size: g.bunched(g.steady(0.5 / n, h6, r), n, 2, r), mean_s, 0.7),  # type: ignore[misc]
+            _normal(lambda r, n=size: g.bunched(g.steady(0.5 / n, _H6, r), n, 2, r), mean_s, 0.7),  # type: ignore[misc]
             6,
             design=design,
             max_workers=24,
         )
-    # Work.
-    yield of("4 % of 50 s among 1 s", lambda r: g.two_sizes(g.steady(0.5, h6, r), 1, 50, 0.04, r), 6, design=True)
+
+
+def _work() -> Iterator[Shape]:
+    yield Shape("4 % of 50 s among 1 s", lambda r: g.two_sizes(g.steady(0.5, _H6, r), 1, 50, 0.04, r), 6, design=True)
     for cv, design in ((0.0, False), (2.0, True), (3.0, False), (5.0, True)):
-        yield of(
-            f"work with cv {cv:g}", _normal(lambda r: g.steady(0.7, h6, r), 4, cv), 6, design=design, max_workers=24
+        yield Shape(
+            f"work with cv {cv:g}", _normal(lambda r: g.steady(0.7, _H6, r), 4, cv), 6, design=design, max_workers=24
         )
-    yield of("tiny work, 20/s", _normal(lambda r: g.wandering(20, 0.1, 60, h4 / 2, r), 0.2, 1), 2, design=False)
-    # Ramps, steps and flashes.
-    yield of("ramp 0.1 to 2/s in 4 h", _normal(lambda r: g.ramp(0.1, 2, h4, r), 4, 0.7), 4, design=False)
-    yield of(
+    yield Shape("tiny work, 20/s", _normal(lambda r: g.wandering(20, 0.1, 60, _H4 / 2, r), 0.2, 1), 2, design=False)
+
+
+def _steps_of_the_rate() -> Iterator[Shape]:
+    yield Shape("ramp 0.1 to 2/s in 4 h", _normal(lambda r: g.ramp(0.1, 2, _H4, r), 4, 0.7), 4, design=False)
+    yield Shape(
         "ramp 0.1 to 3/s in 30 min",
         _normal(lambda r: g.ramp(0.1, 3, 1800, r), 4, 0.7),
         0.5,
         design=True,
         max_workers=24,
     )
-    yield of(
+    yield Shape(
         "steps of an hour", _normal(lambda r: g.steps([0.2, 1, 0.4, 1.6, 0.1, 0.8], _HOUR_S, r), 4, 0.7), 6, design=True
     )
-    yield of("x20 for 5 min", _normal(lambda r: _flash(r, 12, 0.1, 20, (2, 5, 8, 11)), 3, 0.7), 12, design=True)
-    yield of("x4 for 5 min", _normal(lambda r: _flash(r, 12, 0.3, 4, (1.5, 3, 5.2, 9)), 3, 0.7), 12, design=False)
-    yield of(
+    yield Shape("x20 for 5 min", _normal(lambda r: _flash(r, 12, 0.1, 20, (2, 5, 8, 11)), 3, 0.7), 12, design=True)
+    yield Shape("x4 for 5 min", _normal(lambda r: _flash(r, 12, 0.3, 4, (1.5, 3, 5.2, 9)), 3, 0.7), 12, design=False)
+    yield Shape(
         "step 0.3 to 4/s, starts of 5 s, 5 s allowed",
         _normal(lambda r: g.steps([0.3, 4], 600, r), 1, 0.2),
         1 / 3,
@@ -128,55 +138,61 @@ def made_up() -> Iterator[Shape]:
         cold_start_s=5,
         max_wait_s=5,
     )
-    # Quiet and mixed.
-    yield of(
+
+
+def _quiet_and_mixed() -> Iterator[Shape]:
+    yield Shape(
         "quiet: 1 a minute of 25 to 32 s",
-        lambda r: g.uniform_work(g.steady(1 / 60, day, r), 25, 32, r),
+        lambda r: g.uniform_work(g.steady(1 / 60, _DAY, r), 25, 32, r),
         24,
         design=True,
     )
-    yield of("quiet: 1 in 5 min of 20 s", _normal(lambda r: g.steady(1 / 300, day, r), 20, 0.5), 24, design=False)
-    yield of("quiet: 1 a minute of 5 s", _normal(lambda r: g.steady(1 / 60, day, r), 5, 1), 24, design=False)
-    yield of(
+    yield Shape("quiet: 1 in 5 min of 20 s", _normal(lambda r: g.steady(1 / 300, _DAY, r), 20, 0.5), 24, design=False)
+    yield Shape("quiet: 1 a minute of 5 s", _normal(lambda r: g.steady(1 / 60, _DAY, r), 5, 1), 24, design=False)
+    yield Shape(
         "switching rates, mean 10 min",
-        _normal(lambda r: g.switching([0.05, 0.5, 1.5], 600, h6, r), 4, 1),
+        _normal(lambda r: g.switching([0.05, 0.5, 1.5], 600, _H6, r), 4, 1),
         6,
         design=True,
     )
-    yield of("switching rates, mean 2 min", _normal(lambda r: g.switching([0, 1.5], 120, h6, r), 3, 1), 6, design=False)
-    yield of(
+    yield Shape(
+        "switching rates, mean 2 min", _normal(lambda r: g.switching([0, 1.5], 120, _H6, r), 3, 1), 6, design=False
+    )
+    yield Shape(
         "wandering rate, 3 s allowed",
-        _normal(lambda r: g.wandering(0.8, 0.2, 120, h6, r), 3, 1),
+        _normal(lambda r: g.wandering(0.8, 0.2, 120, _H6, r), 3, 1),
         6,
         design=False,
         max_wait_s=3,
     )
-    yield of(
+    yield Shape(
         "wandering rate, 60 s allowed",
-        _normal(lambda r: g.wandering(0.5, 0.2, 120, h6, r), 8, 1),
+        _normal(lambda r: g.wandering(0.5, 0.2, 120, _H6, r), 8, 1),
         6,
         design=True,
         max_wait_s=60,
         max_workers=40,
     )
-    yield of(
+    yield Shape(
         "wandering rate, starts of 120 s",
-        _normal(lambda r: g.wandering(0.8, 0.15, 120, h6, r), 4, 1),
+        _normal(lambda r: g.wandering(0.8, 0.15, 120, _H6, r), 4, 1),
         6,
         design=True,
         cold_start_s=120,
     )
-    yield of(
+    yield Shape(
         "wandering rate, starts of 5 s",
-        _normal(lambda r: g.wandering(0.8, 0.2, 60, h6, r), 4, 1),
+        _normal(lambda r: g.wandering(0.8, 0.2, 60, _H6, r), 4, 1),
         6,
         design=False,
         cold_start_s=5,
     )
-    yield of("batches of 4", _normal(lambda r: g.wandering(1, 0.2, 120, h6, r), 5, 1), 6, design=True, batch=4)
-    yield of(
+    yield Shape("batches of 4", _normal(lambda r: g.wandering(1, 0.2, 120, _H6, r), 5, 1), 6, design=True, batch=4)
+    yield Shape(
         "daily cycle, bunches of 8 and cv 2",
-        _normal(lambda r: g.merged(g.sine(0.4, 0.8, day, day, r), g.bunched(g.steady(1 / 400, day, r), 8, 3, r)), 4, 2),
+        _normal(
+            lambda r: g.merged(g.sine(0.4, 0.8, _DAY, _DAY, r), g.bunched(g.steady(1 / 400, _DAY, r), 8, 3, r)), 4, 2
+        ),
         24,
         design=False,
         max_workers=24,
