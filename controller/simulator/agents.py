@@ -11,6 +11,7 @@ from controller.autoscaler.autoscaler import Autoscaler, TickResult
 from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.triggers import find_trigger
 from controller.planning.crash_backoff import pending_replacements
+from controller.planning.machines import Machine
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.policies import Policy
 from controller.types import CrashBackoff, Decision, Observation, Stage, WorkerLimits
@@ -29,6 +30,10 @@ class ScalingAgent(Protocol):
 
     def tick(self, observe: Observe, now: float) -> TickResult:
         """Decide and plan."""
+
+    def observe_machines(self, machines: Sequence[Machine]) -> None:
+        """Receive the state of all machines before a tick."""
+        del machines
 
     def next_tick_at(self) -> float:
         """Return the time of the next regular tick."""
@@ -95,9 +100,13 @@ class MusterAgent(ScalingAgent):
                 for name, target in targets.items()
             }
         )
+        self._machines: Sequence[Machine] = ()
+
+    def observe_machines(self, machines: Sequence[Machine]) -> None:
+        self._machines = machines
 
     def tick(self, observe: Observe, now: float) -> TickResult:
-        return self.autoscaler.tick({name: observe(name) for name in self.autoscaler.models}, now)
+        return self.autoscaler.tick({name: observe(name) for name in self.autoscaler.models}, now, self._machines)
 
     def next_tick_at(self) -> float:
         return min(model.next_decision_at for model in self.autoscaler.models.values())

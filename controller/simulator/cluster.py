@@ -14,12 +14,15 @@ import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from controller.simulator.machines import MachineFailure
+from controller.simulator.machines import MachineFailure, MachineStates, SimMachine
 from controller.simulator.model_sim import ModelSim, PreemptedWork, SimWorker
 from host.types import Exit, WorkerProcess
 
 #: Mean progress that a task loses in a crash: half of a checkpoint interval.
 _CRASH_LOSS_S = 1.0
+#: The same in a failure of its machine, which is noticed after `workers.lost_after_s`. The simulation notices it at
+#: once, and charges the time as lost work.
+_MACHINE_LOSS_S = 10.0 + _CRASH_LOSS_S
 
 
 class EventKind:
@@ -32,11 +35,21 @@ class SimCluster:
     """The workers of all models. `next_at` is the time of the next event in seconds; `step` processes it."""
 
     def __init__(
-        self, models: Mapping[str, ModelSim], seed: int = 0, *, failures: Sequence[MachineFailure] = ()
+        self,
+        models: Mapping[str, ModelSim],
+        seed: int = 0,
+        *,
+        failures: Sequence[MachineFailure] = (),
+        machines: Sequence[SimMachine] = (),
     ) -> None:
-        """`failures` are those of machines, in order of time."""
+        """`failures` are those of machines and switches, in order of time."""
         self.models = dict(models)
+        self.machines = MachineStates(machines, self.models)
         self._failures = deque(failures)
+        #: Failures whose machines return: a heap by time.
+        self._returns: list[tuple[float, int, MachineFailure]] = []
+        #: Whether machines have fallen silent since the last `take_exits`.
+        self._is_interrupted = False
         #: Times until which workers cannot load on devices of failed machines.
         self._repaired_at: dict[str, float] = {}
         self.workers: dict[str, SimWorker] = {}
@@ -58,20 +71,23 @@ class SimCluster:
         at = events[0][0] if events else math.inf
         if self._deadlines:
             at = min(at, self._deadlines[0][0])
+        if self._returns:
+            at = min(at, self._returns[0][0])
         return min(at, self._failures[0].at) if self._failures else at
 
     @property
     def has_crashes(self) -> bool:
-        """Whether a worker has crashed since the last `take_exits`."""
-        return any(ended.status != 0 for ended in self._exits)
+        """Whether a worker has crashed, or a machine failed, since the last `take_exits`."""
+        return self._is_interrupted or any(ended.status != 0 for ended in self._exits)
 
     @property
     def has_exits(self) -> bool:
-        return bool(self._exits)
+        """Whether a worker has ended, or machines have failed, since the last `take_exits`."""
+        return self._is_interrupted or bool(self._exits)
 
     def take_exits(self) -> list[Exit]:
         """Return the workers that have ended since the last call."""
-        exits, self._exits = self._exits, []
+        exits, self._exits, self._is_interrupted = self._exits, [], False
         return exits
 
     def take_changed(self) -> bool:
@@ -83,6 +99,10 @@ class SimCluster:
         """Process the next event."""
         if self._failures and self._failures[0].at <= self.next_at:
             self._fail_machine(self._failures.popleft())
+            return
+        if self._returns and self._returns[0][0] <= self.next_at:
+            at, _, failure = heapq.heappop(self._returns)
+            self._return_machines(failure, at)
             return
         if self._deadlines and self._deadlines[0][0] <= self.next_at:
             at, _, model, number = heapq.heappop(self._deadlines)
@@ -96,7 +116,9 @@ class SimCluster:
         elif kind == EventKind.EXIT:
             self._remove(worker, at, 0)
         elif worker.process.drained_at is None:
-            if kind == EventKind.READY:
+            if kind == EventKind.READY and self._repaired_at.get(worker.process.device, 0.0) > at:
+                self._schedule(self._repaired_at[worker.process.device], EventKind.READY, worker)
+            elif kind == EventKind.READY:
                 self._on_ready(worker, at)
             else:
                 self._crash(worker, at)
@@ -231,11 +253,7 @@ class SimCluster:
         if worker is None or worker.process.drained_at is not None:
             return
         child, model = worker.process, worker.model
-        if child.ready_at is not None:
-            self._preempt_tasks(worker, now, 0.0)
-            model.change_counts(now, 0, -1)
-        else:
-            model.change_counts(now, -1, 0)
+        self._end_service(worker, now, 0.0)
         worker.process = WorkerProcess(
             child.id, child.model, child.device, child.pid, child.started_at, now, child.ready_at
         )
@@ -251,10 +269,42 @@ class SimCluster:
             self._crash(worker, now)
 
     def _fail_machine(self, failure: MachineFailure) -> None:
-        """End all workers of a machine; later ones load after its repair."""
-        self._repaired_at |= dict.fromkeys(failure.slots, failure.until)
+        """End all workers of a machine, or cut them off; later ones load after its repair."""
+        for slot in failure.slots:
+            self._repaired_at[slot] = max(failure.until, self._repaired_at.get(slot, 0.0))
+        self.machines.fail(failure)
+        self._is_interrupted = True
+        heapq.heappush(self._returns, (failure.until, next(self._order), failure))
         for worker in [one for one in self.workers.values() if one.process.device in failure.slots]:
-            self._crash(worker, failure.at)
+            if not failure.is_cut:
+                self._crash(worker, failure.at, _MACHINE_LOSS_S, machine_failed=True)
+            elif worker.process.drained_at is None and worker.process.ready_at is not None and not worker.is_cut:
+                self._end_service(worker, failure.at, _MACHINE_LOSS_S)
+                worker.is_cut = True
+        self._changed = True
+        for model in self.models.values():
+            self._dispatch(model, failure.at)
+
+    def _return_machines(self, failure: MachineFailure, now: float) -> None:
+        """Let the workers that were cut off serve again."""
+        self._changed = True
+        for worker in self.workers.values():
+            device = worker.process.device
+            if device not in failure.slots or self._repaired_at[device] > now:
+                continue
+            if worker.is_cut and worker.process.drained_at is None:
+                worker.is_cut, worker.updated_at = False, now
+                worker.model.by_load[0][worker.process.id] = worker
+                worker.model.change_counts(now, 0, 1)
+                self._dispatch(worker.model, now)
+
+    def _end_service(self, worker: SimWorker, now: float, lost_s: float) -> None:
+        """Return the tasks of a worker that has served, and count it no more."""
+        if worker.process.ready_at is None:
+            worker.model.change_counts(now, -1, 0)
+        elif not worker.is_cut:
+            self._preempt_tasks(worker, now, lost_s)
+            worker.model.change_counts(now, 0, -1)
 
     def _preempt_tasks(self, worker: SimWorker, now: float, lost_s: float) -> None:
         """Return the worker's tasks to the head of the queue; each loses up to `lost_s` of its progress."""
@@ -269,27 +319,27 @@ class SimCluster:
             remaining_s = max(end - worker.work_done_s, 0.0)
             repeated_s = min(remaining_s + lost_s, max(model.work[number], remaining_s))
             model.remaining_s += repeated_s - remaining_s
+            model.repeated_s += repeated_s - remaining_s
             tasks.append(PreemptedWork(number, repeated_s))
         model.preempted = deque(sorted([*model.preempted, *tasks]))
         model.by_load[load].pop(worker.process.id, None)
         worker.running = []
         worker.epoch += 1
 
-    def _crash(self, worker: SimWorker, now: float) -> None:
-        model, child = worker.model, worker.process
-        if child.drained_at is None and child.ready_at is not None:
-            self._preempt_tasks(worker, now, _CRASH_LOSS_S)
-            model.change_counts(now, 0, -1)
-        elif child.drained_at is None:
-            model.change_counts(now, -1, 0)
+    def _crash(
+        self, worker: SimWorker, now: float, lost_s: float = _CRASH_LOSS_S, *, machine_failed: bool = False
+    ) -> None:
+        model = worker.model
+        if worker.process.drained_at is None:
+            self._end_service(worker, now, lost_s)
         model.crashes += 1
-        self._remove(worker, now, -9)
+        self._remove(worker, now, -9, machine_failed=machine_failed)
         self._dispatch(model, now)
 
-    def _remove(self, worker: SimWorker, now: float, status: int) -> None:
+    def _remove(self, worker: SimWorker, now: float, status: int, *, machine_failed: bool = False) -> None:
         del self.workers[worker.process.id]
         del worker.model.workers[worker.process.id]
         worker.model.worker_s += now - worker.process.started_at
         worker.epoch += 1
-        self._exits.append(Exit(worker.process, now, status))
+        self._exits.append(Exit(worker.process, now, status, machine_failed=machine_failed))
         self._changed = True

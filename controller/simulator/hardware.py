@@ -5,6 +5,8 @@ text: {prefill_tokens_per_s: 8000, decode_step_s: {1: 0.02, 8: 0.022, 32: 0.03}}
 machines:
 a: {gpus: 4}
 b: {gpus: 4, mean_life_s: 86400, repair_s: 300}
+switches:
+rack: {machines: [a, b], mean_life_s: 864000, repair_s: 120}
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from configs.sections import PositiveSeconds, Section
 from configs.yaml_file import InvalidYaml, read_yaml_file
@@ -82,12 +84,32 @@ class MachineHardware(Section):
     """Time from a failure until workers can load there again."""
 
 
+class SwitchHardware(Section):
+    """A network switch. While it fails, its machines cannot be reached, and their workers return afterwards."""
+
+    machines: tuple[str, ...] = Field(min_length=1)
+    """Names of its machines."""
+    mean_life_s: PositiveSeconds | None = None
+    """Mean time between failures. Default: it does not fail."""
+    repair_s: PositiveSeconds = 120.0
+    """Duration of a failure."""
+
+
 class Hardware(Section):
     """Simulated hardware."""
 
     image: ImageCosts = ImageCosts.model_construct()
     text: TextCosts | None = None
     machines: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], MachineHardware] = Field(default={})
+    switches: dict[str, SwitchHardware] = Field(default={})
+
+    @model_validator(mode="after")
+    def _check_switches(self) -> Self:
+        for name, switch in self.switches.items():
+            for machine in switch.machines:
+                if machine not in self.machines:
+                    raise ValueError(f"switches.{name}.machines: there is no machine {machine!r}")
+        return self
 
     def costs(self, request_s: float) -> RequestCosts:
         """Return the work of requests; `request_s` is that of requests without a size."""

@@ -65,12 +65,24 @@ class PreemptedWork(NamedTuple):
 class SimWorker:
     """A worker process. `work_done_s` is the work that a task running since the worker became ready would have."""
 
-    __slots__ = ("epoch", "from_standby", "model", "process", "replica", "running", "updated_at", "work_done_s")
+    __slots__ = (
+        "epoch",
+        "from_standby",
+        "is_cut",
+        "model",
+        "process",
+        "replica",
+        "running",
+        "updated_at",
+        "work_done_s",
+    )
 
     def __init__(self, child: WorkerProcess, model: ModelSim, *, from_standby: bool = False) -> None:
         self.process = child
         self.model = model
         self.from_standby = from_standby
+        #: It serves, but cannot be reached.
+        self.is_cut = False
         #: Heap of (`work_done_s` at which the task is finished, number of the task).
         self.running: list[tuple[float, int]] = []
         self.work_done_s = 0.0
@@ -131,6 +143,8 @@ class ModelSim:
     standby_starts: int = 0
     drains: int = 0
     worker_s: float = 0.0
+    #: Work that was done twice, because its result was lost in a failure.
+    repeated_s: float = 0.0
     #: Work of the finished tasks.
     finished_s: float = 0.0
     starting: int = 0

@@ -18,7 +18,7 @@ from configs.scaling import POLICY_FIELDS, Scaling
 from configs.settings import Settings
 from configs.yaml_file import InvalidYaml, parse_yaml
 from controller.simulator.hardware import Hardware, InvalidHardware, read_hardware
-from controller.simulator.machines import SimMachine
+from controller.simulator.machines import SimMachine, SimSwitch
 from controller.simulator.model_sim import WorkerProfile, batch_slowdowns
 from controller.simulator.request_work import RequestCosts
 from controller.simulator.scenarios import (
@@ -97,7 +97,8 @@ def _on_hardware(args: argparse.Namespace, scenario: Scenario, hardware: Hardwar
     if args.gpus is not None:
         raise InvalidScenario(f"--gpus and machines of {args.hardware} exclude each other")
     machines = [SimMachine(name, one.gpus, one.mean_life_s, one.repair_s) for name, one in hardware.machines.items()]
-    return replace(scenario, machines=machines, gpus=sum(machine.gpus for machine in machines))
+    switches = [SimSwitch(name, one.machines, one.mean_life_s, one.repair_s) for name, one in hardware.switches.items()]
+    return replace(scenario, machines=machines, switches=switches, gpus=sum(machine.gpus for machine in machines))
 
 
 def _costs(args: argparse.Namespace, hardware: Hardware) -> RequestCosts:

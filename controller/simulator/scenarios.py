@@ -10,7 +10,7 @@ from typing import NamedTuple
 from configs.scaling import Scaling
 from controller.simulator.agents import ScalingAgent, ScalingTarget
 from controller.simulator.cluster import SimCluster
-from controller.simulator.machines import SimMachine, failures_of
+from controller.simulator.machines import MachineFailure, SimMachine, SimSwitch, failures_of
 from controller.simulator.model_sim import ModelSim, WorkerProfile, batch_slowdowns
 from controller.simulator.simulator import Simulation, SimulationResult, ignore_progress
 from controller.simulator.urgency import Urgency
@@ -68,18 +68,26 @@ class Scenario:
     poll_interval_s: float = 1.0
     #: Named machines with several GPUs; none: `gpus` GPUs of one machine that does not fail.
     machines: Sequence[SimMachine] = ()
+    #: Network switches between the machines.
+    switches: Sequence[SimSwitch] = ()
 
     @property
     def has_failures(self) -> bool:
-        """Whether workers or machines fail."""
+        """Whether workers, machines or switches fail."""
         lives = [profile.mean_lifetime_s for profile in self.profiles.values()]
-        return any(life is not None for life in (*lives, *(machine.mean_life_s for machine in self.machines)))
+        lives += [machine.mean_life_s for machine in self.machines]
+        lives += [switch.mean_life_s for switch in self.switches]
+        return any(life is not None for life in lives)
 
     def targets(self) -> dict[str, ScalingTarget]:
         """Return every model as a scaling target on all devices."""
         slots = [slot for machine in self.machines for slot in machine.slots]
         slots = slots or [f"cuda:{number}" for number in range(self.gpus)]
         return {name: ScalingTarget(scaling, slots) for name, scaling in self.scalings.items()}
+
+    def failures(self) -> list[MachineFailure]:
+        """Return the failures of machines and switches, in order of time."""
+        return failures_of(self.machines, self.span_s, self.seed, self.switches)
 
     def run(
         self,
@@ -95,7 +103,7 @@ class Scenario:
             for name, profile in self.profiles.items()
         }
         simulation = Simulation(
-            SimCluster(models, self.seed, failures=failures_of(self.machines, self.span_s, self.seed)),
+            SimCluster(models, self.seed, failures=self.failures(), machines=self.machines),
             agent,
             targets,
             sample_s=sample_s,

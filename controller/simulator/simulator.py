@@ -202,6 +202,7 @@ class Simulation:
         cluster, agent = self._cluster, self._agent
         for ended in cluster.take_exits():
             agent.on_worker_exit(ended)
+        agent.observe_machines(cluster.machines.at(now))
         plan = agent.tick(self._observer(now), now).plan
         changed_models = set()
         for action in plan.actions:

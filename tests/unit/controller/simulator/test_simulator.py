@@ -11,7 +11,7 @@ import pytest
 from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import TickResult
 from controller.planning.plan import Plan
-from controller.simulator.agents import Observe
+from controller.simulator.agents import Observe, ScalingAgent
 from controller.simulator.cli import run
 from controller.simulator.model_sim import WorkerProfile
 from controller.simulator.results import PolicyResult, model_results, total_result
@@ -30,7 +30,7 @@ def scenario(
     )
 
 
-class RecordingAgent:
+class RecordingAgent(ScalingAgent):
     """A scaling agent that only records its ticks and observations."""
 
     def __init__(self, every_s: float) -> None:
