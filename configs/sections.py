@@ -401,3 +401,18 @@ class Workers(Section):
                 f"lost_after_s ({self.lost_after_s:g}) must be at least twice heartbeat_s ({self.heartbeat_s:g})"
             )
         return self
+
+
+class RayCluster(Section):
+    """Workers on a Ray cluster, with `launcher: ray`; see docs/ray.md."""
+
+    address: str = Field(default="auto", pattern=r"^(auto|([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4})$")
+    """Address HOST:PORT of the cluster; `auto`: the one that this machine is a node of."""
+    python: LocalPath | None = None
+    """Interpreter on this machine that has Ray. Default: the interpreter of the server."""
+    worker_python: str | None = Field(default=None, min_length=1)
+    """Interpreter on the nodes that has Muster. Default: the one that Ray uses there."""
+    data_dir: str = Field(default="~/.cache/muster-ray", min_length=1)
+    """Folder on each node for logs, caches and weights from the hub."""
+    environment: dict[str, str] = {}
+    """Environment variables of the workers, by name."""

@@ -22,6 +22,7 @@ from configs.sections import (
     Logging,
     MachineCount,
     Queue,
+    RayCluster,
     Results,
     Section,
     Server,
@@ -68,6 +69,9 @@ class Settings(Section):
     devices: Devices = Devices.model_construct()
     workers: Workers = Workers.model_construct()
     agent: Agent = Agent.model_construct()
+    launcher: Literal["local", "ray"] = "local"
+    """What starts workers: `local` on this machine, `ray` on a Ray cluster. Also `--launcher`."""
+    ray: RayCluster = RayCluster.model_construct()
     models: Annotated[dict[ModelName, Model], BeforeValidator(_empty_models)] = Field(min_length=1)
     """The served models by name. The first one is the default of requests without a model."""
 

@@ -63,13 +63,13 @@ def environment_problem(python: str, version: tuple[int, ...], missing: Sequence
     return f"{python} lacks packages that a worker needs; install them: {python} -m pip install {packages}"
 
 
-def link_packages(source: Path, folder: Path) -> Path:
-    """Return a folder that holds links to the packages of a worker, and nothing else.
+def link_packages(source: Path, folder: Path, packages: Sequence[str] = _OWN_PACKAGES) -> Path:
+    """Return a folder that holds links to these packages, by default those of a worker, and nothing else.
 
     `source` itself may be a folder of installed packages, which are made for this interpreter only. Raises `OSError`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for package in _OWN_PACKAGES:
+    for package in packages:
         link, target = folder / package, source / package
         if link.is_symlink() and link.readlink() == target:
             continue

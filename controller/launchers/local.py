@@ -19,7 +19,7 @@ from host.worker_commands import WorkerCommands
 
 BALANCER = "loadbalancer"
 #: Settings that only the controller reads: a change does not outdate children.
-_OWN_KEYS = frozenset({"data_dir", "min_workers", "max_workers", "devices"})
+_OWN_KEYS = frozenset({"data_dir", "min_workers", "max_workers", "devices", "launcher", "ray"})
 
 
 class LocalLauncher:

@@ -26,6 +26,7 @@ from host.types import Exit, PollResult, WorkerProcess
 from scripts.harness.agents import agent_process
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import free_port, wait_until
+from tests.support.ray_setup import ray_setup
 from wire.agents import AgentExchange
 
 #: `broken` cannot start, because it has no weights.
@@ -38,6 +39,8 @@ class LauncherSetup(Protocol):
     #: Prefix of its workers' names, and the machine's part of its device names.
     prefix: str
     machine: str
+    #: Whether the launcher can start standby workers.
+    has_standby: bool
 
     @property
     def launcher(self) -> Launcher:
@@ -55,6 +58,7 @@ class LocalSetup:
 
     prefix = ""
     machine = ""
+    has_standby = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -89,6 +93,7 @@ class AgentSetup:
 
     prefix = "box:"
     machine = "box"
+    has_standby = True
 
     def __init__(self, server: Server, settings: Settings) -> None:
         self._settings = settings
@@ -138,6 +143,7 @@ def agent_setup(folder: Path) -> Iterator[LauncherSetup]:
 SETUPS: dict[str, Callable[[Path], contextlib.AbstractContextManager[LauncherSetup]]] = {
     "local": local_setup,
     "agent": agent_setup,
+    "ray": ray_setup,
 }
 
 
