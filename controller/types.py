@@ -29,6 +29,8 @@ class Device:
     memory: int | None = None
     #: Why no worker starts there; empty if healthy.
     fault: str = ""
+    #: A worker takes all of it, however little it needs: something else hands out whole devices.
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

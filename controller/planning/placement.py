@@ -63,6 +63,7 @@ class DeviceSlots:
         self._tight = tight
         self._memory = {name: device.memory for name, device in devices.items() if device.memory is not None}
         self._faulty = {name for name, device in devices.items() if device.fault}
+        self._exclusive = {name for name, device in devices.items() if device.exclusive}
         #: Used bytes, or workers where memory is not counted: now, and later.
         self._used_now: defaultdict[str, int] = defaultdict(int)
         self._used_later: defaultdict[str, int] = defaultdict(int)
@@ -278,4 +279,6 @@ class DeviceSlots:
         memory = self._memory.get(device)
         if memory is None:
             return 1
-        return max(memory, 1) if request.need is None else request.need
+        if request.need is None or (device in self._exclusive and request.need <= memory):
+            return max(memory, 1)
+        return request.need

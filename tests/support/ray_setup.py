@@ -30,7 +30,7 @@ class RaySetup:
         self._environment = environment
         self._launcher: RayLauncher | None = None
         self.restart()
-        self.machine = self.ray.machines(0.0, frozenset())[-1].name
+        self.machine = self.ray.machines(0.0)[-1].name
 
     @property
     def ray(self) -> RayLauncher:

@@ -56,9 +56,7 @@ class ClusterNodes:
         has_gpus = node is not None and node.resources.get("GPU", 0) >= 1
         return {"GPU": 1.0} if kind == "cuda" or (kind == "sim" and has_gpus) else {"CPU": 1.0}
 
-    def machines(
-        self, settings: Settings, models: frozenset[str], last_report_at: float, *, silent: bool
-    ) -> list[Machine]:
+    def machines(self, settings: Settings, last_report_at: float, *, silent: bool) -> list[Machine]:
         """Return every node that has devices. Where there are simulated models, each device is a simulated one, too."""
         found = []
         cpu_only = settings.devices.use == "cpu"
@@ -70,7 +68,7 @@ class ClusterNodes:
                     Machine(
                         name,
                         _devices(node, name, probe, count, cpu_only=cpu_only, simulated=simulated),
-                        models,
+                        frozenset(settings.models),
                         last_report_at,
                         silent=silent,
                         refused_reason=_refused_reason(probe),
@@ -101,10 +99,10 @@ def _devices(
     has_gpus = not cpu_only and node.resources.get("GPU", 0) >= 1
     memory = {number: size for number, _, size in probe.gpus} if probe is not None and has_gpus else {}
     kind = "cuda" if has_gpus else "cpu"
-    found = [Device(on_machine(machine, f"{kind}:{number}"), memory.get(number)) for number in range(count)]
-    if simulated:
-        found += [Device(on_machine(machine, f"sim:{number}")) for number in range(count)]
-    return found
+    sizes = {f"{kind}:{number}": memory.get(number) for number in range(count)}
+    sizes |= {f"sim:{number}": None for number in range(count if simulated else 0)}
+    # Ray reserves whole GPUs, so that another worker would wait in vain.
+    return [Device(on_machine(machine, name), size, exclusive=True) for name, size in sizes.items()]
 
 
 def _refused_reason(probe: NodeProbe | None) -> str:

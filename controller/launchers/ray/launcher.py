@@ -71,6 +71,13 @@ class RayLauncher:
         """Whether the nodes of the cluster are known and examined."""
         return self.is_joined and self._nodes.are_examined
 
+    def __contains__(self, worker: str) -> bool:
+        return worker in self._children
+
+    def has_machine(self, machine: str) -> bool:
+        """Return whether this is a live node."""
+        return self._nodes.node_of(machine) is not None
+
     def close(self) -> None:
         """End the gateway. The workers go on, for the next controller."""
         self._gateway.close()
@@ -134,11 +141,11 @@ class RayLauncher:
             self._requested = bundles
             self._gateway.send(RequestCapacity([dict(bundle) for bundle in bundles]))
 
-    def machines(self, now: float, models: frozenset[str]) -> list[Machine]:
+    def machines(self, now: float) -> list[Machine]:
         """Return the live nodes; all are silent while the cluster does not answer."""
         last = self._gateway.last_event_at
         silent = not self.is_joined or now - last > self._settings.workers.lost_after_s
-        return self._nodes.machines(self._settings, models, last, silent=silent)
+        return self._nodes.machines(self._settings, last, silent=silent)
 
     def poll(self) -> PollResult:
         """Handle the events of the gateway."""

@@ -57,13 +57,9 @@ except ImportError as error:
     if not found.get("problem"):
         found["problem"] = f"{sys.executable} has no Muster ({error}): install it there, or set ray.worker_python"
 try:
-    import pynvml
-    pynvml.nvmlInit()
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle).total
-        found["gpus"].append([index, str(pynvml.nvmlDeviceGetName(handle)), int(memory)])
-except Exception:
+    from host.gpus import list_gpus
+    found["gpus"] = [[gpu.index, gpu.name, gpu.total_bytes] for gpu in list_gpus() if gpu.total_bytes]
+except Exception:  # without NVML, or without GPUs
     found["gpus"] = []
 print(json.dumps(found))
 """
@@ -76,7 +72,8 @@ def _probe_on_node(python: str, environment: dict[str, str], program: str, timeo
     import subprocess
     import sys
 
-    own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")} | environment
+    hidden = ("RAY_", "CUDA_VISIBLE_DEVICES")  # Ray hides the GPUs from a task that reserves none
+    own = {name: text for name, text in os.environ.items() if not name.startswith(hidden)} | environment
     interpreter = python or sys.executable
     try:
         done = subprocess.run(  # noqa: S603 - the operator's interpreter
