@@ -118,7 +118,9 @@ def to_yaml(settings: Settings) -> str:
 
 
 def _overrides(given: Tree) -> Tree:
-    top = {key: given[key] for key in ("data_dir", "log_level", "min_workers", "max_workers") if key in given}
+    names = ("data_dir", "log_level", "min_workers", "max_workers", "launcher")
+    top = {key: given[key] for key in names if key in given}
+    ray = {"ray": {"address": given["ray_address"]}} if "ray_address" in given else {}
     server = {key: given[key] for key in ("host", "port") if key in given}
     access = {"insecure": True} if "insecure" in given else {}
-    return top | ({"server": server} if server else {}) | ({"access": access} if access else {})
+    return top | ray | ({"server": server} if server else {}) | ({"access": access} if access else {})

@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,8 @@ from controller.autoscaler.model_state import ModelState
 from controller.balancer_client import BalancerHttpClient, url_of
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.launchers.machines import MachinesLauncher
+from controller.launchers.ray.launcher import RayLauncher
+from controller.launchers.ray.setup import check_settings, ray_launcher, until_joined
 from controller.runtime.balancer_supervisor import BalancerStartupError
 from controller.runtime.console import ServerConsole, log_to_console
 from controller.runtime.control_loop import ControlLoop
@@ -65,6 +69,8 @@ load. Without --config it serves the small built-in model "digits":
 
     python -m controller --min-workers 2
 
+With --launcher ray, workers run on the nodes of a Ray cluster (docs/ray.md).
+
 Settings come from the YAML file. MUSTER_* variables (MUSTER_SERVER__PORT=9000) override it, and options override both.
 Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a second signal, or SIGQUIT, stops it at
 once. SIGHUP reads the configuration again: what can change while serving does so, and the log names the rest.
@@ -83,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-workers", type=int, metavar="N", default=argparse.SUPPRESS, help="maximum number of workers per model"
+    )
+    parser.add_argument(
+        "--launcher", choices=("local", "ray"), default=argparse.SUPPRESS, help="what starts workers (launcher)"
+    )
+    parser.add_argument(
+        "--ray-address", metavar="HOST:PORT", default=argparse.SUPPRESS, help="Ray cluster, or auto (ray.address)"
     )
     add_server_options(parser)
     add_config_options(parser)
@@ -142,7 +154,8 @@ def _terminal_console() -> Console | None:
 async def _allocate(
     settings: Settings, read_settings: Callable[[], Settings], console: ServerConsole, terminal: Terminal
 ) -> None:
-    gpus = _gpus(settings)
+    cluster = await _join_cluster(settings, console) if settings.launcher == "ray" else None
+    gpus = [] if cluster is not None else _gpus(settings)
     devices = [Device(gpu.device, gpu.total_bytes) for gpu in gpus]
     machine = build_host_devices(settings, devices, cpu_cores())
     models = _models(settings, machine)
@@ -160,7 +173,7 @@ async def _allocate(
     measured = load_measured_memory(settings.data_dir)
     pool = build_pool(settings, machine, measured, occupied={child.device for child in adopted})
     autoscaler = Autoscaler(models, pool)
-    machines = MachinesLauncher(launcher, settings)
+    machines = MachinesLauncher(launcher, settings, cluster=cluster)
     control_plane = ControlPlaneAgent(
         settings,
         autoscaler,
@@ -195,6 +208,21 @@ async def _run_until_stopped(
             raise
     finally:
         await loop.shutdown(immediate)
+
+
+async def _join_cluster(settings: Settings, console: ServerConsole) -> RayLauncher:
+    """Connect to the Ray cluster. Raises `SetupError`."""
+    check_settings(settings)
+    console.line(f"joining the Ray cluster ({settings.ray.address}) ...")
+    try:
+        cluster = ray_launcher(settings, os.environ)
+    except OSError as error:
+        raise SetupError(f"data_dir {settings.data_dir} cannot be used: {describe_os_error(error)}") from None
+    await until_joined(cluster)
+    for machine in cluster.machines(time.monotonic()):
+        refused = f", not used: {machine.refused_reason}" if machine.refused_reason else ""
+        console.line(f"{machine.name}: {len(machine.devices)} devices{refused}")
+    return cluster
 
 
 def _adopt_processes(settings: Settings, launcher: LocalLauncher, console: ServerConsole) -> list[WorkerProcess]:
@@ -240,7 +268,7 @@ def _models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
         log.warning("%s", "; ".join(problems))
     if unplaced := unplaced_models(models, machine, share=settings.devices.share):
         log.warning("the GPU memory does not suffice for all min_workers: %s must wait", ", ".join(unplaced))
-    if machine.machines:
+    if machine.machines or machine.remote_only:
         return models
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
     required, places = sum(models[name].limits.min_workers for name in real), len(machine.gpus) or machine.cores

@@ -15,6 +15,8 @@ from controller.config_diff import generation
 from controller.launchers import Launcher
 from controller.launchers.agent import AgentLauncher
 from controller.launchers.local import LocalLauncher
+from controller.launchers.ray.launcher import RayLauncher
+from controller.launchers.ray.local_and_ray import LocalAndRayLauncher
 from controller.planning.machines import Machine
 from host.types import PollResult
 from wire.agents import AgentExchange, ModelSettings
@@ -30,8 +32,15 @@ _READ_BY_WORKERS = {"heartbeat_s", "lost_after_s", "orphan_after_s", "drain_time
 class MachinesLauncher:
     """Implements `Launcher` for all machines. A device's name has its machine, and a worker's name begins with it."""
 
-    def __init__(self, local: LocalLauncher, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._local = local
+    def __init__(
+        self,
+        local: LocalLauncher,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        cluster: RayLauncher | None = None,
+    ) -> None:
+        #: What runs without an agent.
+        self.direct = LocalAndRayLauncher(local, cluster)
         self._clock = clock
         self._epoch = int(time.time())
         self._agents: dict[str, AgentLauncher] = {}
@@ -41,7 +50,7 @@ class MachinesLauncher:
 
     def update_settings(self, settings: Settings) -> None:
         """Start workers with these settings from now on. Raises `OSError` without a change."""
-        self._local.update_settings(settings)
+        self.direct.update_settings(settings)
         self._use(settings)
 
     def _use(self, settings: Settings) -> None:
@@ -69,7 +78,7 @@ class MachinesLauncher:
         self._of_worker(worker).kill(worker)
 
     def poll(self) -> PollResult:
-        results = [self._local.poll(), *(agent.poll() for agent in self._agents.values())]
+        results = [self.direct.poll(), *(agent.poll() for agent in self._agents.values())]
         return PollResult(
             [child for result in results for child in result.children],
             [ended for result in results for ended in result.exits],
@@ -78,21 +87,29 @@ class MachinesLauncher:
     def _of_device(self, device: str) -> Launcher:
         """Return the launcher of the device's machine. Raises `OSError` for a machine that is not known."""
         name = machine_of(device)
-        if not name:
-            return self._local
+        if not name or self.direct.has_machine(name):
+            return self.direct
         if name not in self._agents:
             raise OSError(f"the machine {name} is not connected")
         return self._agents[name]
 
     def _of_worker(self, worker: str) -> Launcher:
-        return self._agents.get(worker.partition(":")[0], self._local) if ":" in worker else self._local
+        return self._agents.get(worker.partition(":")[0], self.direct) if ":" in worker else self.direct
+
+    def worker_name(self, device: str, name: str) -> str:
+        """Return the worker's name on the device's machine: it begins with the name of its key.
+
+        Each worker on a Ray cluster has its own key.
+        """
+        machine = machine_of(device)
+        return f"{machine}:{name}" if machine and not self.direct.has_machine(machine) else name
 
     # ---- agents
 
     def machines(self) -> list[Machine]:
-        """Return the machines with an agent that has reported, also silent ones."""
+        """Return the machines with an agent that has reported, also silent ones, and the nodes of the cluster."""
         found = [agent.machine() for agent in self._agents.values()]
-        return [machine for machine in found if machine is not None]
+        return [*(machine for machine in found if machine is not None), *self.direct.machines()]
 
     async def exchange(self, balancer: BalancerHttpClient) -> None:
         """Send the orders, and take in the reports. Without an answer nothing changes."""
@@ -144,9 +161,3 @@ def model_settings(settings: Settings) -> ModelSettings:
     }
     text = json.dumps([workers, models], sort_keys=True)
     return ModelSettings(hashlib.sha256(text.encode()).hexdigest()[:16], workers, models)
-
-
-def worker_name(device: str, name: str) -> str:
-    """Return the worker's name on the device's machine: with the machine's name, which is that of its key."""
-    machine = machine_of(device)
-    return f"{machine}:{name}" if machine else name

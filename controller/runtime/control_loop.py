@@ -59,7 +59,7 @@ class ControlLoop:
         self._data_dir = data_dir
         self._machines = machines
         self._console = console
-        self._executor = Executor(machines, autoscaler, max_starting)
+        self._executor = Executor(machines, autoscaler, max_starting, machines.worker_name)
         self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
         self._workers = WorkerTracker()
         self._children: Sequence[WorkerProcess] = ()
@@ -105,7 +105,9 @@ class ControlLoop:
         self._control_plane.close()
         self._machines.drain_agents(self._control_plane.settings.server.shutdown_s)
         await self._machines.exchange(self._balancer)
-        await stop_processes(self._launcher, self._console, self._control_plane.settings.server.shutdown_s, immediate)
+        await stop_processes(
+            self._machines.direct, self._console, self._control_plane.settings.server.shutdown_s, immediate
+        )
 
     async def _tick(self, now: float) -> None:
         snapshot = await self._balancer.snapshot()
@@ -113,11 +115,18 @@ class ControlLoop:
         machines = self._machines.machines()
         self._control_plane.set_machines(machines)
         result = self._autoscaler.tick(observations, now, machines)
+        self._request_room()
         plan = result.plan if self._data_dir_problem is None else only_kills(result.plan)
         if plan.actions:
             self._executor.apply(plan, count_starting(observations.values()))
             await self._machines.exchange(self._balancer)
         await self._report(snapshot, result, now)
+
+    def _request_room(self) -> None:
+        """Let a cluster grow and shrink with the desired numbers of workers."""
+        models = self._autoscaler.models.values()
+        desired = ((model.override or model.decision).desired for model in models)
+        self._machines.direct.request_workers(sum(desired))
 
     def _observe(self, snapshot: Snapshot | None, now: float) -> dict[str, Observation]:
         if snapshot is not None and (new := self._workers.update(snapshot, now)):

@@ -39,6 +39,8 @@ class HostDevices:
     cores: int
     simulated: Sequence[Device] = ()
     machines: Sequence[Machine] = ()
+    #: Whether this machine has none, because all workers run on others.
+    remote_only: bool = False
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -59,6 +61,8 @@ class HostDevices:
 def build_host_devices(
     settings: Settings, gpus: Sequence[Device], cores: int, machines: Sequence[Machine] = ()
 ) -> HostDevices:
+    if settings.launcher == "ray":
+        return HostDevices([], 0, (), machines, remote_only=True)
     sizes = [group.memory for group in settings.devices.simulated for _ in range(group.count)]
     slots = cores if settings.devices.cpu_slots == "auto" else settings.devices.cpu_slots
     return HostDevices(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)], machines)
@@ -105,6 +109,8 @@ def build_models(settings: Settings, machine: HostDevices) -> dict[str, ModelSta
 def _real_slots(model: str, machine: HostDevices, min_workers: int, total_min: int) -> Sequence[str]:
     """Return the GPUs of all machines. Without any GPU: the CPU slots of all machines."""
     gpus = [*machine.gpus, *machine.remote(model, "cuda")]
+    if machine.remote_only:
+        return [device.name for device in gpus or machine.remote(model, "cpu")]
     # If memory is counted, it decides which models share a GPU; the slots only bound workers of one model.
     is_counted = bool(gpus) and all(gpu.memory is not None for gpu in gpus)
     required = min_workers if is_counted else total_min
@@ -116,6 +122,8 @@ def _real_slots(model: str, machine: HostDevices, min_workers: int, total_min: i
 
 def _simulated_slots(model: str, machine: HostDevices, min_workers: int, unbounded: Sequence[str]) -> Sequence[str]:
     names = [device.name for device in [*machine.simulated, *machine.remote(model, "sim")]]
+    if machine.remote_only:
+        return names
     if unbounded:
         return [*unbounded, *names] if names else unbounded
     return device_slots(names, 0, min_workers)
@@ -139,7 +147,7 @@ def device_slots(gpus: Sequence[str], cores: int, min_workers: int) -> list[str]
 
 def _default_sim_devices(settings: Settings, machine: HostDevices) -> list[str]:
     """Return simulated devices if none are configured: one per possible worker, and one per model for an update."""
-    if machine.simulated:
+    if machine.simulated or machine.remote_only:
         return []
     bounds = [_limits(settings, name, _SIM_WORKERS) for name, model in settings.models.items() if model.engine == "sim"]
     return [f"sim:{number}" for number in range(sum(limits.max_workers + 1 for limits in bounds))]

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 
-from controller.launchers.local import BALANCER, LocalLauncher
+from controller.launchers import Launcher
+from controller.launchers.local import BALANCER
 from controller.runtime.console import ServerConsole
 
 log = logging.getLogger("controller")
@@ -16,7 +17,7 @@ _KILLED_BY_S = 9.5
 
 
 async def stop_processes(
-    launcher: LocalLauncher, console: ServerConsole, balancer_s: float, immediate: asyncio.Event
+    launcher: Launcher, console: ServerConsole, balancer_s: float, immediate: asyncio.Event
 ) -> None:
     """Stop the balancer, which may take `balancer_s` seconds, then the workers; kill all when `immediate` is set."""
 

@@ -14,7 +14,6 @@ from controller.launchers import Launcher
 from controller.launchers.ray.launcher import RayLauncher
 from controller.launchers.ray.setup import ray_launcher
 from host.types import PollResult
-from loadbalancer.access.startup_checks import load_server_keys
 from scripts.harness.processes import ROOT, free_port, wait_until
 from tests.support.ray_cluster import RayCluster, ray_cluster, ray_python
 
@@ -84,7 +83,6 @@ def ray_setup(folder: Path) -> Iterator[RaySetup]:
         sections = ray_section(cluster, python)
         sections["ray"]["data_dir"] = str(folder / "node")
         settings = settings_in(folder, **sections)
-        load_server_keys(settings.data_dir)
         setup = RaySetup(settings, dict(os.environ) | cluster.environment)
         try:
             yield setup

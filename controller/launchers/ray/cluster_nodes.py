@@ -56,6 +56,12 @@ class ClusterNodes:
         has_gpus = node is not None and node.resources.get("GPU", 0) >= 1
         return {"GPU": 1.0} if kind == "cuda" or (kind == "sim" and has_gpus) else {"CPU": 1.0}
 
+    def bundles(self, settings: Settings, workers: int) -> list[Resources]:
+        """Return the resources of so many workers. A cluster without nodes yet has GPUs, unless none are to be used."""
+        is_gpu = settings.devices.use != "cpu"
+        has_gpus = is_gpu and (not self._nodes or any(node.resources.get("GPU", 0) >= 1 for node in self._nodes))
+        return [{"GPU": 1.0} if has_gpus else {"CPU": 1.0} for _ in range(workers)]
+
     def machines(self, settings: Settings, last_report_at: float, *, silent: bool) -> list[Machine]:
         """Return every node that has devices. Where there are simulated models, each device is a simulated one, too."""
         found = []

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from configs.devices import kind_of, machine_of, on_machine
 from configs.logs import start_failure
@@ -26,6 +26,7 @@ from controller.launchers.ray.messages import (
     KillActor,
     NodesListed,
     RequestCapacity,
+    Resources,
     SignalWorker,
     WorkerEnded,
     WorkerStarted,
@@ -54,7 +55,9 @@ class RayLauncher:
         #: Orders that a later gateway gets again: workers to kill, and the last signal of draining ones.
         self._killed: set[str] = set()
         self._signals: dict[str, signal.Signals] = {}
-        self._requested: Sequence[Mapping[str, float]] = ()
+        self._requested: Sequence[Resources] = ()
+        #: When the nodes were listed.
+        self._listed_at = float("-inf")
         #: This machine's address in the cluster; empty while the gateway is not connected.
         self._address = ""
         self._exits: list[Exit] = []
@@ -135,17 +138,20 @@ class RayLauncher:
             self._killed.add(worker)
             self._gateway.send(KillActor(worker))
 
-    def request_capacity(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        """Ask the cluster's autoscaler for room for all of these workers at once, if it has changed."""
+    def request_workers(self, workers: int) -> None:
+        """Ask the cluster's autoscaler for room for so many workers, if the number has changed.
+
+        Ray keeps a request until the next one, so that a smaller one lets it remove nodes.
+        """
+        bundles = self._nodes.bundles(self._settings, workers)
         if bundles != self._requested:
             self._requested = bundles
-            self._gateway.send(RequestCapacity([dict(bundle) for bundle in bundles]))
+            self._gateway.send(RequestCapacity(bundles))
 
     def machines(self, now: float) -> list[Machine]:
         """Return the live nodes; all are silent while the cluster does not answer."""
-        last = self._gateway.last_event_at
-        silent = not self.is_joined or now - last > self._settings.workers.lost_after_s
-        return self._nodes.machines(self._settings, last, silent=silent)
+        silent = now - self._listed_at > self._settings.workers.lost_after_s
+        return self._nodes.machines(self._settings, self._listed_at, silent=silent)
 
     def poll(self) -> PollResult:
         """Handle the events of the gateway."""
@@ -163,6 +169,7 @@ class RayLauncher:
                 self._reconcile(event, now)
             case NodesListed(nodes, probes):
                 self._nodes.update(nodes, probes)
+                self._listed_at = now
             case WorkerStarted(worker, pid, gpus):
                 self._on_started(worker, pid, gpus)
             case WorkerEnded():
@@ -184,7 +191,7 @@ class RayLauncher:
                 self._gateway.send(KillActor(worker))
             elif worker in self._signals:
                 self._gateway.send(SignalWorker(worker, self._signals[worker]))
-        self._gateway.send(RequestCapacity([dict(bundle) for bundle in self._requested]))
+        self._gateway.send(RequestCapacity(self._requested))
 
     def _on_started(self, worker: str, pid: int, gpus: Sequence[str]) -> None:
         child = self._children.get(worker)

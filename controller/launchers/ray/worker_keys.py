@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from filelock import FileLock
 
-from configs.files import durable_write, read_regular_file
+from configs.files import durable_create, durable_write, read_regular_file
 from configs.paths import curve_dir
 from configs.yaml_file import InvalidYaml, dump_yaml, parse_yaml
 from wire.curve import AllowedWorker, AllowedWorkers, KeyPair, WorkerKey, new_pair
@@ -41,12 +41,14 @@ class WorkerKeys:
                 workers.pop(name, None)
 
     def _server(self) -> KeyPair:
+        """Return the balancer's keys, which the first program that needs them makes."""
+        path = self._folder / _SERVER
+        if not path.exists():
+            durable_create(path, dump_yaml(msgspec.to_builtins(new_pair())).encode())
         try:
-            return msgspec.convert(_tree(self._folder / _SERVER), KeyPair)
-        except FileNotFoundError:
-            raise OSError("the balancer has made no key yet") from None
+            return msgspec.convert(_tree(path), KeyPair)
         except msgspec.ValidationError:
-            raise OSError(f"{self._folder / _SERVER} is no key file of this server") from None
+            raise OSError(f"{path} is no key file of this server") from None
 
     @contextmanager
     def _change(self) -> Iterator[dict[str, AllowedWorker]]:
