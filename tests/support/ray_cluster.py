@@ -46,10 +46,14 @@ class RayCluster(NamedTuple):
         self.process.stdin.flush()
         self.raylets[:] = _report(self.process)["raylets"]
 
-    def processes(self, command: str) -> list[psutil.Process]:
-        """Return the processes of this cluster with this text in the command line."""
-        token = self.environment["RAY_AUTH_TOKEN"]
-        return [process for process in psutil.process_iter() if _is_of(process, command, token)]
+    def actors(self) -> list[psutil.Process]:
+        """Return the processes of actors that run a worker."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "ray::WorkerActor" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
 
 @contextlib.contextmanager
@@ -96,9 +100,3 @@ def _report(process: subprocess.Popen[str]) -> Any:
         if line.startswith("{"):
             return json.loads(line)
     raise AssertionError("the cluster has not started")
-
-
-def _is_of(process: psutil.Process, command: str, token: str) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return command in " ".join(process.cmdline()) and token in process.environ().values()
-    return False

@@ -33,6 +33,10 @@ _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def main(argv: Sequence[str]) -> int:
     """Run the command. Return 0 when it and all its descendants have ended."""
     log, *command = argv
+    # Ray kills the children of an actor that ends. This process is none, so that it can end the command properly.
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     try:
         return _run(log, command)
     finally:
@@ -67,7 +71,7 @@ def _run(log: str, command: Sequence[str]) -> int:
             _report({"pid": 0})
             _report({"status": _NOT_FOUND})
             return 1
-    _report({"pid": process.pid})
+    _report({"pid": process.pid, "supervisor": os.getpid()})
     _watch(process, wakeup)
     _kill_descendants(process)
     _report({"status": process.returncode})

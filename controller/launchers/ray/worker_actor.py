@@ -7,8 +7,10 @@ actor and dies with it (see `process_supervisor`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,7 +28,7 @@ class WorkerActor:
     """Runs one worker process. All methods are called in the actor's event loop."""
 
     def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._is_up = asyncio.Event()
         self._ended: asyncio.Future[dict[str, Any]] | None = None
@@ -51,11 +53,10 @@ class WorkerActor:
         command = [python, *order["command"]]
         for name, text in values.items():
             command = [word.replace(name, text) for word in command]
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-I", "-S", str(run / "process_supervisor.py"), str(log), *command),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+        self._process = subprocess.Popen(  # noqa: S603 - the controller's own command
+            [sys.executable, "-I", "-S", str(run / "process_supervisor.py"), str(log), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             env=_environment(order["environment"]),
         )
         self._idle.cancel()
@@ -72,7 +73,9 @@ class WorkerActor:
         """Send the signal, once the worker runs."""
         await self._is_up.wait()
         if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write(f"{signum}\n".encode())
+            with contextlib.suppress(OSError):  # it has just ended
+                self._process.stdin.write(f"{signum}\n".encode())
+                self._process.stdin.flush()
 
     async def wait(self) -> dict[str, Any]:
         """Return how the worker has ended, when it has."""
@@ -95,7 +98,7 @@ class WorkerActor:
         """Return the next message of the supervisor; empty if it is gone."""
         assert self._process is not None
         assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
+        line = await asyncio.to_thread(self._process.stdout.readline)
         found: dict[str, Any] = json.loads(line) if line else {}
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from controller.launchers.ray import process_supervisor
@@ -41,6 +41,11 @@ class Supervised:
             stdout=subprocess.PIPE,
         )
 
+    def until_over(self) -> None:
+        """Wait for the end of the supervisor."""
+        assert self.process.stdout is not None
+        self.process.stdout.read()
+
     def message(self) -> dict[str, int | None]:
         assert self.process.stdout is not None
         found: dict[str, int | None] = json.loads(self.process.stdout.readline())
@@ -51,11 +56,16 @@ class Supervised:
         self.process.stdin.write(text)
         self.process.stdin.flush()
 
-    def family(self) -> set[int]:
-        """Return the command and its child, once both run."""
-        pid = self.message()["pid"]
+    def start(self) -> tuple[int, int]:
+        """Return the process ids of the command and of the supervisor."""
+        found = self.message()
+        return found["pid"] or 0, found["supervisor"] or 0
+
+    def family(self) -> tuple[set[int], int]:
+        """Return the command with its child, once both run, and the supervisor."""
+        pid, supervisor = self.start()
         wait_until(lambda: self.log.read_text().endswith("\n"), "the grandchild")
-        return {pid or 0, int(self.log.read_text())}
+        return {pid, int(self.log.read_text())}, supervisor
 
 
 @contextlib.contextmanager
@@ -68,7 +78,6 @@ def supervised(folder: Path, *command: str) -> Iterator[Supervised]:
             assert pipe is not None
             with contextlib.suppress(OSError):
                 pipe.close()
-        made.process.kill()
         made.process.wait(PATIENCE_S)
 
 
@@ -87,19 +96,19 @@ def test_status_of_the_command_is_reported(tmp_path: Path, command: list[str], s
         if sent:
             own.send(sent)
         assert own.message() == {"status": status}
-        own.process.wait(PATIENCE_S)
+        own.until_over()
         assert not own.folder.exists(), "the key is deleted"
 
 
 def test_command_that_is_missing_says_so(tmp_path: Path) -> None:
     with supervised(tmp_path, "/does/not/exist") as own:
-        own.process.wait(PATIENCE_S)
+        own.until_over()
         assert own.log.read_text() == "cannot start: /does/not/exist: No such file or directory\n"
 
 
 def test_descendants_end_with_the_command(tmp_path: Path) -> None:
     with supervised(tmp_path, sys.executable, "-c", FAMILY) as own:
-        pids = own.family()
+        pids, _ = own.family()
         own.send(b"15\n")
         assert own.message() == {"status": -15}
         assert not any(is_alive(pid) for pid in pids)
@@ -107,27 +116,28 @@ def test_descendants_end_with_the_command(tmp_path: Path) -> None:
 
 def test_nothing_outlives_the_input(tmp_path: Path) -> None:
     with supervised(tmp_path, sys.executable, "-c", FAMILY) as own:
-        pids = own.family()
+        pids, _ = own.family()
         assert own.process.stdin is not None
         own.process.stdin.close()
-        own.process.wait(PATIENCE_S)
+        own.until_over()
+        assert not own.folder.exists()
         assert not any(is_alive(pid) for pid in pids)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_nothing_outlives_a_stopped_supervisor(tmp_path: Path, signum: signal.Signals) -> None:
     with supervised(tmp_path, sys.executable, "-c", FAMILY) as own:
-        pids = own.family()
-        own.process.send_signal(signum)
-        own.process.wait(PATIENCE_S)
+        pids, supervisor = own.family()
+        os.kill(supervisor, signum)
+        own.until_over()
         assert not any(is_alive(pid) for pid in pids)
 
 
 def test_command_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
     with supervised(tmp_path, "/bin/sleep", "600") as own:
-        pid = own.message()["pid"]
-        own.process.kill()
-        wait_until(lambda: not psutil.pid_exists(pid or 0), "the end of the command")
+        pid, supervisor = own.start()
+        os.kill(supervisor, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), "the end of the command")
 
 
 def test_signals_in_several_reads_arrive(tmp_path: Path) -> None:
