@@ -31,8 +31,6 @@ from controller.autoscaler.model_state import ModelState
 from controller.balancer_client import BalancerHttpClient, url_of
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.launchers.machines import MachinesLauncher
-from controller.launchers.ray.launcher import RayLauncher
-from controller.launchers.ray.setup import check_settings, ray_launcher, until_joined
 from controller.runtime.balancer_supervisor import BalancerStartupError
 from controller.runtime.console import ServerConsole, log_to_console
 from controller.runtime.control_loop import ControlLoop
@@ -57,6 +55,7 @@ from host.types import SetupError, WorkerProcess
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from controller.launchers.ray.launcher import RayLauncher
     from host.gpus import Gpu
 
 log = logging.getLogger("controller")
@@ -212,6 +211,8 @@ async def _run_until_stopped(
 
 async def _join_cluster(settings: Settings, console: ServerConsole) -> RayLauncher:
     """Connect to the Ray cluster. Raises `SetupError`."""
+    from controller.launchers.ray.setup import check_settings, ray_launcher, until_joined
+
     check_settings(settings)
     console.line(f"joining the Ray cluster ({settings.ray.address}) ...")
     try:

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from configs.devices import machine_of
 from configs.settings import Settings
@@ -15,11 +16,13 @@ from controller.config_diff import generation
 from controller.launchers import Launcher
 from controller.launchers.agent import AgentLauncher
 from controller.launchers.local import LocalLauncher
-from controller.launchers.ray.launcher import RayLauncher
 from controller.launchers.ray.local_and_ray import LocalAndRayLauncher
 from controller.planning.machines import Machine
 from host.types import PollResult
 from wire.agents import AgentExchange, ModelSettings
+
+if TYPE_CHECKING:
+    from controller.launchers.ray.launcher import RayLauncher
 
 log = logging.getLogger("controller")
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from configs.devices import machine_of
 from configs.settings import Settings
 from controller.launchers import Launcher
 from controller.launchers.local import LocalLauncher
-from controller.launchers.ray.launcher import RayLauncher
 from controller.planning.machines import Machine
 from host.types import PollResult
+
+if TYPE_CHECKING:  # it needs ZeroMQ, for keys
+    from controller.launchers.ray.launcher import RayLauncher
 
 
 class LocalAndRayLauncher:
