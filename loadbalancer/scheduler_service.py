@@ -207,7 +207,8 @@ class SchedulerService:
 
     def snapshot(self) -> Snapshot:
         now = time.monotonic()
-        return self._scheduler.snapshot(now=now, wall_time=time.time(), uptime_s=now - self._started)
+        links = {worker: self._socket.bytes_of(worker) for worker in self._scheduler.connected_workers()}
+        return self._scheduler.snapshot(links, now=now, wall_time=time.time(), uptime_s=now - self._started)
 
     @property
     def in_flight_counts(self) -> Mapping[str, int]:

@@ -24,6 +24,13 @@ class ArrivalBucket(NamedTuple):
     largest_s: float
 
 
+class LinkBytes(NamedTuple):
+    """Bytes of a worker's messages since it connected: to the balancer, and to the worker."""
+
+    received: int = 0
+    sent: int = 0
+
+
 class ModelStats(msgspec.Struct, frozen=True):
     """One model's queue at `Snapshot.time`. Rates are per second, over the last minute."""
 
@@ -81,6 +88,9 @@ class WorkerStats(msgspec.Struct, frozen=True):
     start: StartupTimes = StartupTimes()
     #: Of a language model.
     text: TextCounters | None = None
+    #: Bytes of its messages since it connected, with their headers: to the balancer, and to the worker.
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -90,13 +90,12 @@ class ScalingCollector(Collector):
         for device in report.devices:
             faults.add_metric((device.device,), bool(device.unhealthy_reason))
         yield faults
-        if report.machines:
-            machines = GaugeMetricFamily(
-                "muster_machine_unused", "1 while no worker is started on the machine.", labels=("machine",)
-            )
-            for machine in report.machines:
-                machines.add_metric((machine.machine,), bool(machine.unused_reason))
-            yield machines
+        machines = GaugeMetricFamily(
+            "muster_machine_unused", "1 while no worker is started on the machine.", labels=("machine",)
+        )
+        for machine in report.machines:
+            machines.add_metric((machine.machine,), bool(machine.unused_reason))
+        yield machines
 
 
 def _crashes_and_blocked(report: ControllerReport) -> Iterator[Metric]:

@@ -90,6 +90,14 @@ WORKER_COUNTERS = (
     WorkerMetric("muster_worker_finished", "Finished tasks.", lambda w: w.counters.finished),
     WorkerMetric("muster_worker_failed", "Failed tasks.", lambda w: w.counters.failed),
     WorkerMetric(
+        "muster_worker_received_bytes",
+        "Bytes from the worker: results, previews, checkpoints, headers.",
+        lambda w: w.received_bytes,
+    ),
+    WorkerMetric(
+        "muster_worker_sent_bytes", "Bytes to the worker: source images, checkpoints, headers.", lambda w: w.sent_bytes
+    ),
+    WorkerMetric(
         "muster_worker_malformed_messages", "Malformed messages to the worker.", lambda w: w.counters.malformed
     ),
 )

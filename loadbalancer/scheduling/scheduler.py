@@ -9,6 +9,7 @@ messages, deaths and cancellations.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from configs.scaling import Scaling
 from configs.sections import Queue, Workers
@@ -55,13 +56,14 @@ from wire.messages import (
     ToBalancer,
     Tokens,
 )
-from wire.snapshot import Snapshot
+from wire.snapshot import LinkBytes, Snapshot
 from wire.text import TaskTokens
 
 #: A worker that returns so many invalid results in a row is faulty: it must exit.
 _MAX_INVALID_RESULTS = 2
 #: Rejected workers that the log names; each can come as often and under as many names as it likes.
 _MAX_NAMED = 1000
+_NO_LINKS: Mapping[str, LinkBytes] = MappingProxyType({})
 
 
 class Scheduler:
@@ -176,8 +178,10 @@ class Scheduler:
     def slots_in_use(self) -> int:
         return sum(len(worker.assigned) for worker in self.registry)
 
-    def snapshot(self, *, now: float, wall_time: float, uptime_s: float) -> Snapshot:
-        return snapshot(self.store, now=now, wall_time=wall_time, uptime_s=uptime_s)
+    def snapshot(
+        self, links: Mapping[str, LinkBytes] = _NO_LINKS, *, now: float, wall_time: float, uptime_s: float
+    ) -> Snapshot:
+        return snapshot(self.store, links, now=now, wall_time=wall_time, uptime_s=uptime_s)
 
     # ---- time
 

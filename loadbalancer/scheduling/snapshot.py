@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from loadbalancer.scheduling.estimates import backlog_work_s, queued_work_s
 from loadbalancer.scheduling.task_store import TaskStore
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
-from wire.snapshot import ModelStats, Snapshot, WorkerStats
+from wire.snapshot import LinkBytes, ModelStats, Snapshot, WorkerStats
 
 
-def snapshot(store: TaskStore, *, now: float, wall_time: float, uptime_s: float) -> Snapshot:
+def snapshot(
+    store: TaskStore, links: Mapping[str, LinkBytes], *, now: float, wall_time: float, uptime_s: float
+) -> Snapshot:
+    """Return the snapshot. `links` are the bytes of each worker's messages."""
     return Snapshot(
         time=wall_time,
         uptime_s=uptime_s,
         models=[_model_stats(model, store, now, uptime_s) for model in store.queues],
-        workers=[_worker_stats(worker, store.registry, now) for worker in store.registry],
+        workers=[
+            _worker_stats(worker, store.registry, links.get(worker.id, LinkBytes()), now) for worker in store.registry
+        ],
     )
 
 
@@ -46,7 +53,7 @@ def _model_stats(model: str, store: TaskStore, now: float, uptime_s: float) -> M
     )
 
 
-def _worker_stats(worker: Worker, registry: WorkerRegistry, now: float) -> WorkerStats:
+def _worker_stats(worker: Worker, registry: WorkerRegistry, link: LinkBytes, now: float) -> WorkerStats:
     running = min(worker.heartbeat.running, len(worker.assigned))
     return WorkerStats(
         worker=worker.id,
@@ -64,4 +71,6 @@ def _worker_stats(worker: Worker, registry: WorkerRegistry, now: float) -> Worke
         counters=worker.heartbeat.counters,
         start=worker.hello.start,
         text=worker.heartbeat.text,
+        received_bytes=link.received,
+        sent_bytes=link.sent,
     )

@@ -43,6 +43,7 @@ from wire.codec import (
     encode,
 )
 from wire.messages import Bye, Hello, Reject, ToBalancer, Tokens
+from wire.snapshot import LinkBytes
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,9 @@ class WorkerSocket:
         #: Dropped messages by reason.
         self.counters: Counter[str] = Counter()
         self._named: set[str] = set()
+        #: Bytes of each worker's messages.
+        self._received_bytes: Counter[str] = Counter()
+        self._sent_bytes: Counter[str] = Counter()
         #: Status of the file of the local address.
         self._bound: os.stat_result | None = None
 
@@ -174,6 +178,9 @@ class WorkerSocket:
     def keep_only(self, workers: Collection[str]) -> None:
         """Forget the names of all other workers."""
         self._routes.keep_only(workers)
+        for counter in (self._received_bytes, self._sent_bytes):
+            for worker in counter.keys() - set(workers):
+                del counter[worker]
         if self._listener is not None:
             self.agents.keep_only(self._listener.agent_names())
 
@@ -183,13 +190,18 @@ class WorkerSocket:
             route = self._routes.routes.get(worker)
             try:
                 if route is None:
-                    _send(self._local, worker.encode(), envelopes)
+                    size = _send(self._local, worker.encode(), envelopes)
                 else:
                     assert self._remote is not None
-                    _send(self._remote, route.identity, envelopes)
+                    size = _send(self._remote, route.identity, envelopes)
+                self._sent_bytes[worker] += size
             except zmq.ZMQError as error:  # EHOSTUNREACH: disconnected; EAGAIN: it does not read
                 self._loop.call_soon(self._on_worker_lost, worker, f"cannot be reached: {error}")
         self._check_unread()
+
+    def bytes_of(self, worker: str) -> LinkBytes:
+        """Return the bytes of the worker's messages since it connected."""
+        return LinkBytes(self._received_bytes[worker], self._sent_bytes[worker])
 
     def _check_unread(self) -> None:
         """Receive what arrived while something was sent: descriptors are edge-triggered, and sending swallows edges."""
@@ -230,7 +242,10 @@ class WorkerSocket:
 
     def _from_local(self, identity: bytes, frames: Sequence[Frame]) -> Iterator[ReceivedMessage]:
         worker = identity.decode("utf-8", "replace")
-        for envelope in self._decode(worker, frames):
+        envelopes = self._decode(worker, frames)
+        if envelopes:
+            self._received_bytes[worker] += sum(map(len, frames))
+        for envelope in envelopes:
             if isinstance(envelope.message, Hello):
                 self._routes.accept_local(worker)
             elif self._routes.routes.get(worker) is not None:
@@ -252,6 +267,7 @@ class WorkerSocket:
         if peer.is_agent:
             self._from_agent(route, frames)
             return
+        size = sum(map(len, frames))
         for envelope in self._decode(key, frames):
             message = envelope.message
             if isinstance(message, Hello):
@@ -265,6 +281,8 @@ class WorkerSocket:
             if name is None:
                 self._request_hello(route, message)
             else:
+                self._received_bytes[name] += size
+                size = 0
                 yield ReceivedMessage(name, envelope, is_local=False)
                 if isinstance(message, Bye):
                     self._routes.remove(name)
@@ -363,10 +381,15 @@ def _rest_of_message(socket: zmq.Socket[bytes]) -> list[Frame]:
             return frames
 
 
-def _send(socket: zmq.Socket[bytes], identity: bytes, envelopes: Sequence[BalancerEnvelope]) -> None:
-    """Send the messages as one multipart message. Raises `ZMQError` before the first frame, and never later."""
+def _send(socket: zmq.Socket[bytes], identity: bytes, envelopes: Sequence[BalancerEnvelope]) -> int:
+    """Send the messages as one multipart message; return its bytes.
+
+    Raises `ZMQError` before the first frame, and never later.
+    """
     *frames, last = encode(envelopes)
+    size = sum(map(len, frames)) + len(last)
     socket.send(identity, _MORE)
     for frame in frames:
         socket.send(frame, _MORE, copy=len(frame) < _ZERO_COPY_BYTES)
     socket.send(last, zmq.DONTWAIT, copy=len(last) < _ZERO_COPY_BYTES)
+    return size

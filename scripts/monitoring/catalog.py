@@ -19,7 +19,7 @@ from loadbalancer.scheduling.owner_statistics import OwnerStatistics
 from loadbalancer.scheduling.task import Task, TaskState
 from wire.inputs import ImageInputs, Shape
 from wire.messages import StartupTimes, StepCurve, WorkerCounters
-from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, ModelRecord
+from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, MachineRecord, ModelRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 from wire.text import TextCounters
 
@@ -119,4 +119,15 @@ def _report() -> ControllerReport:
         crashes_by_kind={"killed": 1},
     )
     decision = DecisionRecord(1, 0.0, MODEL, "tick", 1, 1, 2, True, "because", {})
-    return ControllerReport(0.0, 1.0, (model,), (), (DeviceRecord("sim:0", "", ()),), None, 0, (decision,), 1)
+    return ControllerReport(
+        0.0,
+        1.0,
+        (model,),
+        (),
+        (DeviceRecord("sim:0", "", ()),),
+        None,
+        0,
+        (decision,),
+        1,
+        machines=(MachineRecord("box", 1.0, False),),
+    )

@@ -29,7 +29,14 @@ _SECTIONS = (
         "Scaling",
         (
             *("muster_workers_", "muster_worker_crashes", "muster_worker_consecutive", "muster_worker_swaps"),
-            *("muster_scaling", "muster_controller", "muster_decision", "muster_model_cannot", "muster_device"),
+            *(
+                "muster_scaling",
+                "muster_controller",
+                "muster_decision",
+                "muster_model_cannot",
+                "muster_device",
+                "muster_machine",
+            ),
         ),
     ),
     ("Workers", ("muster_worker", "muster_step_", "muster_batch")),
