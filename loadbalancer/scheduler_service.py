@@ -31,6 +31,7 @@ from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEn
 from loadbalancer.tracing.request_context import CURRENT, RequestContext
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
+from loadbalancer.transport.weight_files import WeightFiles
 from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
 from wire.agents import AgentExchange, AgentStates
 from wire.codec import BalancerEnvelope, Frame
@@ -78,7 +79,8 @@ class SchedulerService:
         self.engine_info, self.step_curves = self._scheduler.engine_info, self._scheduler.step_curves
         #: Counts since the start, to be read only.
         self.statistics, self.owners = self._scheduler.statistics, self._scheduler.owners
-        self._socket = WorkerSocket(address, listener, self._on_messages, self._on_worker_lost, settings.workers)
+        files = WeightFiles(settings.models)
+        self._socket = WorkerSocket(address, listener, self._on_messages, self._on_worker_lost, settings.workers, files)
         self._processes = ProcessWatcher(self._on_process_ended)
         self._listeners: dict[str, Listener] = {}
         #: Messages to workers that leave at the end of this turn of the loop.

@@ -30,6 +30,8 @@ MAX_AGENT_MESSAGE_BYTES = 4 << 20
 #: Bytes of one part of a file.
 MAX_PART_BYTES = 1 << 20
 MAX_FILES = 2000
+#: Kinds of files that are sent: weights, configurations, tokenizers, chat templates.
+FETCHED_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab"})
 
 Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
 Tail = Annotated[str, msgspec.Meta(max_length=MAX_TAIL)]

@@ -236,10 +236,10 @@ class AgentLauncher:
     def machine(self) -> Machine | None:
         """Return the machine as its last report describes it; None before the first with the present settings."""
         state = self._state
-        if state is None or state.report is None:
+        if state is None or (state.report is None and not state.refused):
             return None
-        report, hello = state.report, state.hello
-        if not report.settings and self._clock() < self._settings_at + _SETTINGS_WITHIN_S:
+        report, hello = state.report or AgentReport(0, 0), state.hello
+        if not state.refused and not report.settings and self._clock() < self._settings_at + _SETTINGS_WITHIN_S:
             return None
         return Machine(
             self.name,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from configs.devices import machine_of
+from configs.model_paths import make_absolute
 from configs.settings import Settings
 from controller.balancer_client import BalancerHttpClient
 from controller.config_diff import generation
@@ -159,8 +160,10 @@ class MachinesLauncher:
 def model_settings(settings: Settings) -> ModelSettings:
     """Return what the agents' workers read of the settings."""
     workers = settings.workers.model_dump_json(include=_READ_BY_WORKERS)
-    models = {
-        name: model.model_dump_json(exclude=_NOT_READ, exclude_none=True) for name, model in settings.models.items()
-    }
+    models = {}
+    for name, model in settings.models.items():
+        tree = json.loads(model.model_dump_json(exclude=_NOT_READ, exclude_none=True))
+        make_absolute(tree)
+        models[name] = json.dumps(tree)
     text = json.dumps([workers, models], sort_keys=True)
     return ModelSettings(hashlib.sha256(text.encode()).hexdigest()[:16], workers, models)

@@ -13,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +24,12 @@ from configs.data_dir import is_same_file
 from configs.sections import Workers
 from loadbalancer.transport.agent_relay import AgentRelay, FileRequest
 from loadbalancer.transport.curve_listener import CannotListen, CurveListener
+from loadbalancer.transport.weight_files import WeightFiles
 from loadbalancer.transport.worker_routes import NameRefused, RemoteRoute, WorkerRoutes
 from wire.agents import (
     AgentOrders,
     FileList,
+    FilePart,
     ListFiles,
     MalformedAgentMessage,
     ToAgent,
@@ -71,6 +74,8 @@ _MORE = zmq.DONTWAIT | zmq.SNDMORE
 _MAX_NAMED = 1000
 #: Least seconds between two requests for a Hello over one connection.
 _HELLO_REQUEST_S = 0.5
+#: Requests for files that wait at once, of all agents.
+_MAX_FILE_REQUESTS = 64
 
 
 class WorkerSocket:
@@ -88,7 +93,9 @@ class WorkerSocket:
         on_messages: OnMessages,
         on_worker_lost: OnWorkerLost,
         settings: Workers,
+        files: WeightFiles | None = None,
     ) -> None:
+        """`files` are those of models that agents may fetch."""
         self._address = address
         self._listener = listener
         self._on_messages = on_messages
@@ -97,6 +104,9 @@ class WorkerSocket:
         self._max_frame_bytes = max(max_result_bytes, MAX_HEADER_BYTES)
         self._max_message_bytes = max_result_bytes + MAX_HEADER_BYTES
         self._routes = WorkerRoutes(settings.max_per_key)
+        self._files = files or WeightFiles({})
+        self._file_reader = ThreadPoolExecutor(1, "file-reader")
+        self._file_requests = 0
         self.agents = AgentRelay(settings.heartbeat_s, time.monotonic)
         #: Connections that were asked for a Hello, and when.
         self._hello_requested: dict[bytes, float] = {}
@@ -173,6 +183,7 @@ class WorkerSocket:
             await self._listener.close()
         for socket in self._sockets:
             socket.close()
+        self._file_reader.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._context.term)
 
     def keep_only(self, workers: Collection[str]) -> None:
@@ -324,8 +335,19 @@ class WorkerSocket:
         return True
 
     def _on_file_request(self, route: RemoteRoute, request: FileRequest) -> None:
-        if isinstance(request, ListFiles):
-            self._send_agent(route, FileList(request.model, problem="the server sends no files"))
+        """Read in a thread and answer then. What is asked while too much waits is dropped, and asked again."""
+        if self._file_requests >= _MAX_FILE_REQUESTS or self._local.closed:
+            return
+        self._file_requests += 1
+        answer = self._loop.run_in_executor(self._file_reader, _read_files, self._files, request)
+
+        def send(done: asyncio.Future[tuple[FileList | FilePart, bytes]]) -> None:
+            self._file_requests -= 1
+            if not done.cancelled() and done.exception() is None and not self._local.closed:
+                self._send_agent(route, *done.result())
+                self._check_unread()
+
+        answer.add_done_callback(send)
 
     def _refuse(self, route: RemoteRoute, reason: str) -> None:
         self.counters["workers_refused"] += 1
@@ -364,6 +386,13 @@ class WorkerSocket:
         if sender not in self._named and len(self._named) < _MAX_NAMED:
             self._named.add(sender)
             log.warning(text, sender, *values)
+
+
+def _read_files(files: WeightFiles, request: FileRequest) -> tuple[FileList | FilePart, bytes]:
+    """Answer the request. Called in a thread."""
+    if isinstance(request, ListFiles):
+        return files.list_files(request.model), b""
+    return files.read_part(request.model, request.file, request.offset, request.size)
 
 
 def _cost(message: ToBalancer) -> int:

@@ -17,13 +17,14 @@ import pytest
 import zmq
 
 from configs.cli import EXIT_USAGE
-from configs.paths import worker_address
+from configs.paths import internal_token, worker_address
 from loadbalancer.access import keys_cli
 from loadbalancer.access.startup_checks import load_server_keys
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, stop, wait_until
+from wire.agents import AgentAck, AgentHello, encode_agent_message
 from wire.codec import WorkerEnvelope, decode_for_worker, encode
-from wire.curve import WorkerKey, new_pair, read_worker_key, secure_client
+from wire.curve import BadKey, WorkerKey, new_pair, read_agent_key, read_worker_key, secure_client
 from wire.messages import PROTOCOL, Bye, Capacity, Hello
 from worker.balancer_client import BalancerClient
 
@@ -99,6 +100,55 @@ def test_worker_serves_until_its_key_is_revoked(server: Server, port: int) -> No
         assert predict(server).status_code == 200
         assert far.poll() is None
         assert stop(server.workers[near]) == 0
+
+
+def send_raw(port: int, key: WorkerKey, frames: list[bytes]) -> list[bytes]:
+    """Send one message with this key, and return the frames of the first answer; none within a second."""
+    context = zmq.Context()
+    with context.socket(zmq.DEALER) as dealer:
+        secure_client(dealer, key)
+        dealer.connect(f"tcp://127.0.0.1:{port}")
+        dealer.send_multipart(frames)
+        answer = dealer.recv_multipart() if dealer.poll(1000) else []
+        dealer.close(0)
+    context.term()
+    return answer
+
+
+def test_key_of_an_agent_is_no_key_of_a_worker(server: Server, port: int) -> None:
+    file = server.data_dir / "box.key"
+    assert keys_cli.main(["--data-dir", str(server.data_dir), "add-worker", "--agent", "box", str(file)]) == 0
+    keys = read_agent_key(file)
+    hello = AgentHello(PROTOCOL, "", "session", [])
+    worker_hello: list[Any] = encode([WorkerEnvelope(Hello(PROTOCOL, "box:w", "sim", "sim:0", 1))])
+    accepted = encode_agent_message(AgentAck(LIFE["heartbeat_s"]))
+    wait_until(
+        lambda: send_raw(port, keys.of_agent(), encode_agent_message(hello)) == accepted, "the agent's key is in force"
+    )
+    assert send_raw(port, keys.of_agent(), worker_hello) == []
+    assert send_raw(port, keys.of_workers(), encode_agent_message(hello)) == []
+    assert events(server)["malformed"] == 2
+    assert server.snapshot().workers == []
+    with pytest.raises(BadKey, match="is of an agent: start it with --agent"):
+        read_worker_key(file)
+    with pytest.raises(BadKey, match="is of a worker"):
+        read_agent_key(add_worker(server, "plain"))
+
+
+def test_only_the_controller_gives_orders(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert keys_cli.main(["--data-dir", str(server.data_dir), "add", "root", "--scope", "admin"]) == 0
+    token = capsys.readouterr().out.strip()
+    orders: dict[str, Any] = {"orders": {}}
+    url, admin = f"{server.base_url}/internal/agents", {"authorization": f"Bearer {token}"}
+
+    def status() -> int:
+        return httpx.post(url, json=orders, headers=admin, timeout=PATIENCE_S).status_code
+
+    wait_until(lambda: status() != 401, "the key is in force")
+    assert status() == 403
+    own = {"authorization": f"Bearer {internal_token(server.data_dir)}"}
+    assert httpx.post(url, json=orders, headers=own, timeout=PATIENCE_S).json()["machines"] == {}
+    assert httpx.post(url, json={"orders": {"box": 1}}, headers=own, timeout=PATIENCE_S).status_code == 400
 
 
 def test_worker_is_accepted_once_its_key_is_allowed(server: Server, port: int) -> None:

@@ -27,7 +27,9 @@ from wire.curve import AgentKey
 from wire.messages import PROTOCOL
 from worker.agent.devices import MachineDevices
 from worker.agent.head_connection import HeadConnection
+from worker.agent.model_paths import folder_name
 from worker.agent.order_log import OrderLog, OrderPosition
+from worker.agent.weight_fetch import WeightFetch
 from worker.agent.worker_runner import WorkerRunner
 
 log = logging.getLogger("agent")
@@ -53,11 +55,13 @@ class Agent:
         self._orders = OrderLog(_read_position(self._position_file))
         self._session = secrets.token_hex(8)
         self._heartbeat_s = settings.workers.heartbeat_s
-        self._report_at = 0.0
+        self._report_at = self._poll_at = 0.0
         self._has_head = False
         self._has_drained = False
         self._signals = 0
         self._kill_at = 0.0
+        self._fetch = WeightFetch(runner.fetched, int(settings.agent.max_fetched_bytes), head.send)
+        self._fetch_missing()
 
     def on_signal(self, signum: int, frame: object) -> None:
         """Stop: the first signal drains the workers, the second one returns their tasks at once."""
@@ -72,7 +76,11 @@ class Agent:
                 self._say_hello()
             for message, data in self._head.receive(_POLL_S):
                 self._on_message(message, data)
-            changed = self._runner.poll()
+            changed = self._poll_processes()
+            if not stopping and self._fetch.run() is not None:
+                self._runner.look_again()
+                self._fetch_missing()
+                changed = True
             self._check_head()
             if self._signals > stopping:
                 stopping = self._signals
@@ -85,6 +93,13 @@ class Agent:
                 self._runner.kill_all()
             if changed or time.monotonic() >= self._report_at:
                 self._report()
+
+    def _poll_processes(self) -> bool:
+        """Look at the processes, but not at every message. Return whether one has ended."""
+        if time.monotonic() < self._poll_at:
+            return False
+        self._poll_at = time.monotonic() + _POLL_S / 2
+        return self._runner.poll()
 
     def _stop(self) -> None:
         immediate = self._signals > 1
@@ -99,10 +114,15 @@ class Agent:
         memory = int(psutil.virtual_memory().total)
         self._head.send(AgentHello(PROTOCOL, _version(), self._session, self._devices.devices, memory))
         self._report_at = 0.0
+        self._fetch.on_reconnect()
+
+    def _fetch_missing(self) -> None:
+        self._fetch.want({model: folder_name(model) for model in self._runner.models.absent})
 
     def _report(self) -> None:
         self._report_at = time.monotonic() + self._heartbeat_s
         models, position = self._runner.models, self._orders.position
+        unusable, states = self._runner.unusable, self._fetch.states
         self._head.send(
             AgentReport(
                 position.epoch,
@@ -111,7 +131,7 @@ class Agent:
                 self._runner.processes(),
                 self._runner.exits(),
                 sorted(models.present),
-                dict(self._runner.unusable),
+                {name: f"{reason}; {states[name]}" if name in states else reason for name, reason in unusable.items()},
                 list(self._devices.readings),
                 available_memory(),
                 self._signals > 0,
@@ -143,8 +163,10 @@ class Agent:
                 self._say_hello()
             case AgentOrders():
                 self._on_orders(message)
-            case FileList() | FilePart():
-                del data
+            case FileList():
+                self._fetch.on_list(message)
+            case FilePart():
+                self._fetch.on_part(message, data)
 
     def _on_orders(self, message: AgentOrders) -> None:
         if self._orders.is_new_controller(message):
@@ -154,6 +176,7 @@ class Agent:
         if message.settings is not None and message.settings.digest != self._runner.digest:
             try:
                 self._runner.update_settings(message.settings)
+                self._fetch_missing()
             except (ValueError, OSError) as error:
                 log.error("the settings of the server are not used: %s", error)
                 return

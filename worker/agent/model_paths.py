@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from configs.checkpoint_files import is_hub_id
+from configs.model_paths import model_paths, set_path
 from configs.model_settings import Model
 from configs.sections import Agent, Workers
 from configs.settings import Settings
@@ -22,20 +22,6 @@ from configs.text import clip
 from configs.user_engine import engine_reference
 from wire.agents import ModelSettings
 
-#: Settings that name files. Of `vae` it is the path.
-PATH_FIELDS = (
-    "path",
-    "controlnet",
-    "base",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "transformer",
-    "unet",
-    "loras",
-    "chat_template",
-)
 _MAX_REASON = 500
 
 
@@ -51,8 +37,8 @@ class LocalModels(NamedTuple):
     present: frozenset[str]
     #: Why others cannot run here.
     unusable: Mapping[str, str]
-    #: Those of them whose files may be fetched.
-    absent: frozenset[str]
+    #: Those of them whose files may be fetched, in the order of the configuration.
+    absent: tuple[str, ...]
 
 
 def local_models(own: Settings, received: ModelSettings, fetched: Path) -> LocalModels:
@@ -62,7 +48,8 @@ def local_models(own: Settings, received: ModelSettings, fetched: Path) -> Local
     """
     models: dict[str, Model] = {}
     unusable: dict[str, str] = {}
-    absent, present = set(), set()
+    absent: list[str] = []
+    present = set()
     for name, text in received.models.items():
         try:
             tree = json.loads(text)
@@ -76,17 +63,17 @@ def local_models(own: Settings, received: ModelSettings, fetched: Path) -> Local
             continue
         if missing:
             unusable[name] = f"models.{name}.{missing}"
-            absent.add(name)
+            absent.append(name)
             continue
         models[name] = model
-        if model.engine == "sim" or all(_is_at_hand(path) for path in _paths(tree).values()):
+        if model.engine == "sim" or all(_is_at_hand(path) for path in model_paths(tree).values()):
             present.add(name)
     try:
         workers = own.workers.model_copy(update=dict(Workers.model_validate_json(received.workers)))
     except ValidationError as error:
         raise ValueError(clip(str(error), _MAX_REASON)) from None
     settings = own.model_copy(update={"models": models, "workers": workers})
-    return LocalModels(settings, frozenset(present), unusable, frozenset(absent))
+    return LocalModels(settings, frozenset(present), unusable, tuple(absent))
 
 
 def folder_name(model: str) -> str:
@@ -103,8 +90,8 @@ def _resolve(tree: dict[str, Any], allowed: Agent, fetched: Path) -> str:
         _resolve_engine(tree, allowed)
         return ""
     missing = ""
-    for field, path in _paths(tree).items():
-        if path.startswith("builtin:") or (is_hub_id(path) and not Path(path).is_absolute()):
+    for field, path in model_paths(tree).items():
+        if path.startswith("builtin:") or not Path(path).is_absolute():  # the server sends absolute paths and hub ids
             continue
         found = _find(path, allowed, fetched / field)
         if found is None:
@@ -112,12 +99,8 @@ def _resolve(tree: dict[str, Any], allowed: Agent, fetched: Path) -> str:
                 f"{field} is {path} on the server, and there is nothing of this name in agent.model_folders "
                 f"({', '.join(map(str, allowed.model_folders)) or 'none'})"
             )
-        elif field == "vae":
-            tree["vae"]["path"] = str(found)
-        elif field == "chat_template":
-            tree["text"]["chat_template"] = str(found)
         else:
-            tree[field] = str(found)
+            set_path(tree, field, str(found))
     return missing
 
 
@@ -134,19 +117,6 @@ def _resolve_engine(tree: dict[str, Any], allowed: Agent) -> None:
         raise NotHere(f"engine is {tree['engine']}, which agent.engines of this machine does not list")
     folder = _find(tree.get("path", ""), allowed, None) if tree.get("path") else None
     tree["path"] = str(folder) if folder is not None else str(Path.cwd())
-
-
-def _paths(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Return the paths in a model's settings by field."""
-    found = dict(_all_paths(tree))
-    return {field: path for field, path in found.items() if path}
-
-
-def _all_paths(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for field in PATH_FIELDS:
-        section = {"vae": tree.get("vae"), "chat_template": tree.get("text")}.get(field, tree)
-        key = "path" if field == "vae" else field
-        yield field, str((section or {}).get(key) or "")
 
 
 def _find(path: str, allowed: Agent, fetched: Path | None) -> Path | None:

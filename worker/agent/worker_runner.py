@@ -60,7 +60,7 @@ class WorkerRunner:
         self._drain_all_at: float | None = None
         #: Digest of the received settings, and what this machine makes of them.
         self.digest = ""
-        self.models = LocalModels(settings, frozenset(), {}, frozenset())
+        self.models = LocalModels(settings, frozenset(), {}, ())
         self._restore_settings()
 
     def __repr__(self) -> str:

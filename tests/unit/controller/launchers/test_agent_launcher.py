@@ -1,0 +1,258 @@
+"""Workers of another machine as its agent reports them: orders, silence, returns, and restarts of either side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from controller.launchers.agent import AgentLauncher
+from wire.agents import (
+    ActivateWorker,
+    AgentExit,
+    AgentHello,
+    AgentOrders,
+    AgentProcess,
+    AgentReport,
+    AgentState,
+    DeviceInfo,
+    DrainWorker,
+    KillWorker,
+    ModelSettings,
+    StartWorker,
+)
+from worker.agent.order_log import OrderLog, OrderPosition
+
+LOST_AFTER_S = 10.0
+SETTINGS = ModelSettings("digest", "{}", {"m": "{}"})
+
+
+@dataclass
+class SimulatedAgent:
+    """The agent's side, with processes that only exist by name."""
+
+    orders: OrderLog = field(default_factory=lambda: OrderLog(OrderPosition()))
+    session: str = "s1"
+    digest: str = ""
+    running: dict[str, AgentProcess] = field(default_factory=dict)
+    exits: list[AgentExit] = field(default_factory=list)
+    count: int = 0
+    started: list[str] = field(default_factory=list)
+
+    def receive(self, message: AgentOrders) -> None:
+        if message.session == self.session:
+            self.exits = [each for each in self.exits if each.number > message.exits_received]
+        if message.settings is not None:
+            self.digest = message.settings.digest
+        for order in self.orders.take(message):
+            match order:
+                case StartWorker(worker, model, device, generation, standby) if worker not in self.running:
+                    self.started.append(worker)
+                    self.running[worker] = AgentProcess(worker, model, device, 7, 0.0, generation, standby=standby)
+                case DrainWorker(worker) | KillWorker(worker):
+                    self.end(worker)
+                case ActivateWorker(worker, device) if worker in self.running and self.running[worker].standby:
+                    self.running[worker] = msgspec.structs.replace(self.running[worker], device=device, standby=False)
+
+    def end(self, worker: str) -> None:
+        if worker in self.running:
+            self.count += 1
+            self.exits.append(AgentExit(self.count, self.running.pop(worker), 0.0, 0))
+
+    def restart(self) -> None:
+        self.session += "x"
+        self.count, self.exits = 0, []
+
+    def state(self, silent_s: float = 0.0) -> AgentState:
+        position = self.orders.position
+        report = AgentReport(
+            position.epoch, position.executed, self.digest, list(self.running.values()), list(self.exits)
+        )
+        hello = AgentHello(7, "1", self.session, [DeviceInfo("sim:0", memory=1 << 30)])
+        return AgentState(hello, report, silent_s)
+
+
+class Pair:
+    """A launcher and its agent."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.agent = SimulatedAgent()
+        self.epoch = 1000
+        self.restart_controller()
+
+    def restart_controller(self, epoch: int | None = None) -> None:
+        self.epoch = self.epoch + 1 if epoch is None else epoch
+        self.launcher = AgentLauncher("box", epoch=self.epoch, lost_after_s=LOST_AFTER_S, clock=lambda: self.now)
+        self.launcher.update_settings(SETTINGS, {"m": "g"})
+
+    def exchange(self, *, silent_s: float = 0.0, lose: bool = False) -> None:
+        orders = self.launcher.orders()
+        if orders is not None and not lose and not silent_s:
+            self.agent.receive(orders)
+        self.launcher.update(self.agent.state(silent_s), 100.0)
+        self.now += 1.0
+
+    def names(self) -> set[str]:
+        return {child.id for child in self.launcher.poll().children}
+
+
+@pytest.fixture
+def pair() -> Pair:
+    made = Pair()
+    made.exchange()
+    return made
+
+
+def test_order_that_is_lost_is_sent_again(pair: Pair) -> None:
+    pair.launcher.start("box:w", "m", "box/sim:0")
+    pair.exchange(lose=True)
+    assert pair.names() == {"box:w"}, "it counts as starting, so that nobody starts another"
+    for _ in range(3):
+        pair.exchange()
+    assert pair.agent.started == ["box:w"]
+    [child] = pair.launcher.poll().children
+    assert (child.device, child.generation, child.pid) == ("box/sim:0", "g", 7)
+    assert pair.launcher.orders() is None
+
+
+def test_silent_machine_loses_workers_and_returns_with_them(pair: Pair) -> None:
+    pair.launcher.start("box:w", "m", "box/sim:0")
+    pair.exchange()
+    pair.launcher.start("box:late", "m", "box/sim:0")
+    pair.exchange(silent_s=LOST_AFTER_S + 1)
+    children, exits = pair.launcher.poll()
+    assert not children
+    assert {(each.process.id, each.machine_failed) for each in exits} == {("box:w", True), ("box:late", True)}
+    machine = pair.launcher.machine()
+    assert machine is not None
+    assert machine.silent
+    pair.launcher.kill("box:w")
+    pair.exchange(silent_s=LOST_AFTER_S + 2)
+    assert not pair.launcher.poll().exits
+    pair.exchange()
+    pair.exchange()
+    assert pair.names() == {"box:w"}, "what it runs is taken over; the order that it never got is dropped"
+    assert pair.agent.started == ["box:w"]
+
+
+def test_exit_is_reported_once_and_acknowledged(pair: Pair) -> None:
+    pair.launcher.start("box:w", "m", "box/sim:0")
+    pair.exchange()
+    pair.launcher.drain("box:w")
+    pair.exchange()
+    exits = list(pair.launcher.poll().exits)
+    for _ in range(3):
+        pair.exchange()
+        exits += pair.launcher.poll().exits
+    [ended] = exits
+    assert (ended.status, ended.process.drained_at is not None, ended.machine_failed) == (0, True, False)
+    assert pair.agent.exits == []
+
+
+def test_worker_that_ended_with_its_agent_did_not_crash(pair: Pair) -> None:
+    pair.launcher.start("box:w", "m", "box/sim:0")
+    pair.exchange()
+    pair.agent.restart()
+    pair.agent.running.clear()
+    pair.exchange()
+    [ended] = pair.launcher.poll().exits
+    assert ended.machine_failed
+    assert not pair.names()
+
+
+@pytest.mark.parametrize("epoch", [None, 5])
+def test_next_controller_takes_over_by_any_clock(pair: Pair, epoch: int | None) -> None:
+    pair.launcher.start("box:w", "m", "box/sim:0")
+    pair.exchange()
+    pair.restart_controller(epoch)
+    pair.exchange()
+    pair.exchange()
+    assert pair.names() == {"box:w"}
+    pair.launcher.start("box:v", "m", "box/sim:0")
+    pair.exchange()
+    pair.exchange()
+    assert pair.agent.started == ["box:w", "box:v"]
+    assert pair.names() == {"box:w", "box:v"}
+
+
+def test_refused_machine_is_not_used(pair: Pair) -> None:
+    state = msgspec.structs.replace(pair.agent.state(), refused="another version")
+    pair.launcher.update(state, 100.0)
+    machine = pair.launcher.machine()
+    assert machine is not None
+    assert machine.refused_reason == "another version"
+    assert pair.launcher.problem == "another version"
+    assert pair.launcher.orders() is None
+
+
+def test_new_balancer_has_time_to_meet_the_machine(pair: Pair) -> None:
+    pair.launcher.start("box:w", "m", "box/sim:0")
+    pair.exchange()
+    pair.launcher.update(None, LOST_AFTER_S - 1)
+    assert pair.names() == {"box:w"}
+    pair.launcher.update(None, LOST_AFTER_S + 1)
+    assert pair.names() == set()
+
+
+class LauncherMachine(RuleBasedStateMachine):
+    """Random orders, losses, silences and restarts: both sides agree in the end, and no name starts twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pair()
+        self.pair.exchange()
+        self.count = 0
+
+    def running(self) -> set[str]:
+        return self.pair.names()
+
+    @rule()
+    def start(self) -> None:
+        self.count += 1
+        self.pair.launcher.start(f"box:{self.count}", "m", "box/sim:0")
+
+    @rule(immediate=st.booleans(), which=st.integers(0, 5))
+    def drain(self, immediate: bool, which: int) -> None:
+        for name in sorted(self.running())[which : which + 1]:
+            self.pair.launcher.drain(name, immediate=immediate)
+
+    @rule(which=st.integers(0, 5))
+    def worker_ends(self, which: int) -> None:
+        for name in sorted(self.pair.agent.running)[which : which + 1]:
+            self.pair.agent.end(name)
+
+    @rule(lose=st.booleans())
+    def exchange(self, lose: bool) -> None:
+        self.pair.exchange(lose=lose)
+
+    @rule()
+    def silence(self) -> None:
+        self.pair.exchange(silent_s=LOST_AFTER_S + 1)
+        assert self.running() == set()
+
+    @rule()
+    def agent_restarts(self) -> None:
+        self.pair.agent.restart()
+
+    @rule()
+    def controller_restarts(self) -> None:
+        self.pair.restart_controller()
+
+    @invariant()
+    def no_name_starts_twice(self) -> None:
+        assert len(set(self.pair.agent.started)) == len(self.pair.agent.started)
+
+    def teardown(self) -> None:
+        for _ in range(4):
+            self.pair.exchange()
+        assert self.running() == set(self.pair.agent.running)
+        assert self.pair.launcher.orders() is None
+
+
+TestLauncherMachine = LauncherMachine.TestCase
+TestLauncherMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
