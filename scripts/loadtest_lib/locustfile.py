@@ -18,6 +18,7 @@ from gevent.pool import Pool
 from geventhttpclient.client import HTTPClient
 from locust import LoadTestShape, User, events, task
 from locust.exception import StopUser
+from locust.user.task import LOCUST_STATE_STOPPING
 
 from scripts.loadtest_lib.mix import USER_KINDS, LoadRequest, models_for, random_request, recorded_request
 from scripts.loadtest_lib.plan import VARIABLE, LoadPlan
@@ -29,6 +30,8 @@ PLAN = LoadPlan.read(Path(os.environ[VARIABLE]))
 PICTURE = (PLAN.folder / "source.png").read_bytes()
 KEYS = PLAN.keys()
 _USER_NUMBERS = itertools.count()
+#: How often a user who pauses looks whether it is to end.
+_STOP_POLL_S = 1.0
 
 
 class ProcessRecords:
@@ -97,14 +100,14 @@ class PlannedUser(User):  # type: ignore[misc]
         assert RECORDS.writer is not None
         number = next(_USER_NUMBERS) * PLAN.processes + self.process
         self.rng = random.Random(f"{PLAN.seed}.{number}")
-        client = HTTPClient.from_url(
-            PLAN.url,
-            concurrency=self.connections,
-            connection_timeout=PLAN.timeout_s,
-            network_timeout=PLAN.timeout_s,
-        )
         key = KEYS[number % len(KEYS)] if KEYS else None
-        self.sender = RequestSender(client, RECORDS.writer, self._fire, key, PICTURE)
+        self.sender = RequestSender(
+            self._connect, RECORDS.writer, self._fire, key=key, picture=PICTURE, timeout_s=PLAN.timeout_s
+        )
+
+    def _connect(self) -> HTTPClient:
+        timeouts = {"connection_timeout": PLAN.timeout_s, "network_timeout": PLAN.timeout_s}
+        return HTTPClient.from_url(PLAN.url, concurrency=self.connections, **timeouts)
 
     @property
     def process(self) -> int:
@@ -128,15 +131,17 @@ class ClosedLoopUser(PlannedUser):
     abstract = True
     kind = ""
 
-    def wait_time(self) -> float:
-        return self.rng.expovariate(1 / PLAN.pause_s) if PLAN.pause_s else 0.0
-
-    def on_start(self) -> None:
-        super().on_start()
-        gevent.sleep(self.wait_time())  # users who start together would stay together
-
     @task  # type: ignore[untyped-decorator]
-    def send(self) -> None:
+    def pause_and_send(self) -> None:
+        """Pause first: users who start together would stay together.
+
+        The pause is no `wait_time`, because Locust kills a user who waits, even if its next request begins just then.
+        """
+        end = time.perf_counter() + self.rng.expovariate(1 / PLAN.pause_s)
+        while (left := end - time.perf_counter()) > 0:
+            gevent.sleep(min(left, _STOP_POLL_S))
+            if self._state == LOCUST_STATE_STOPPING:
+                return
         self.sender.send(random_request(PLAN, self.kind, self.rng))
 
 

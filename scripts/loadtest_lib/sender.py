@@ -11,13 +11,15 @@ import gevent
 from geventhttpclient.client import HTTPClient
 from urllib3.filepost import encode_multipart_formdata
 
+from scripts.loadtest_lib.answers import MAX_ERROR_CHARS, error_code, is_first_part, is_stream_error, reported_s
 from scripts.loadtest_lib.mix import EDITS, JOBS, LoadRequest
 from scripts.loadtest_lib.records import EDIT_SHARE, LATENESS, OWN_SHARE, Outcome, RecordWriter
 
 #: Reports to Locust: type, name, milliseconds, bytes, exception.
 Fire = Callable[[str, str, float, int, Exception | None], None]
 _POLL_S = 0.5
-_MAX_ERROR_CHARS = 160
+#: Shorter than servers keep idle connections (`server.keep_alive_s`).
+_MAX_IDLE_S = 15.0
 
 
 class RequestError(Exception):
@@ -38,12 +40,25 @@ class Reply(NamedTuple):
 class RequestSender:
     """Sends over one pool of connections. `due` is on the clock of `time.perf_counter`."""
 
-    def __init__(self, client: HTTPClient, writer: RecordWriter, fire: Fire, key: str | None, picture: bytes) -> None:
-        self._client = client
+    def __init__(
+        self,
+        connect: Callable[[], HTTPClient],
+        writer: RecordWriter,
+        fire: Fire,
+        *,
+        key: str | None,
+        picture: bytes,
+        timeout_s: float,
+    ) -> None:
+        self._connect = connect
+        self._client = connect()
+        self._used_at = time.perf_counter()
+        self._open = 0
         self._writer = writer
         self._fire = fire
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._picture = picture
+        self._timeout_s = timeout_s
 
     def send(self, request: LoadRequest, due: float | None = None) -> None:
         """Send it. Its latency counts from when it was due; None: from now."""
@@ -53,6 +68,8 @@ class RequestSender:
         else:
             self._writer.add_duration(LATENESS, sent_at - due)
         self._writer.in_flight += 1
+        self._refresh(sent_at)
+        self._open += 1
         outcome: Outcome = "ok"
         error, size = "", 0
         try:
@@ -67,10 +84,18 @@ class RequestSender:
             self.report(request, "error", time.perf_counter() - due, "not answered when the test ended")
             raise
         except Exception as failure:  # broken connections, time limits, answers that are not what was asked for
-            outcome, error = "error", f"{type(failure).__name__}: {failure}"[:_MAX_ERROR_CHARS]
+            outcome, error = "error", f"{type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
         finally:
             self._writer.in_flight -= 1
+            self._open -= 1
+            self._used_at = time.perf_counter()
         self.report(request, outcome, time.perf_counter() - due, error, size)
+
+    def _refresh(self, now: float) -> None:
+        """Connect anew after a long pause: the server may be closing the idle connection at this moment."""
+        if not self._open and now - self._used_at > _MAX_IDLE_S:
+            self._client.close()
+            self._client = self._connect()
 
     def report(self, request: LoadRequest, outcome: Outcome, seconds: float, error: str, size: int = 0) -> None:
         """Count a request that has ended, or that could not be sent."""
@@ -92,9 +117,12 @@ class RequestSender:
 
     def _run_job(self, request: LoadRequest) -> Reply:
         """Submit the job and ask for it until it has ended, as a client without webhooks does."""
+        give_up_at = time.perf_counter() + self._timeout_s
         job: dict[str, Any] = json.loads(self._post(request, 0.0).content)
         path = f"{JOBS}/{job['id']}"
         while job["state"] in ("queued", "running"):
+            if time.perf_counter() > give_up_at:
+                raise RequestError("the job has not ended within the time limit")
             gevent.sleep(_POLL_S)
             job = json.loads(_checked(self._client.request("GET", path, headers=self._headers)))
         if job["state"] != "done":
@@ -109,9 +137,8 @@ class RequestSender:
             self._fire("STREAM", name, 1000 * reply.first_s, 0, None)
         elif request.kind in ("image", "edit") and not request.stream:
             took = time.perf_counter() - sent_at
-            timings = [each["timings"] for each in json.loads(reply.content)["data"]]
             name = OWN_SHARE if request.kind == "image" else EDIT_SHARE
-            self._writer.add_duration(name, took - max(each["queued_s"] + each["running_s"] for each in timings))
+            self._writer.add_duration(name, took - reported_s(reply.content))
 
 
 def _checked(answer: Any) -> bytes:
@@ -120,16 +147,8 @@ def _checked(answer: Any) -> bytes:
     if status == 429:
         raise Refused
     if not 200 <= status < 300:
-        raise RequestError(f"{status} {_code(content)}")
+        raise RequestError(f"{status} {error_code(content)}")
     return content
-
-
-def _code(content: bytes) -> str:
-    try:
-        error = json.loads(content)["error"]
-        return str(error["code"] or error["message"])[:_MAX_ERROR_CHARS]
-    except (ValueError, KeyError, TypeError):
-        return content[:_MAX_ERROR_CHARS].decode(errors="replace")
 
 
 def _read_stream(answer: Any, sent_at: float, kind: str) -> Reply:
@@ -138,17 +157,11 @@ def _read_stream(answer: Any, sent_at: float, kind: str) -> Reply:
     received, first_s, is_complete = bytearray(), None, False
     while line := bytes(answer.readline(b"\n")):
         received += line
-        if line.startswith(b"data: ") and b'"error":{' in line[:200]:
-            raise RequestError(f"in the stream: {_code(line.removeprefix(b'data: '))}")
-        if first_s is None and _is_first_part(line, kind):
+        if is_stream_error(line):
+            raise RequestError(f"in the stream: {error_code(line.removeprefix(b'data: '))}")
+        if first_s is None and is_first_part(line, kind):
             first_s = time.perf_counter() - sent_at
         is_complete = is_complete or last in line
     if not is_complete:
         raise RequestError("the stream ended without its last event")
     return Reply(bytes(received), first_s)
-
-
-def _is_first_part(line: bytes, kind: str) -> bool:
-    if kind == "chat":
-        return b'"content":"' in line and b'"content":""' not in line
-    return line.startswith(b"event: ") and b".partial_image" in line

@@ -138,7 +138,6 @@ def draw_picture(file: Path, result: Mapping[str, Any], draw: Any) -> None:
     draw(axes, result)
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
@@ -159,4 +158,4 @@ def draw_held_users(axes: Any, result: Mapping[str, Any]) -> None:
     left.axhline(result["bound_s"], color="black", linewidth=0.8, label=f"bound {result['bound_s']:g} s")
     left.set(xlabel="users", ylabel="p95 of the latency, s")
     left.set_ylim(0, 3 * result["bound_s"])
-    right.set(xlabel="users", ylabel="images/s")
+    right.set(xlabel="users", ylabel="images/s", ylim=(0, None))

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,21 @@ def measure(models: Mapping[str, str], console: Console) -> dict[str, Any]:
     return {"summary": summary, "published": published, "best_batch": best, "gain": gains, "rows": rows}
 
 
-def _rows(name: str, path: str, console: Console) -> list[dict[str, Any]]:
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="muster-experiment-") as place:
+def _rows(name: str, path: str, console: Console) -> Iterator[dict[str, Any]]:
+    """Start a server for each way to batch, and measure them in turn. As many users as a batch has places fill it."""
+    with tempfile.TemporaryDirectory(prefix="muster-experiment-") as place, contextlib.ExitStack() as stack:
+        servers = {}
+        for number, (mode, batching) in enumerate(_MODES.items()):
+            model = {"engine": "text", "path": path, "max_batch_size": max(BATCHES), "batching": batching}
+            context = running(Path(place) / str(number), {name: model}, life=_LIFE, queue={"deadline_slack": None})
+            servers[mode] = stack.enter_context(context)
         for batch in BATCHES:
-            for mode, batching in _MODES.items():
-                model = {"engine": "text", "path": path, "max_batch_size": batch, "batching": batching}
-                folder = Path(place) / f"{batch}-{batching['mode']}"
-                with running(folder, {name: model}, life=_LIFE, queue={"deadline_slack": None}) as server:
-                    row = asyncio.run(_level(server, name, batch))
-                rows.append({"model": name, "batch": batch, "mode": mode} | row)
+            for mode, server in servers.items():
+                row: dict[str, Any] = {"model": name, "batch": batch, "mode": mode} | asyncio.run(
+                    _level(server, name, batch)
+                )
                 console.print(f"{name}, batch {batch}, {mode}: {row['tokens_per_s']:.0f} tokens/s", highlight=False)
-    return rows
+                yield row
 
 
 async def _level(server: Server, name: str, users: int) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def draw(axes: Any, result: Mapping[str, Any]) -> None:
             axis.plot(list(series), list(series.values()), "o-", color=f"C{number}", label=mode)
         axis.set_xscale("log", base=2)
         axis.axvspan(*result["published"]["best_batch"], color="grey", alpha=0.2, label="published: best")
-        axis.set(title=model, xlabel="texts in the batch", ylabel="tokens/s")
+        axis.set(title=model, xlabel="texts in the batch", ylabel="tokens/s", ylim=(0, None))
 
 
 def main() -> int:

@@ -70,7 +70,7 @@ def draw(axes: Any, result: Mapping[str, Any]) -> None:
         right.plot(series["at_s"], series[name], label=label)
     right.set_yscale("log")
     right.axhline(OWN_SHARE_BOUND_MS, color="black", linewidth=0.8)
-    left.set(xlabel="seconds")
+    left.set(xlabel="seconds", ylim=(0, None))
     right.set(xlabel="seconds", ylabel="latency, ms")
 
 
