@@ -11,15 +11,17 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from configs.devices import machine_of
 from configs.scaling import Scaling
-from controller.planning.crash_backoff import decay, pending_replacements
+from controller.planning.crash_backoff import CrashKind, decay, pending_replacements
 from controller.planning.rolling_update import UpdatePolicy
 from controller.planning.standby import as_replica, count_ready
 from controller.policies import Policy, bounds
 from controller.types import CrashBackoff, Decision, Observation, Replica, Stage, WorkerLimits
 
+_CRASHES: tuple[str, ...] = get_args(CrashKind)
 #: Latest starts that an estimate uses, of either kind.
 _MAX_SAMPLES = 20
 #: Machines whose starts are kept: those with the latest ones.
@@ -88,7 +90,7 @@ class ModelState:
     memory: bounds.PolicyMemory = dataclasses.field(default_factory=bounds.PolicyMemory)
     crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
     #: Crashes since the controller started, by kind.
-    crashes_by_kind: Counter[str] = dataclasses.field(default_factory=Counter)
+    crashes_by_kind: Counter[str] = dataclasses.field(default_factory=lambda: Counter(dict.fromkeys(_CRASHES, 0)))
     #: Workers that died since the desired number was last reached.
     lost: int = 0
     #: When the last decision was made.

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import signal
 from collections.abc import Sequence
+from typing import Literal
 
 from configs.devices import machine_of
 from controller.types import CrashBackoff, Replica, Stage
@@ -21,6 +22,8 @@ _MAX_BACKOFF_S = 60.0
 _TOGETHER_S = 2.0
 #: Status of a worker that the balancer does not accept.
 _EXIT_REJECTED = 2
+#: How a worker crashed.
+CrashKind = Literal["start_failed", "killed", "signal", "exit_status", "unknown"]
 #: After this many equal failures in a row the next start is expected to fail as well.
 EQUAL_FAILURES = 3
 
@@ -46,7 +49,7 @@ def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
     return dataclasses.replace(record_crash(crashes, ended.at, failure), machine=machine), True
 
 
-def crash_kind(ended: Exit) -> str:
+def crash_kind(ended: Exit) -> CrashKind:
     """Return how the worker crashed, as one of a few words."""
     if _start_failure(ended):
         return "start_failed"

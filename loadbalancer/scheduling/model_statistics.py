@@ -8,7 +8,7 @@ balancer, so a histogram never mixes two of them.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Literal, get_args
 
 from loadbalancer.scheduling.histogram import Histogram, bounds_with
 from loadbalancer.scheduling.owner_statistics import OwnerStatistics
@@ -49,10 +49,11 @@ class ModelStatistics:
         self.in_time = self.late = 0
         #: Ended tasks by kind and outcome.
         self.ended: Counter[tuple[str, str]] = Counter()
+        # Counters of incidents begin with 0: the first incident is then an increase.
         #: Tasks that were not queued, by reason.
-        self.refused: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter(queue_full=0, deadline_unreachable=0)
         #: Tasks that left a worker before their end, by cause.
-        self.moves: Counter[str] = Counter()
+        self.moves: Counter[str] = Counter(dict.fromkeys(get_args(MoveCause), 0))
         self.steps_redone = 0
         #: Seconds of the starts of workers, and their sum by phase; cold ones and those from standby.
         self.cold_start, self.standby_start = Histogram(START_SECONDS), Histogram(START_SECONDS)

@@ -119,15 +119,5 @@ def _report() -> ControllerReport:
         crashes_by_kind={"killed": 1},
     )
     decision = DecisionRecord(1, 0.0, MODEL, "tick", 1, 1, 2, True, "because", {})
-    return ControllerReport(
-        0.0,
-        1.0,
-        (model,),
-        (),
-        (DeviceRecord("sim:0", "", ()),),
-        None,
-        0,
-        (decision,),
-        1,
-        machines=(MachineRecord("box", 1.0, False),),
-    )
+    devices, machines = (DeviceRecord("sim:0", "", ()),), (MachineRecord("box", 1.0, silent=False),)
+    return ControllerReport(0.0, 1.0, (model,), (), devices, None, 0, (decision,), 1, machines=machines)

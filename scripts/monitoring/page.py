@@ -15,7 +15,8 @@ from pathlib import Path
 
 from scripts.monitoring.catalog import Family, families
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "metrics.md"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 #: Headings, and how the names below them begin. The first that fits counts.
 _SECTIONS = (

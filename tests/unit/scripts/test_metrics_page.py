@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from scripts.monitoring.catalog import families, series
-from scripts.monitoring.page import PAGE, with_tables
+from scripts.monitoring.page import PAGE, ROOT, with_tables
 
 FAMILIES = families()
+SOURCES = [*(ROOT / "loadbalancer" / "metrics").glob("*.py")]
+
+
+def test_every_name_in_the_code_is_in_the_list() -> None:
+    named = {name for file in SOURCES for name in re.findall(r'"(muster_[a-z_]+)"', file.read_text())}
+    assert named
+    assert named <= {name.removesuffix("_total") for name in FAMILIES}
 
 
 def test_page_is_current() -> None:

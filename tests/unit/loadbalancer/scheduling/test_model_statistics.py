@@ -98,7 +98,7 @@ def test_moves_by_cause_and_redone_steps() -> None:
     receive(core, "a", Progress("t", 2, step=8, steps=20), 2.0)
     core.handle(WorkerLost("a", "it died"), 3.0)
     found = core.statistics["m"]
-    assert found.moves == {"preempted": 1, "worker_lost": 1}
+    assert +found.moves == {"preempted": 1, "worker_lost": 1}
     assert found.steps_redone == 5
     assert counts(found.queue_wait) == {0.01: 1}, "only the first start counts"
     assert counts(found.time_in_queue) == {0.01: 1}
@@ -120,7 +120,7 @@ def test_refused_tasks_are_counted() -> None:
     core.handle(TasksSubmitted([task("a")]), 0.0)
     with pytest.raises(QueueFull):
         core.handle(TasksSubmitted([task("b"), task("c")]), 0.0)
-    assert core.statistics["m"].refused == {"queue_full": 2}
+    assert +core.statistics["m"].refused == {"queue_full": 2}
 
 
 def test_process_that_connects_again_has_started_once() -> None:
