@@ -42,6 +42,7 @@ from loadbalancer.access.startup_checks import (
     open_keys,
 )
 from loadbalancer.api.app import create_app
+from loadbalancer.context.request_context import log_fields
 from loadbalancer.generation.decoding.decoder_pool import DecoderPool
 from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.generation.response_memory import ResponseMemory
@@ -60,7 +61,9 @@ from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.services import Services
 from loadbalancer.storage.database import Database
 from loadbalancer.storage.result_store import ResultStore
-from loadbalancer.tracing.request_context import log_fields
+from loadbalancer.tracing.exporter_process import ExporterProcess
+from loadbalancer.tracing.setup import blocked_reason, is_requested, sampler_of_environment
+from loadbalancer.tracing.tracer import Tracer
 from loadbalancer.transport.curve_listener import CannotListen
 
 log = logging.getLogger("loadbalancer")
@@ -169,13 +172,16 @@ class _Parts(NamedTuple):
     keys: EnforcedKeys
     page: PageSampler
     server: HttpServer
+    exporter: ExporterProcess | None
 
 
 def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     """Connect the parts. `token` is the internal token. Raises `StartupError`."""
     with _named_os_errors():
         upstream, arrivals, listener = _upstream(settings), _arrivals(settings), curve_listener(settings)
-        scheduler = SchedulerService(settings, worker_address(settings.data_dir), listener, arrivals)
+        exporter = _exporter(settings)
+        tracer = None if exporter is None else Tracer(sampler_of_environment(), exporter)
+        scheduler = SchedulerService(settings, worker_address(settings.data_dir), listener, arrivals, tracer)
         data_dir = DataDirCheck(settings.data_dir)
     metrics = Metrics(scheduler.snapshot, scheduler.step_curves)
     decoders = DecoderPool(settings.server)
@@ -184,8 +190,8 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     tracker = RequestTracker(scheduler, metrics, control, memory)
     authenticator = Authenticator(token, is_loopback(settings.server.host), settings.api_paths)
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)
-    webhook_sender = WebhookSender(settings.jobs, database)
-    jobs = JobManager(settings, scheduler, database, on_end=webhook_sender.wake)
+    webhook_sender = WebhookSender(settings.jobs, database, tracer)
+    jobs = JobManager(settings, scheduler, database, webhook_sender.wake, tracer)
     page = PageSampler(scheduler, control)
     services = Services(
         settings,
@@ -202,6 +208,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
         upstream,
         keys,
         page,
+        tracer,
         int(time.time()),
     )
     config = _config(services)
@@ -220,7 +227,23 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     metrics.task_failures.add(lambda: server.task_failures + page.task_failures)
     if listener is not None:
         metrics.task_failures.add(lambda: listener.task_failures)
-    return _Parts(upstream, arrivals, scheduler, decoders, tracker, database, webhook_sender, jobs, keys, page, server)
+    if exporter is not None:
+        metrics.events.add(lambda: exporter.counters)
+        metrics.task_failures.add(lambda: exporter.task_failures)
+    return _Parts(
+        upstream,
+        arrivals,
+        scheduler,
+        decoders,
+        tracker,
+        database,
+        webhook_sender,
+        jobs,
+        keys,
+        page,
+        server,
+        exporter,
+    )
 
 
 async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: EnforcedKeys, token: str) -> None:
@@ -235,6 +258,8 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
         await parts.scheduler.start()
     except CannotListen as error:
         raise StartupError(str(error)) from None
+    if parts.exporter is not None:
+        parts.exporter.start()
     parts.webhook_sender.start()
     keys.start()
     parts.page.start()
@@ -253,6 +278,8 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
     await parts.database.close()
     if parts.arrivals is not None:
         await asyncio.to_thread(parts.arrivals.stop)
+    if parts.exporter is not None:
+        await parts.exporter.stop()
     log.info("stopped")
 
 
@@ -286,6 +313,16 @@ def _arrivals(settings: Settings) -> ArrivalLog | None:
     arrivals = ArrivalLog(settings.data_dir / server.record_arrivals, server.record_bytes)
     arrivals.start()
     return arrivals
+
+
+def _exporter(settings: Settings) -> ExporterProcess | None:
+    """Return the exporter of traces, or None where none are requested, or where they cannot be sent."""
+    if not is_requested(os.environ):
+        return None
+    if reason := blocked_reason(os.environ):
+        log.warning("no traces are written: %s", reason)
+        return None
+    return ExporterProcess(os.environ, as_json=settings.logging.format == "json")
 
 
 def _config(services: Services) -> HttpConfig:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from configs.settings import Settings
+from loadbalancer.context.request_context import CURRENT, RequestContext
 from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.scheduling.events import (
     Effect,
@@ -28,7 +29,7 @@ from loadbalancer.scheduling.events import (
 from loadbalancer.scheduling.model_counters import Totals
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEnded, TaskUpdate
-from loadbalancer.tracing.request_context import CURRENT, RequestContext
+from loadbalancer.tracing.tracer import Tracer
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
 from loadbalancer.transport.weight_files import WeightFiles
@@ -63,8 +64,10 @@ class SchedulerService:
         address: str,
         listener: CurveListener | None = None,
         arrivals: ArrivalLog | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._arrivals = arrivals
+        self._tracer = tracer
         self._curve_listener = listener
         self._scheduler = Scheduler(
             {name: settings.scaling(name) for name in settings.models},
@@ -250,6 +253,8 @@ class SchedulerService:
                 self._outbox.setdefault(effect.worker, []).append(envelope)
             elif isinstance(effect, RecordTask):
                 _note_end(effect.task, now)
+                if self._tracer is not None:
+                    self._tracer.end_task(effect.task)
                 if self._arrivals is not None:
                     self._arrivals.put(effect.task, now, time.time())
             else:

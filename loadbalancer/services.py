@@ -18,6 +18,7 @@ from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.storage.database import Database
 from loadbalancer.storage.result_store import ResultStore
+from loadbalancer.tracing.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -38,5 +39,7 @@ class Services:
     upstream: UpstreamClient
     keys: EnforcedKeys
     page: PageSampler
+    #: None: no traces are written.
+    tracer: Tracer | None
     #: Start time in Unix seconds.
     started: int

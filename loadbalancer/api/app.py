@@ -19,6 +19,7 @@ from loadbalancer.api.model_documents import serve_document
 from loadbalancer.api.openapi import DESCRIPTION, DocumentedApp
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
+from loadbalancer.api.request_recorder import RequestRecorder
 from loadbalancer.api.routes import calls, health, images, inference, jobs, models, page, results, scaling, texts
 from loadbalancer.metrics.build import muster_version
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
@@ -64,8 +65,9 @@ def create_app(services: Services) -> ASGIApp:
         access, services.authenticator, services.keys, machine_names(server.host), server.max_reads_per_key
     )
     replayed = ReplayedPaths(services.settings.api_paths)
-    hot_calls = HotCalls(hot, control, metrics)
-    return ApiMiddleware(app, idempotency, access, control, metrics, bodies, hot_calls, replayed)
+    recorder = RequestRecorder(services.tracer)
+    hot_calls = HotCalls(hot, control, metrics, recorder)
+    return ApiMiddleware(app, idempotency, access, control, metrics, bodies, hot_calls, replayed, recorder)
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -33,6 +33,10 @@ class Responder(Protocol):
     def server(self) -> tuple[str, int | None] | None:
         """The address and port that the client has connected to."""
 
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the response's body so far."""
+
     def respond(
         self,
         status: int,

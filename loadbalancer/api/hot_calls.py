@@ -19,10 +19,10 @@ from loadbalancer.api.hot_routes import HotRequest, HotRoute, HotRoutes
 from loadbalancer.api.http_helpers import ErrorResponse, error_response
 from loadbalancer.api.pushed_response import PushedResponse
 from loadbalancer.api.request_head import RequestHead
+from loadbalancer.api.request_recorder import RequestRecorder
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, ClientClosed, InternalError
-from loadbalancer.tracing.request_context import CURRENT, RequestContext
-from loadbalancer.tracing.trace_context import parse_traceparent
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,11 @@ log = logging.getLogger(__name__)
 class HotCalls:
     """Finds the requests that are answered directly, with all checks that other requests pass."""
 
-    def __init__(self, routes: HotRoutes, control: AccessControl, metrics: Metrics) -> None:
+    def __init__(
+        self, routes: HotRoutes, control: AccessControl, metrics: Metrics, recorder: RequestRecorder | None = None
+    ) -> None:
         self._routes = routes
+        self.recorder = recorder or RequestRecorder()
         self.control = control
         self.metrics = metrics
 
@@ -91,7 +94,7 @@ class HotCall:
         self._query = query
         self._headers = headers
         self._started = time.monotonic()
-        self._context = RequestContext(head.request_id, parse_traceparent(head.traceparent))
+        self._context = calls.recorder.begin(head, method, path)
         self._caller: Caller | None = None
         self._responder: Responder | None = None
         self._future: asyncio.Future[Response] | None = None
@@ -159,7 +162,7 @@ class HotCall:
     def _respond(self, response: Response) -> None:
         assert self._responder is not None
         self._status = response.status_code
-        headers = [*response.raw_headers, (b"x-request-id", self._head.request_id.encode("latin-1"))]
+        headers = [*response.raw_headers, *self._calls.recorder.response_headers(self._context)]
         caller = self._caller
         if caller is not None and caller.requests_per_minute is not None and self._method == "POST":
             headers += self._calls.control.headers(caller, self._started)
@@ -219,7 +222,16 @@ class HotCall:
             calls.control.leave(self._caller, is_post=self._method == "POST")
         # Through each of these the call refers to itself: results would be held until garbage is collected.
         on_end, self._on_end = self._on_end, None
-        self._responder = self._future = None
+        responder, self._responder = self._responder, None
+        self._future = None
         self._is_cancelled = True  # nothing is left to be cancelled
         if on_end is not None:
             on_end()
+        if calls.recorder.is_on:  # now that tasks which nobody waits for have been cancelled
+            self._record(0 if responder is None else responder.body_bytes)
+
+    def _record(self, size: int) -> None:
+        owner = "" if self._caller is None else self._caller.owner
+        self._calls.recorder.end(
+            self._context, self._method, self._route.template, self._status, self._started, owner=owner, size=size
+        )

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.content_coding import check_json, decode_body
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 from loadbalancer.schema.inference_metadata import ProtocolError
 
@@ -49,6 +50,9 @@ class ErrorResponse(Response):
 
 def error_response(error: ApiError, path: str) -> ErrorResponse:
     """The error in OpenAI's shape, or in that of the Open Inference Protocol on its paths."""
+    context = CURRENT.get()
+    if context is not None:
+        context.on_error(error.code or error.type)
     return ErrorResponse(ProtocolError(error.message) if path.startswith("/v2/") else error.body, error)
 
 

@@ -23,16 +23,17 @@ from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.http_helpers import ERROR_CODE, error_response
 from loadbalancer.api.idempotency import HEADER, PATHS
 from loadbalancer.api.request_head import RequestHead
+from loadbalancer.api.request_recorder import RequestRecorder
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, InternalError
-from loadbalancer.tracing.request_context import CURRENT, RequestContext
-from loadbalancer.tracing.trace_context import parse_traceparent
 
 log = logging.getLogger(__name__)
 
 #: Response headers that a page of another origin may read.
 _EXPOSED_HEADERS = (
     "x-request-id",
+    "traceresponse",
     "retry-after",
     "x-muster-proxied",
     "x-muster-seed",
@@ -74,6 +75,7 @@ class ApiMiddleware:
         bodies: BodyBudget,
         hot: HotCalls | None = None,
         replayed: Container[str] = PATHS,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         """`replaying` answers the requests with an idempotency key on one of the paths in `replayed`.
 
@@ -82,6 +84,7 @@ class ApiMiddleware:
         self._app = app
         self._replaying = replaying
         self._replayed = replayed
+        self._recorder = recorder or RequestRecorder()
         self._control = control
         self._metrics = metrics
         self._bodies = bodies
@@ -108,8 +111,9 @@ class ApiMiddleware:
             return
         started, head = time.monotonic(), RequestHead(scope["headers"])
         scope.setdefault("state", {})["head"] = head
-        sender = _Sender(send, head.request_id)
-        token = CURRENT.set(RequestContext(head.request_id, parse_traceparent(head.traceparent)))
+        context = self._recorder.begin(head, scope["method"], scope["path"])
+        sender = _Sender(send, self._recorder.response_headers(context))
+        token = CURRENT.set(context)
         try:
             try:
                 self._control.check(scope.get("query_string", b""), head.host, head.origin)
@@ -127,6 +131,10 @@ class ApiMiddleware:
             CURRENT.reset(token)
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, sender.status or 500, time.monotonic() - started)
+            if self._recorder.is_on:
+                caller = scope["state"].get("caller")
+                owner, status = "" if caller is None else caller.owner, sender.status or 500
+                self._recorder.end(context, scope["method"], route, status, started, owner=owner, size=sender.size)
             if (code := scope["state"].get(ERROR_CODE)) is not None:
                 self._metrics.error(code, sender.status or 500)
 
@@ -151,7 +159,7 @@ class ApiMiddleware:
             if head.has_key and scope["path"] in self._replayed:
                 app = self._replaying
             if limits := self._control.headers(caller, now):
-                send = _Sender(send, headers=limits).send
+                send = _Sender(send, limits).send
         try:
             await app(scope, receive, send)
         finally:
@@ -161,20 +169,23 @@ class ApiMiddleware:
 
 
 class _Sender:
-    """Adds headers to a response, and notes its status."""
+    """Adds headers to a response, and notes its status and size."""
 
-    __slots__ = ("_headers", "_send", "status")
+    __slots__ = ("_headers", "_send", "size", "status")
 
-    def __init__(self, send: Send, request_id: str = "", headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
-        self._headers = headers or [(b"x-request-id", request_id.encode("latin-1"))]
+        self._headers = headers
         self.status: int | None = None
+        self.size = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             added = [name for name, _ in self._headers]
             message["headers"] = [line for line in message["headers"] if line[0] not in added] + self._headers
+        else:
+            self.size += len(message.get("body", b""))
         await self._send(message)
 
 

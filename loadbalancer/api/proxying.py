@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,11 +16,14 @@ from starlette.types import Receive, Scope, Send
 from configs.proxy import ColdStartProxy
 from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.api.uploads import Form
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.proxy.upstream import FORWARDED, Content, UpstreamDeclined
 from loadbalancer.schema.errors import ApiError, BadGateway, InvalidRequest
 from loadbalancer.schema.stream_events import encode_error
 from loadbalancer.services import Services
+from loadbalancer.tracing.attributes import OUTCOME, REQUEST_MODEL
+from loadbalancer.tracing.tracer import new_span_id
 
 if TYPE_CHECKING:
     import aiohttp
@@ -40,8 +44,19 @@ class ProxiedRequest:
         self._services = services
         self._spec = spec
         self._is_open = True
+        self._started = time.monotonic()
+        self._context = context = CURRENT.get()
+        trace = None if context is None else context.trace
+        if trace is not None and services.tracer is not None:
+            trace = trace.child(new_span_id())
+        self._trace = trace
         services.tracker.register(self)
         services.scheduler.request_proxied(spec.model, spec.inputs)
+
+    @property
+    def traceparent(self) -> str:
+        """The header for the upstream server; empty without a trace."""
+        return "" if self._trace is None else self._trace.traceparent
 
     def connection_error(self, error: Exception) -> ApiError:
         return self._services.upstream.connection_error(error)
@@ -53,6 +68,12 @@ class ProxiedRequest:
             self._services.tracker.unregister(self)
             self._services.scheduler.proxy_finished(self._spec.model, len(self._spec.inputs))
             self._services.metrics.proxied(self._spec.model, outcome)
+            tracer, context, trace = self._services.tracer, self._context, self._trace
+            if tracer is not None and context is not None and trace is not None:
+                attributes = {OUTCOME: outcome, REQUEST_MODEL: self._spec.model}
+                error = outcome if outcome == "failed" else ""
+                times = self._started, time.monotonic()
+                tracer.end_span(trace, "proxy", "client", *times, attributes, error, context.clock_offset)
 
 
 async def try_upstream(
@@ -76,7 +97,8 @@ async def try_upstream(
     proxied = ProxiedRequest(services, spec)
     outcome = "cancelled"
     try:
-        response = await _send(services, spec, path, content, min(proxy.timeout_s, spec.timeout_s), stream)
+        timeout_s = min(proxy.timeout_s, spec.timeout_s)
+        response = await _send(services, spec, path, content, timeout_s, proxied.traceparent, stream=stream)
         outcome = "answered" if isinstance(response, Response) else ""
     except UpstreamDeclined:
         outcome = "queued"
@@ -106,10 +128,17 @@ def _is_needed(services: Services, proxy: ColdStartProxy, spec: GenerationSpec) 
 
 
 async def _send(
-    services: Services, spec: GenerationSpec, path: str, content: Content, timeout_s: float, stream: bool
+    services: Services,
+    spec: GenerationSpec,
+    path: str,
+    content: Content,
+    timeout_s: float,
+    traceparent: str,
+    *,
+    stream: bool,
 ) -> Response | aiohttp.ClientResponse:
     """The complete response, or an open event stream. Raises `UpstreamDeclined` and `ApiError`."""
-    response = await services.upstream.post(spec.model, path, content, timeout_s)
+    response = await services.upstream.post(spec.model, path, content, timeout_s, traceparent)
     expected = _EVENTS if stream else _JSON
     if response.content_type != expected:
         response.close()

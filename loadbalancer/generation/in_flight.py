@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from loadbalancer.access.token_limit import TokenLimiter
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.in_flight_call import AwaitedCalls, InFlightCalls, StreamedCalls
 from loadbalancer.generation.response_memory import ResponseMemory
@@ -60,6 +61,7 @@ class ResultStream(ABC):
         self.failure: ApiError | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.changed = asyncio.Event()
+        self._context = CURRENT.get()
 
     @abstractmethod
     def progress(self) -> Iterator[Progress]:
@@ -81,6 +83,8 @@ class ResultStream(ABC):
         """End the stream; only the first call counts."""
         if not self.ended.done():
             self.failure = failure
+            if failure is not None and self._context is not None:
+                self._context.on_error(failure.code or failure.type)
             self.ended.set_result(None)
             self.changed.set()
 

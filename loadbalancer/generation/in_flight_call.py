@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.scheduling.task import TaskChunk, TaskCompleted, TaskEnded, TaskUpdate
 from loadbalancer.schema.call_results import CallResult
@@ -38,6 +39,7 @@ class InFlightCalls(ABC):
         self._is_open = True
         self._is_ended = False
         self._held_bytes = 0
+        self._context = CURRENT.get()
         self.tasks: list[str] = []
         self.tasks = tracker.scheduler.submit(
             spec.model,
@@ -71,6 +73,8 @@ class InFlightCalls(ABC):
         if not self._is_ended:
             self._is_ended = True
             self.failure = failure
+            if failure is not None and self._context is not None:
+                self._context.on_error(failure.code or failure.type)
             self._on_end()
 
     def close(self) -> None:

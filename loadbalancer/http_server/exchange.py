@@ -43,6 +43,7 @@ class Exchange:
         "_remaining",
         "_scope",
         "body",
+        "body_bytes",
         "call",
         "disconnected",
         "headers",
@@ -78,6 +79,8 @@ class Exchange:
         self.waiting_for_100_continue = expects_continue
         self.body: bytes | bytearray = b""
         self.more_body = True
+        #: Bytes of the response's body that were written.
+        self.body_bytes = 0
         self.disconnected = self.response_started = self.response_complete = False
         #: Whether `receive` has something to return, and what it waits for.
         self._has_news = False
@@ -166,7 +169,8 @@ class Exchange:
             return
         connection, head = self._connection, self._encode_head(status, headers)
         self._on_end = on_end
-        if sum(map(len, frames)) <= _JOINED_BYTES:
+        self.body_bytes = size = sum(map(len, frames))
+        if size <= _JOINED_BYTES:
             connection.transport.write(b"".join((head, *frames)))
         elif connection.scheme == "http":
             connection.transport.writelines([head, *frames])
@@ -191,6 +195,7 @@ class Exchange:
         connection, head = self._connection, self._head
         if head:
             self._head = b""
+        self.body_bytes += len(data)
         if self._is_chunked:
             data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
         connection.transport.write(data)
@@ -284,6 +289,7 @@ class Exchange:
     def _send_body(self, body: bytes | memoryview, *, more: bool) -> None:
         connection, head, size = self._connection, self._head, len(body)
         self._head = b""
+        self.body_bytes += size
         if self.method == "HEAD":
             self._remaining, body = 0, b""
         elif self._is_chunked:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from loadbalancer.generation.text.parsing import text_parser
 from loadbalancer.generation.text.stored_text import pack_text
 from loadbalancer.generation.text.text_spec import OutputFormat
 from loadbalancer.generation.validation import GenerationSpec
+from loadbalancer.jobs.job_context import job_context
 from loadbalancer.jobs.views import JobProgress
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import (
@@ -45,6 +47,7 @@ class JobRun:
     def __init__(self, record: JobRecord, source_bytes: int, scheduler: SchedulerService) -> None:
         self.record = record
         self.source_bytes = source_bytes
+        self.context = job_context(record, time.time() - time.monotonic())
         #: Finished images that are not on disk yet.
         self._unsaved: list[StoredImage] = []
         self.started = False
@@ -103,6 +106,7 @@ class JobRun:
             task_ids=[f"{self.record.id}-{item:03}" for item in items],
             checkpoints=[checkpoints.get(item) for item in items],
             may_be_running=may_be_running,
+            context=self.context,
         )
         self._tasks = dict(zip(tasks, items, strict=True))
         self._saved_steps = {item: state.step for item, state in checkpoints.items()}
@@ -208,7 +212,9 @@ class JobRun:
 
     def _on_completed(self, item: int, update: TaskCompleted) -> None:
         if self.record.order.text is not None:
-            data = pack_text(self._texts.pop(item, TextChoice(item)))
+            choice = self._texts.pop(item, TextChoice(item))
+            self.context.on_usage(choice.prompt_tokens, choice.generated_tokens)
+            data = pack_text(choice)
         elif self.record.order.calls:
             result = CallResult(update.parts, update.frames)
             try:

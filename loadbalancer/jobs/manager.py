@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from configs.settings import Settings
 from loadbalancer.background_tasks import TaskSupervisor
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.jobs.job_queue import JobAdmission
 from loadbalancer.jobs.job_run import JobRun, JobSubscriber
 from loadbalancer.jobs.views import JobProgress, JobView, cancelled, expired, job_view, missing_result_error
@@ -38,6 +39,7 @@ from loadbalancer.storage.records import (
     StoredImage,
 )
 from loadbalancer.storage.repository import Repository
+from loadbalancer.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class JobManager:
         scheduler: SchedulerService,
         database: Database,
         on_end: Callable[[], None] = lambda: None,
+        tracer: Tracer | None = None,
     ) -> None:
         """`on_end` is called when a job with a webhook ends."""
         self._settings = settings.jobs
@@ -78,6 +81,7 @@ class JobManager:
         #: Set once the unfinished jobs have been resumed, or the disk is unavailable.
         self._resumed = asyncio.Event()
         self._on_end = on_end
+        self._tracer = tracer
 
     def __repr__(self) -> str:
         return f"<JobManager {len(self)} unfinished, {self._admission!r}>"
@@ -261,6 +265,7 @@ class JobManager:
 
     async def _run_job(self, run: JobRun) -> None:
         """Run an admitted job to its end. A job that cannot be handled fails, and leaves no trace in the queues."""
+        CURRENT.set(run.context)  # of this task of asyncio, not of the request that has started it
         try:
             await self._run_to_end(run)
         except Exception:
@@ -331,6 +336,9 @@ class JobManager:
         if self._runs.pop(run.record.id, None) is None:
             return
         run.leave()
+        if self._tracer is not None:
+            error = "" if run.failure is None else run.failure.code or run.failure.type
+            self._tracer.end_job(run.context, run.record.id, order.model, run.record.created, error)
         self._release(order.owner, run.source_bytes)
         for subscriber in run.subscribers:
             subscriber.end(run.failure)

@@ -15,10 +15,13 @@ import msgspec
 from configs.sections import Jobs as JobSettings
 from loadbalancer.background_tasks import TaskSupervisor
 from loadbalancer.jobs.delivery_queue import DeliveryQueue
+from loadbalancer.jobs.job_context import job_trace
 from loadbalancer.jobs.views import job_view
 from loadbalancer.jobs.webhooks import headers, pause_s
 from loadbalancer.storage.database import Database, StorageUnavailable, Work
 from loadbalancer.storage.records import JobRecord, PendingDelivery, WebhookTarget
+from loadbalancer.tracing.attributes import JOB
+from loadbalancer.tracing.tracer import Tracer, new_span_id
 
 if TYPE_CHECKING:
     from loadbalancer.jobs.webhook_client import WebhookClient
@@ -35,8 +38,9 @@ _STORAGE_RETRY_S = 1.0
 class WebhookSender:
     """Delivers the due webhooks. All methods are called in the event loop."""
 
-    def __init__(self, settings: JobSettings, database: Database) -> None:
+    def __init__(self, settings: JobSettings, database: Database, tracer: Tracer | None = None) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._database = database
         #: Deliveries by outcome since the start.
         self.counters: Counter[str] = Counter()
@@ -143,8 +147,17 @@ class WebhookSender:
     async def _post(self, record: JobRecord, hook: WebhookTarget) -> str | None:
         """Return why the delivery failed; None after a success."""
         body = msgspec.json.encode(job_view(record, None, self._settings.keep_s))
-        client = await self._open_client()
-        return await client.post(hook.url, body, headers(record.id, hook.secret, body, time.time()))
+        client, started = await self._open_client(), time.time()
+        signed = dict(headers(record.id, hook.secret, body, started))
+        job = job_trace(record)
+        if job is None or self._tracer is None:
+            passed_on = {"traceparent": record.order.traceparent} if record.order.traceparent else {}
+            return await client.post(hook.url, body, signed | passed_on)
+        trace = job.child(new_span_id())
+        failed = await client.post(hook.url, body, signed | {"traceparent": trace.traceparent})
+        ended, error = max(time.time(), started), "" if failed is None else "webhook_failed"
+        self._tracer.end_span(trace, "webhook", "client", started, ended, {JOB: record.id}, error)
+        return failed
 
     async def _open_client(self) -> WebhookClient:
         """Return the client. Its library is imported at the first delivery, in a thread: many servers send none."""

@@ -77,7 +77,9 @@ class UpstreamClient:
     def __repr__(self) -> str:
         return f"<UpstreamClient for {', '.join(self._proxies) or 'no model'}>"
 
-    async def post(self, model: str, path: str, content: Content, timeout_s: float) -> aiohttp.ClientResponse:
+    async def post(
+        self, model: str, path: str, content: Content, timeout_s: float, traceparent: str = ""
+    ) -> aiohttp.ClientResponse:
         """Send the request to `path` below the upstream's URL. The caller reads and closes the 200 response.
 
         Raises `UpstreamDeclined`, or an `ApiError` for the client.
@@ -88,6 +90,8 @@ class UpstreamClient:
         headers = {FORWARDED: "1", "accept-encoding": "identity"}
         if model in self._keys:
             headers["authorization"] = f"Bearer {self._keys[model]}"
+        if traceparent:
+            headers["traceparent"] = traceparent
         if content.media_type is not None:
             headers["content-type"] = content.media_type
         if self._session is None:

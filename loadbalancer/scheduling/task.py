@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from loadbalancer.context.request_context import RequestContext
 from loadbalancer.scheduling.text_work import NO_PROMPT, PromptSteps
-from loadbalancer.tracing.request_context import RequestContext
 from wire.codec import Frame
 from wire.inputs import Part, Shape, TaskInputs, TextInputs
 from wire.messages import FailureKind

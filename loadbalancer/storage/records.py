@@ -73,6 +73,10 @@ class JobSpec(msgspec.Struct, frozen=True):
     seeds: list[int] | None = None
     #: Of a job that generates texts.
     text: TextOptions | None = None
+    #: Of the request that created it.
+    request_id: str = ""
+    #: Its span as the header `traceparent`; empty without a trace.
+    traceparent: str = ""
 
     @property
     def images(self) -> list[ImageInputs]:

@@ -1,1 +1,1 @@
-"""Traces of requests: their context, and the spans that are sent to a collector."""
+"""Traces: the spans of requests, tasks and jobs, and their way to a collector."""

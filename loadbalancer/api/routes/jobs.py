@@ -21,6 +21,7 @@ from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.storage_errors import stored
 from loadbalancer.api.text.job_stream import JobTextStream
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.call_validation import call_model, instances_spec
 from loadbalancer.generation.text.text_model import text_model
@@ -260,7 +261,7 @@ class _JobsApi:
 def _job_spec(
     parsed: ParsedJob, job: GenerationSpec | CallSpec | TextSpec, deadline: float, options: TextOptions | None
 ) -> JobSpec:
-    webhook = parsed.job.webhook
+    webhook, context = parsed.job.webhook, CURRENT.get()
     return JobSpec(
         path=parsed.job.path,
         model=job.model,
@@ -273,6 +274,8 @@ def _job_spec(
         hook=None if webhook is None else WebhookTarget(webhook.url, webhook.secret),
         response_format="b64_json" if options else getattr(parsed.request, "response_format", None) or "b64_json",
         text=options,
+        request_id="" if context is None else context.request_id,
+        traceparent="" if context is None else context.traceparent,
     )
 
 

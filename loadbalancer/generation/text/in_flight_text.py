@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.text.choice import TextChoice
 from loadbalancer.generation.text.generated_texts import GeneratedTexts, usage_of
 from loadbalancer.generation.text.parsing import text_parser
@@ -42,6 +43,7 @@ class InFlightTexts(ABC):
         #: What its key was charged before.
         self._charged = 0 if spec.tokens_per_minute is None else tracker.expected_tokens(spec)
         self._running: dict[str, TextChoice] = {}
+        self._context = CURRENT.get()
         self._is_open = True
         self._is_ended = False
         self._held_bytes = 0
@@ -97,6 +99,11 @@ class InFlightTexts(ABC):
         if not self._is_ended:
             self._is_ended = True
             self.failure = failure
+            if self._context is not None:
+                usage = self.usage
+                self._context.on_usage(usage.prompt_tokens, usage.completion_tokens)
+                if failure is not None:
+                    self._context.on_error(failure.code or failure.type)
             if failure is not None:
                 self._cancel_running()
             self._on_end()
@@ -129,6 +136,8 @@ class InFlightTexts(ABC):
             if update.task not in self._first_token_at:
                 now = self._first_token_at[update.task] = time.monotonic()
                 self._tracker.metrics.texts.first_token(self.job.model, now - self._started)
+                if self._context is not None:
+                    self._context.on_output(now)
             choice.add(update.output)
             self._on_news()
         elif isinstance(update, TaskCompleted):

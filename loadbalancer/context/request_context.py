@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-from loadbalancer.tracing.trace_context import TraceContext
+from loadbalancer.context.trace_context import TraceContext
 
 
 class RequestContext:
     """One request or job. Times are seconds on the scheduler's clock."""
 
     __slots__ = (
+        "clock_offset",
         "error_code",
         "first_output_at",
         "input_tokens",
@@ -26,8 +27,10 @@ class RequestContext:
         "waited_s",
     )
 
-    def __init__(self, request_id: str, trace: TraceContext | None = None) -> None:
+    def __init__(self, request_id: str, trace: TraceContext | None = None, clock_offset: float = 0.0) -> None:
+        """`clock_offset` makes Unix time of the times on the scheduler's clock."""
         self.request_id = request_id
+        self.clock_offset = clock_offset
         #: Its span, or that of its client where no spans are written; None: neither.
         self.trace = trace
         #: Of its tasks; empty if it has none.

@@ -1,0 +1,46 @@
+"""What is recorded of each request: its trace and its line in the access log, where these are on."""
+
+from __future__ import annotations
+
+from loadbalancer.api.request_head import RequestHead
+from loadbalancer.context.request_context import RequestContext
+from loadbalancer.context.trace_context import parse_traceparent
+from loadbalancer.tracing.tracer import Tracer
+
+#: Paths of the controller, which asks every second.
+_INTERNAL = "/internal/"
+
+
+class RequestRecorder:
+    """Begins and ends the record of a request. Without a tracer it does nothing."""
+
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
+        #: Whether `end` must be called.
+        self.is_on = tracer is not None
+
+    def begin(self, head: RequestHead, method: str, path: str) -> RequestContext:
+        """Return the context of a request that has just arrived.
+
+        A request that creates or ends something is traced, and any other whose client sends `traceparent`.
+        """
+        tracer, traceparent = self._tracer, head.traceparent
+        if tracer is None:
+            return RequestContext(head.request_id, parse_traceparent(traceparent) if traceparent else None)
+        if not traceparent and (method not in ("POST", "DELETE") or path.startswith(_INTERNAL)):
+            return RequestContext(head.request_id)
+        return tracer.begin(head.request_id, traceparent)
+
+    def response_headers(self, context: RequestContext) -> list[tuple[bytes, bytes]]:
+        """Return the headers by which the client finds its request again."""
+        headers = [(b"x-request-id", context.request_id.encode("latin-1"))]
+        if self._tracer is not None and context.trace is not None:
+            headers.append((b"traceresponse", context.trace.traceparent.encode()))
+        return headers
+
+    def end(
+        self, context: RequestContext, method: str, route: str, status: int, started: float, *, owner: str, size: int
+    ) -> None:
+        """Write the record of a request that has been answered. `size`: bytes of the response."""
+        if self._tracer is not None and context.trace is not None:
+            self._tracer.end_request(context, method, route, status, started, owner=owner, size=size)

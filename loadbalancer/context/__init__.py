@@ -1,0 +1,1 @@
+"""What is known of the request that the current code works for."""

@@ -1,0 +1,161 @@
+"""Traces of real servers, as a collector receives them: complete and in order."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="pip install 'muster[otel]'")
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install 'muster[otel]'")
+
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S, launch, stop, wait_until
+from tests.support.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
+
+TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+SERVER_KIND, INTERNAL, CLIENT = 2, 1, 3
+SLOW = sim(t0_s=0.04, defaults={"size": "64x64", "steps": 80, "guidance_scale": 3.0, "scheduler": "ddim"})
+MODELS = {
+    "slow": SLOW | {"batching": {"checkpoint_every": 5}, "limits": {"max_steps": 100}},
+    "words": {"engine": "sim", "sim": {"task": "text", "t0_s": 0.002, "load_s": 0.0}},
+    "absent": sim(),
+}
+JOBS = {"checkpoint_every_s": 0.1, "webhook_private": True}
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[OtlpReceiver]:
+    with otlp_receiver() as received:
+        yield received
+
+
+@pytest.fixture(scope="module")
+def server(collector: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        workers = {"slow": 2, "words": 1}
+        folder = tmp_path_factory.mktemp("traced")
+        with running(folder, MODELS, workers, jobs=JOBS, queue={"max_tasks": 20}) as made:
+            yield made
+
+
+def post(server: Server, path: str, trace: str, /, **body: object) -> httpx.Response:
+    headers = {"traceparent": f"00-{trace}-{CALLER}-01", "x-request-id": f"r-{trace[:4]}"}
+    return httpx.post(f"{server.base_url}{path}", json=body, headers=headers, timeout=PATIENCE_S)
+
+
+def check_tree(spans: list[ReceivedSpan], parent: str = CALLER) -> None:
+    """One outer span, and in it all others, each in its time."""
+    first = spans[0]
+    assert (first.parent, {span.parent for span in spans[1:]}) == (parent, {first.id})
+    assert all(first.start <= span.start <= span.end <= first.end for span in spans)
+
+
+def test_image_that_moved_between_two_workers(server: Server, collector: OtlpReceiver) -> None:
+    body = {"model": "slow", "prompt": "secret words", "stream": True, "partial_images": 3}
+    headers = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
+    first_worker = killed = ""
+    with httpx.stream(
+        "POST", f"{server.base_url}/v1/images/generations", json=body, headers=headers, timeout=PATIENCE_S
+    ) as response:
+        assert response.headers["traceresponse"].startswith(f"00-{TRACE}-")
+        for line in response.iter_lines():
+            if not first_worker:
+                first_worker = next((each.worker for each in server.snapshot().workers if each.assigned), "")
+            if "partial_image" in line and not killed:
+                server.workers[first_worker].kill()
+                killed = first_worker
+    spans = collector.trace(TRACE, "POST /v1/images/generations", "queue", "queue", "worker", "worker", "render")
+    check_tree(spans)
+    outer, receive, queue, first, again, second, render = spans
+    assert [span.name for span in spans[1:]] == ["receive", "queue", "worker", "queue", "worker", "render"]
+    assert receive.end == queue.start <= queue.end == first.start < first.end == again.start
+    assert again.end == second.start < second.end == render.start <= render.end == outer.end
+    assert (first.attributes["muster.worker"], first.attributes["muster.outcome"]) == (killed, "worker_lost")
+    assert second.attributes["muster.worker"] in set(server.workers) - {killed}
+    assert second.attributes["muster.outcome"] == "done"
+    assert second.attributes["muster.resumed_at"] > 0
+    assert (first.links, second.links) == ([], [first.id])
+    assert outer.kind == SERVER_KIND
+    assert outer.attributes["gen_ai.output.type"] == "image"
+    assert not any("secret" in str(span) for span in spans)
+    assert collector.services == {"muster"}
+    server.wait_for_workers(server.start_worker("slow"))
+
+
+def test_text_stream(server: Server, collector: OtlpReceiver) -> None:
+    trace = "a" * 32
+    message = {"role": "user", "content": "secret words"}
+    response = post(server, "/v1/chat/completions", trace, model="words", messages=[message], stream=True, max_tokens=9)
+    assert response.text.endswith("data: [DONE]\n\n")
+    spans = collector.trace(trace, "POST /v1/chat/completions", "worker", "render")
+    check_tree(spans)
+    assert [span.name for span in spans[1:]] == ["receive", "queue", "worker", "render"]
+    attributes = spans[0].attributes
+    assert attributes["gen_ai.operation.name"] == "chat"
+    assert attributes["gen_ai.request.model"] == "words"
+    assert attributes["gen_ai.usage.output_tokens"] == 9
+    assert attributes["gen_ai.usage.input_tokens"] > 0
+    first_token_s = attributes["gen_ai.latency.time_to_first_token"]
+    assert 0 < first_token_s <= (spans[0].end - spans[0].start) / 1e9
+    assert attributes["muster.request_id"] == response.headers["x-request-id"] == "r-aaaa"
+    assert attributes["http.response.body.size"] == len(response.content)
+    assert not any("secret" in str(span) for span in spans)
+
+
+def test_refused_and_cancelled_requests(server: Server, collector: OtlpReceiver) -> None:
+    refused = post(server, "/v1/images/generations", "b" * 32, model="slow", prompt="x", n=200)
+    assert refused.status_code == 400
+    (outer,) = collector.trace("b" * 32, "POST /v1/images/generations")
+    assert (outer.attributes["http.response.status_code"], outer.is_error) == (400, False)
+    assert outer.attributes["error.type"] == refused.json()["error"]["code"]
+
+    full = [post(server, "/v1/images/generations", "c" * 32, model="absent", prompt="x", n=10, timeout_s=0.2)]
+    assert full[0].status_code == 504
+    spans = collector.trace("c" * 32, "POST /v1/images/generations", *["queue"] * 10)
+    check_tree(spans)
+    assert {span.attributes["muster.outcome"] for span in spans if span.name == "queue"} == {"expired"}
+    assert spans[0].is_error
+
+
+def test_only_what_creates_or_ends_something_is_traced(server: Server, collector: OtlpReceiver) -> None:
+    before = len(collector.spans)
+    for _ in range(3):
+        assert "traceresponse" not in httpx.get(f"{server.base_url}/v1/models", timeout=PATIENCE_S).headers
+    headers = {"traceparent": f"00-{'d' * 32}-{CALLER}-01"}
+    httpx.get(f"{server.base_url}/v1/models", headers=headers, timeout=PATIENCE_S)
+    unsampled = {"traceparent": f"00-{'e' * 32}-{CALLER}-00"}
+    echoed = httpx.get(f"{server.base_url}/v1/models", headers=unsampled, timeout=PATIENCE_S).headers["traceresponse"]
+    assert echoed.endswith("-00")
+    assert [span.name for span in collector.trace("d" * 32, "GET /v1/models")] == ["GET /v1/models"]
+    assert len(collector.spans) == before + 1
+
+
+def test_job_goes_on_in_its_trace_after_a_restart(server: Server, collector: OtlpReceiver) -> None:
+    trace, hook = "f" * 32, {"url": f"http://127.0.0.1:{collector.port}/hook"}
+    body = {"model": "slow", "prompt": "secret words"}
+    created = post(server, "/v1/jobs", trace, path="/v1/images/generations", body=body, webhook=hook)
+    assert created.status_code == 202
+    job = created.json()["id"]
+    wait_until(lambda: any(worker.assigned for worker in server.snapshot().workers), "the start of the job")
+    collector.trace(trace, "POST /v1/jobs")  # what it has not sent yet would be lost with it
+    stop(server.balancer, signal.SIGKILL)
+    options = ("--config", str(server.config), "--port", str(server.port))
+    server.balancer = launch("loadbalancer", server.data_dir, *options, log="loadbalancer")
+    spans = collector.trace(trace, "POST /v1/jobs", "job", "worker", "webhook")
+    own = {span.name: span for span in spans}
+    assert own["job"].parent == own["POST /v1/jobs"].id
+    assert own["worker"].parent == own["webhook"].parent == own["job"].id
+    assert own["job"].start <= own["worker"].start <= own["worker"].end <= own["job"].end <= own["webhook"].end
+    assert own["job"].attributes["muster.job"] == job
+    assert own["job"].attributes["muster.request_id"] == "r-ffff"
+    assert collector.headers["/hook"]["traceparent"] == f"00-{trace}-{own['webhook'].id}-01"
+    assert own["webhook"].kind == CLIENT
+    view = json.loads(httpx.get(f"{server.base_url}/v1/jobs/{job}", timeout=PATIENCE_S).content)
+    assert view["state"] == "done"
+    assert not any("secret" in str(span) for span in spans)
