@@ -67,6 +67,8 @@ class DeviceSlots:
         #: Used bytes, or workers where memory is not counted: now, and later.
         self._used_now: defaultdict[str, int] = defaultdict(int)
         self._used_later: defaultdict[str, int] = defaultdict(int)
+        #: The greater of both.
+        self._used: dict[str, int] = {}
         self._workers: Counter[str] = Counter()
         self._model_now: Counter[tuple[str, str]] = Counter()
         self._model_later: Counter[tuple[str, str]] = Counter()
@@ -88,11 +90,13 @@ class DeviceSlots:
         """Count a worker that is present or starts now."""
         self.retain(device, request)
         self._used_now[device] += self._amount(device, request)
+        self._used[device] = max(self._used_now[device], self._used_later[device])
         self._model_now[device, request.model] += 1
 
     def retain(self, device: str, request: PlacementRequest) -> None:
         """Keep the room for a worker that starts later."""
         self._used_later[device] += self._amount(device, request)
+        self._used[device] = max(self._used_now[device], self._used_later[device])
         self._model_later[device, request.model] += 1
         self._by_machine[request.model][machine_of(device)] += 1
         self._workers[device] += 1
@@ -100,6 +104,7 @@ class DeviceSlots:
     def release_later(self, device: str, request: PlacementRequest, worker: str) -> None:
         """Count a worker that will leave."""
         self._used_later[device] -= self._amount(device, request)
+        self._used[device] = max(self._used_now[device], self._used_later[device])
         self._model_later[device, request.model] -= 1
         self._by_machine[request.model][machine_of(device)] -= 1
         self.leaving.setdefault(device, []).append(worker)
@@ -143,7 +148,7 @@ class DeviceSlots:
     def max_free(self, request: PlacementRequest) -> tuple[int, str] | None:
         """Return the largest free memory on a healthy device of the model, and the device; None if not counted."""
         counted = [
-            (memory - self._taken(device), device)
+            (memory - self._used.get(device, 0), device)
             for _, device in self._candidates(request)
             if (memory := self._memory.get(device)) is not None
         ]
@@ -162,18 +167,22 @@ class DeviceSlots:
             return empty
         if request.model not in self._order:
             # Within a plan room is only taken, so a full device stays full.
-            order = [self._key(index, device, request) for index, device in self._candidates(request)]
+            order = self._keys(request)
             heapq.heapify(order)
             self._order[request.model] = order
-        order = self._order[request.model]
+        order, own = self._order[request.model], self._by_machine[request.model]
+        is_several = self._has_several(request)
         while order:
-            index, device = order[0][-2:]
+            first = order[0]
+            tier, index, device = first[1], first[4], first[5]
             if device == but or not self._has_room(device, request):
                 heapq.heappop(order)
-            elif (key := self._key(index, device, request)) != order[0]:
-                heapq.heapreplace(order, key)
-            else:
+                continue
+            is_crowded = is_several and own[machine_of(device)] > 0
+            key = self._key(tier, is_crowded, index, device, request)
+            if key == first:
                 return device
+            heapq.heapreplace(order, key)
         return None
 
     def _empty_one(self, request: PlacementRequest, but: str) -> str | None:
@@ -243,28 +252,33 @@ class DeviceSlots:
             self._available[id(request.places)] = found
         return found
 
-    def _key(self, index: int, device: str, request: PlacementRequest) -> _Key:
-        """Of two devices with equally many workers, prefer the better machine, then the least memory left over."""
-        free, tier = self._free(device, request), request.tier(device)
-        own = 0
-        if self._has_several(request):
-            own = int(self._by_machine[request.model][machine_of(device)] > 0)
+    def _keys(self, request: PlacementRequest) -> list[_Key]:
+        """Return the key of every device that is not full."""
+        own, is_several = self._by_machine[request.model], self._has_several(request)
+        return [
+            self._key(request.tier(device), is_several and own[machine_of(device)] > 0, index, device, request)
+            for index, device in self._candidates(request)
+        ]
+
+    def _key(self, tier: float, is_crowded: bool, index: int, device: str, request: PlacementRequest) -> _Key:
+        """Of two devices with equally many workers, prefer the better machine, then the least memory left over.
+
+        `is_crowded`: the model has a worker on the machine.
+        """
+        memory = self._memory.get(device)
+        free = (request.places[device] if memory is None else memory) - self._used.get(device, 0)
         if self._tight:
-            return free, tier, own, 0.0, index, device
-        return self._workers.get(device, 0), tier, own, free, index, device
+            return free, tier, is_crowded, 0.0, index, device
+        return self._workers[device], tier, is_crowded, free, index, device
 
     def _free(self, device: str, request: PlacementRequest) -> float:
         memory = self._memory.get(device)
-        return float((request.places[device] if memory is None else memory) - self._taken(device))
-
-    def _taken(self, device: str) -> int:
-        now, later = self._used_now.get(device, 0), self._used_later.get(device, 0)
-        return max(later, now)
+        return float((request.places[device] if memory is None else memory) - self._used.get(device, 0))
 
     def _has_room(self, device: str, request: PlacementRequest) -> bool:
         own = (device, request.model)
         alike = max(self._model_now.get(own, 0), self._model_later.get(own, 0))
-        return self._fits(device, request, self._taken(device), alike)
+        return self._fits(device, request, self._used.get(device, 0), alike)
 
     def _fits(self, device: str, request: PlacementRequest, taken: int, own: int) -> bool:
         if device in self._faulty or device not in request.places:

@@ -1,4 +1,4 @@
-"""Measure the planning time of a large fleet: 1000 workers of 20 models on 1000 GPUs, in five cases.
+"""Measure the planning time of a large fleet: 1000 workers of 20 models on 1000 GPUs, in six cases.
 
     python -m scripts.bench.autoscaling.planner_latency --json results.json
 
@@ -7,6 +7,9 @@
 - `swap`: half of the models are idle, and the other half need their GPUs.
 - `empty`: no worker runs yet, and all must be placed.
 - `shared`: GPUs of 80 GiB, and workers of 8 to 27 GiB; a GPU takes one worker of each model.
+- `rack`: a tenth of the machines cannot be reached, and their workers start again where GPUs are free.
+
+The GPUs are in machines of 8. Each model has its weights on half of the machines.
 
 The times are CPU times, which other programs do not affect: the planner is single-threaded and does no I/O.
 """
@@ -22,6 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from configs.devices import machine_of, on_machine
 from configs.scaling import Scaling
 from controller.planning.allocation import load_of, waiting_saved
 from controller.planning.plan import ModelDemand, Plan, make_plan
@@ -31,14 +35,18 @@ from scripts.harness.load import machine
 
 GIB = 2**30
 NOW = 1e5
-CASES = ("steady", "short", "swap", "empty", "shared")
+CASES = ("steady", "short", "swap", "empty", "shared", "rack")
+_PER_MACHINE = 8
 _LIMITS = WorkerLimits(1, 1000, 600, 60, 10)
 
 
 def fleet(case: str, gpus: int, models: int) -> tuple[list[ModelDemand], dict[str, Device]]:
     """Return the demands of the models, and the GPUs."""
-    devices = {f"cuda:{n}": Device(f"cuda:{n}", 80 * GIB) for n in range(gpus)}
-    slots, each = list(devices), gpus // models
+    names = [on_machine(f"box{n // _PER_MACHINE:03}", f"cuda:{n % _PER_MACHINE}") for n in range(gpus)]
+    boxes = list(dict.fromkeys(map(machine_of, names)))
+    silent = set(boxes[: len(boxes) // 10]) if case == "rack" else set()
+    devices = {name: Device(name, 80 * GIB, "silent" if machine_of(name) in silent else "") for name in names}
+    slots, each = names, gpus // models * (8 if case == "rack" else 10) // 10
     demands = []
     for number in range(models):
         name = f"model-{number}"
@@ -46,6 +54,7 @@ def fleet(case: str, gpus: int, models: int) -> tuple[list[ModelDemand], dict[st
         replicas = [
             Replica(WorkerProcess(f"{name}-{place}", name, device, place, 0.0, None, 40.0), Stage.READY, load=place % 3)
             for place, device in enumerate(own)
+            if machine_of(device) not in silent
         ]
         idle = case == "swap" and number % 2 == 0
         work_s = 0.0 if idle else 400.0 * each
@@ -58,7 +67,10 @@ def fleet(case: str, gpus: int, models: int) -> tuple[list[ModelDemand], dict[st
         observation = Observation(name, queue, replicas)
         decision = Decision(desired, "benchmark")
         load = load_of(queue, Scaling())
-        demands.append(ModelDemand(observation, decision, _LIMITS, CrashBackoff(), slots, need, load=load))
+        weights = (frozenset(boxes[number % 2 :: 2]),)
+        demands.append(
+            ModelDemand(observation, decision, _LIMITS, CrashBackoff(), slots, need, load=load, preferred=weights)
+        )
     return demands, devices
 
 
