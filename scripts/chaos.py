@@ -5,9 +5,9 @@
 
 Starts the server on loopback, with API keys, and sends a mixed load: plain, streamed and durable requests, clients that
 close the connection early, and slow readers. Meanwhile workers, balancer and controller receive SIGKILL, SIGTERM and
-SIGSTOP by a schedule that follows from the seed. Four profiles share the minutes: `digits`, the built-in model on two
+SIGSTOP by a schedule that follows from the seed. Five profiles share the minutes: `digits`, the built-in model on two
 workers, `sim`, simulated accelerators that the controller scales between two and twelve, `calls`, an engine that a user
-wrote, and `texts`, simulated language models.
+wrote, `texts`, simulated language models, and `machines`, where whole machines die, hang and are cut off.
 
 The exit status is 1 if a request was lost, answered twice or answered wrongly, or if a slot or process remains. The
 violations are then printed, and the folder with the programs' logs is kept.

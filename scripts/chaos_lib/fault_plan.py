@@ -15,7 +15,8 @@ from typing import Literal
 
 #: How a request is sent. `slow` reads its stream in small parts; `abort` closes the connection early.
 RequestMode = Literal["sync", "predict", "stream", "slow", "abort", "abort_stream", "job", "follow"]
-Target = Literal["worker", "balancer", "controller"]
+#: `machine`: an agent with all its workers; `network`: the connection of a machine, which stops to forward.
+Target = Literal["worker", "balancer", "controller", "machine", "agent", "network"]
 
 #: Relative frequency of each mode.
 _MODE_WEIGHTS: dict[RequestMode, int] = {
@@ -58,6 +59,8 @@ class LoadShape:
     max_pause_s: float
     #: Some requests ask for a stream.
     has_streams: bool = True
+    #: Victims are machines.
+    has_machines: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,10 @@ class Fault:
     duration_s: float
 
     def __str__(self) -> str:
-        return f"{self.signum.name} to {'a' if self.target == 'worker' else 'the'} {self.target}"
+        if self.target == "network":
+            return "the network of a machine is cut"
+        one = "the" if self.target in ("balancer", "controller") else "an" if self.target == "agent" else "a"
+        return f"{self.signum.name} to {one} {self.target}"
 
 
 #: Faults are drawn from shuffled rounds of these, so that each kind occurs early and often.
@@ -119,6 +125,18 @@ FAULT_WEIGHTS: Mapping[tuple[Target, signal.Signals], int] = {
     ("controller", signal.SIGKILL): 2,
     ("controller", signal.SIGTERM): 1,
     ("controller", signal.SIGSTOP): 1,
+}
+
+
+#: The same of a server with several machines.
+MACHINE_FAULT_WEIGHTS: Mapping[tuple[Target, signal.Signals], int] = {
+    ("machine", signal.SIGKILL): 4,
+    ("machine", signal.SIGSTOP): 2,
+    ("network", signal.SIGSTOP): 4,
+    ("agent", signal.SIGKILL): 2,
+    ("balancer", signal.SIGKILL): 1,
+    ("controller", signal.SIGKILL): 1,
+    ("controller", signal.SIGTERM): 1,
 }
 
 
@@ -136,13 +154,12 @@ def plan_faults(seed: str, load: LoadShape, seconds: float) -> list[Fault]:
     """Return the faults of the run. The last 15 s, at most a fifth of the time, have none."""
     rng = random.Random(f"troubles {seed}")
     planned: list[Fault] = []
+    weights = MACHINE_FAULT_WEIGHTS if load.has_machines else FAULT_WEIGHTS
     current_round: list[tuple[Target, signal.Signals]] = []
     at, end = load.fault_interval_s / 2, seconds - min(15.0, seconds / 5)
     while at < end:
         if not current_round:
-            current_round = rng.sample(
-                list(FAULT_WEIGHTS), sum(FAULT_WEIGHTS.values()), counts=list(FAULT_WEIGHTS.values())
-            )
+            current_round = rng.sample(list(weights), sum(weights.values()), counts=list(weights.values()))
         target, signum = current_round.pop()
         planned.append(Fault(at, target, signum, rng.random(), rng.uniform(0.2, 1.0) * load.max_pause_s))
         at += rng.uniform(0.5, 1.5) * load.fault_interval_s

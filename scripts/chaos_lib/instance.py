@@ -19,8 +19,10 @@ from loadbalancer.access.api_keys import KEY_PREFIX, KeyRing, fingerprint
 from loadbalancer.access.key_files import write
 from scripts.chaos_lib.fault_plan import Fault
 from scripts.chaos_lib.profiles import OWNERS, Profile
+from scripts.harness.agents import AgentMachine
 from scripts.harness.instance import Instance
-from scripts.harness.processes import is_alive
+from scripts.harness.processes import free_port, is_alive
+from scripts.harness.tcp_proxy import TcpProxy
 
 #: The controller stops within ten seconds; the bound is larger because the machine may be busy.
 _STOP_S = 60.0
@@ -37,8 +39,19 @@ class FaultyInstance(Instance):
         self.token = internal_token(folder)
         #: True while the harness itself stops or starts the controller.
         self._restarting = False
+        #: Machines on which a fault acts now.
+        self._held: set[str] = set()
+        config, port = profile.config(), free_port()
+        if profile.machines:
+            config["workers"] = config["workers"] | {"listen": f"tcp://127.0.0.1:{port}"}
         # Every process inherits the working directory, and is found by it.
-        super().__init__(folder, profile.config(), cwd=folder.resolve())
+        super().__init__(folder, config, cwd=folder.resolve())
+        self.proxies = [TcpProxy(port).start() for _ in range(profile.machines)]
+        names = [f"box-{number}" for number in range(profile.machines)]
+        self.machines = [
+            AgentMachine(self.folder / name, name, self.folder, proxy.address, cwd=self.folder)
+            for name, proxy in zip(names, self.proxies, strict=True)
+        ]
 
     def balancer_pid(self) -> int | None:
         record = self.records().get(BALANCER)
@@ -56,6 +69,8 @@ class FaultyInstance(Instance):
         """
         if fault.target == "controller":
             return await self._inject_into_controller(fault)
+        if fault.target in ("machine", "agent", "network"):
+            return await self._inject_into_machine(fault)
         is_balancer = fault.target == "balancer"
         records = [record for name, record in self.records().items() if (name == BALANCER) == is_balancer]
         by_age = sorted((record.created, record.id, record.pid) for record in records if is_alive(record.pid))
@@ -88,12 +103,39 @@ class FaultyInstance(Instance):
             self._restarting = False
         return "controller"
 
+    async def _inject_into_machine(self, fault: Fault) -> str:
+        """Kill, stop or cut off a machine; nothing if another fault holds it."""
+        number = min(int(fault.position * len(self.machines)), len(self.machines) - 1)
+        machine, proxy = self.machines[number], self.proxies[number]
+        if machine.name in self._held:
+            return ""
+        self._held.add(machine.name)
+        try:
+            if fault.target == "network":
+                proxy.cut()
+                await asyncio.sleep(fault.duration_s)
+                proxy.heal()
+            elif fault.signum == signal.SIGKILL:
+                machine.kill(workers=fault.target == "machine")
+                await asyncio.sleep(fault.duration_s if fault.target == "machine" else 0.5)
+                machine.start()
+            else:
+                stopped = machine.pause()
+                await asyncio.sleep(fault.duration_s)
+                machine.resume(stopped)
+        finally:
+            self._held.discard(machine.name)
+        return machine.name
+
     async def stop(self) -> list[str]:
         """Stop the controller by SIGTERM. Return the processes that are left, after killing them."""
         self._restarting = True
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self.process.wait, _STOP_S)
+        for machine, proxy in zip(self.machines, self.proxies, strict=True):
+            await asyncio.to_thread(machine.stop, _STOP_S)
+            proxy.stop()
         leftover = []
         for process in self._processes():
             with contextlib.suppress(psutil.Error):

@@ -1,7 +1,8 @@
-"""The configurations of chaos runs: the built-in model, simulated workers, and an engine that a user wrote."""
+"""The configurations of chaos runs: the built-in model, simulated workers, a user's engine, and several machines."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,13 +42,16 @@ class Profile:
     model: Mapping[str, Any]
     load: LoadShape
     kind: Kind = "image"
+    #: Machines with agents, with four simulated GPUs each. The server's own machine has two.
+    machines: int = 0
 
     def config(self) -> dict[str, Any]:
         """Return the configuration of the server."""
+        simulated = {"simulated": [{"memory": "24GiB", "count": 2}]} if self.machines else {}
         return {
             "models": {self.name: dict(self.model)},
             "workers": _WORKER_TIMEOUTS,
-            "devices": {"use": "cpu", "cpu_slots": 2},
+            "devices": {"use": "cpu", "cpu_slots": 2} | simulated,
             "jobs": {"timeout_s": JOB_TIMEOUT_S, "checkpoint_every_s": 1.0},
         }
 
@@ -158,4 +162,11 @@ TEXTS = Profile(
     ),
     "text",
 )
-PROFILES = {profile.name: profile for profile in (DIGITS, SIM, CALLS, TEXTS)}
+MACHINES = Profile(
+    "machines",
+    "three machines, two of them with agents, 4 to 10 workers",
+    {**SIM.model, "gpu_memory": "20GiB", "scaling": {**SIM.model["scaling"], "min_workers": 4, "max_workers": 10}},
+    dataclasses.replace(SIM.load, fault_interval_s=5.0, max_pause_s=8.0, has_machines=True),
+    machines=2,
+)
+PROFILES = {profile.name: profile for profile in (DIGITS, SIM, CALLS, TEXTS, MACHINES)}

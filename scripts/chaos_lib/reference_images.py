@@ -39,6 +39,7 @@ def check_images(profile: str, outcomes: Sequence[Outcome], show: ShowCount) -> 
     """Record the wrong images of each outcome. `show` is called with the number compared and their total."""
     comparisons: dict[str, Callable[[], Callable[[PlannedRequest, int, bytes], str]]] = {
         "sim": lambda: _compare_simulated,
+        "machines": lambda: _compare_simulated,
         "texts": lambda: _compare_text,
         "calls": _call_comparison,
         "digits": _pipeline_comparison,

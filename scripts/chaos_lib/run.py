@@ -207,7 +207,8 @@ async def _check_jobs(clients: ChaosClients, result: ChaosResult) -> None:
 def _tracebacks(folder: Path) -> list[str]:
     """Return a line for each log with tracebacks: their number and the line of the first."""
     found = []
-    for log in sorted([*folder.glob("*.log"), *log_dir(folder).glob("*.log*")]):
+    folders = [folder, *(agent.parent for agent in folder.glob("*/agent.log"))]
+    for log in sorted(log for each in folders for log in [*each.glob("*.log"), *log_dir(each).glob("*.log*")]):
         lines = log.read_text(errors="replace").splitlines()
         starts = [number for number, line in enumerate(lines, 1) if line.lstrip().startswith("Traceback")]
         if starts:

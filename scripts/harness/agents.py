@@ -16,7 +16,7 @@ import yaml
 from configs.paths import children_dir
 from host.processes import ProcessRecord
 from loadbalancer.access import keys_cli
-from scripts.harness.processes import Process, is_alive, launch
+from scripts.harness.processes import ROOT, Process, is_alive, launch
 
 
 def add_agent_key(head: Path, machine: str) -> Path:
@@ -32,11 +32,20 @@ def add_agent_key(head: Path, machine: str) -> Path:
 class AgentMachine:
     """A machine: its agent, and the workers that the agent has started."""
 
-    def __init__(self, folder: Path, name: str, head: Path, address: str, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        head: Path,
+        address: str,
+        config: dict[str, Any] | None = None,
+        cwd: Path = ROOT,
+    ) -> None:
         """Start the agent. By default the machine has four simulated GPUs and no other device."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name, self.address = folder, name, address
         self._key = add_agent_key(head, name)
+        self._cwd = cwd
         self._config = folder / "agent.yaml"
         devices = {"use": "cpu", "cpu_slots": 1, "simulated": [{"memory": "24GiB", "count": 4}]}
         self._config.write_text(
@@ -47,7 +56,9 @@ class AgentMachine:
     def start(self) -> None:
         """Start the agent, which adopts the workers of an earlier one."""
         where = ["--join", self.address, "--key-file", str(self._key), "--config", str(self._config)]
-        self.process: Process = launch("worker", self.folder, "--agent", *where, log="agent", start_new_session=True)
+        self.process: Process = launch(
+            "worker", self.folder, "--agent", *where, log="agent", start_new_session=True, cwd=self._cwd
+        )
 
     def log(self) -> str:
         return (self.folder / "agent.log").read_text()
@@ -71,12 +82,29 @@ class AgentMachine:
                 victim.kill()
         self.process.wait()
 
-    def end(self) -> None:
-        """Stop the agent with its workers; kill what is left."""
+    def pause(self) -> list[psutil.Process]:
+        """Stop the agent and its workers for a while, as a machine that hangs. Return what was stopped."""
+        stopped = [*self.workers(), psutil.Process(self.process.pid)]
+        for process in stopped:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+        return stopped
+
+    def resume(self, stopped: list[psutil.Process]) -> None:
+        for process in stopped:
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
+    def stop(self, patience_s: float) -> None:
+        """Stop the agent, which ends its workers first."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+                self.process.wait(patience_s)
+
+    def end(self) -> None:
+        """Stop the agent with its workers; kill what is left."""
+        self.stop(5.0)
         self.kill()
 
 

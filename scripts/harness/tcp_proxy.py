@@ -35,12 +35,19 @@ class TcpProxy:
         """Forward again, also what has waited."""
         self._loop.call_soon_threadsafe(self._open.set)
 
-    def __enter__(self) -> TcpProxy:
+    def start(self) -> TcpProxy:
         self._thread.start()
         self._ready.wait()
         return self
 
+    def __enter__(self) -> TcpProxy:
+        return self.start()
+
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close every connection."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from configs.paths import jobs_file
+from loadbalancer.access import keys_cli
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, ROOT, child_process, free_port, stop, wait_until
 from tests.contract.http.test_access import make_key
@@ -122,8 +123,13 @@ def test_nginx_passes_everything_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_unit_is_valid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_agent", [False, True])
+def test_unit_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str], is_agent: bool) -> None:
     text = (DEPLOY / "muster.service").read_text()
+    if is_agent:
+        command = ["--data-dir", str(tmp_path), "add-worker", "--agent", "box", str(tmp_path / "box.key")]
+        assert keys_cli.main(command) == 0
+        text = capsys.readouterr().err.partition("muster-agent.service:")[2].strip() + "\n"
     [start] = re.findall(r"(?m)^ExecStart=(\S+) ", text)
     unit = tmp_path / "muster.service"
     unit.write_text(text.replace(start, "/bin/true").replace("/opt/muster/docs", str(ROOT / "docs")))
