@@ -29,6 +29,12 @@ def _tune(words: Sequence[str]) -> int:
     return tune(words)
 
 
+def _replay(words: Sequence[str]) -> int:
+    from controller.simulator.log_replay import main as replay
+
+    return replay(words)
+
+
 def _status(words: Sequence[str]) -> int:
     from controller.cli.status import main as status
 
@@ -46,6 +52,7 @@ def _scaling_command(verb: str, words: Sequence[str]) -> int:
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "simulate": _simulate,
     "tune": _tune,
+    "replay": _replay,
     "status": _status,
     **{verb: functools.partial(_scaling_command, verb) for verb in ("scale", "pause", "resume", "reload")},
 }
