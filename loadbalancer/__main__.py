@@ -55,6 +55,7 @@ from loadbalancer.metrics.scaling import ScalingCollector
 from loadbalancer.metrics.storage import StorageCollector
 from loadbalancer.metrics.tasks import TaskCollector
 from loadbalancer.page.sampler import PageSampler
+from loadbalancer.page.settings_simulator import SettingsSimulator
 from loadbalancer.proxy.upstream import MissingApiKey, UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
@@ -171,6 +172,7 @@ class _Parts(NamedTuple):
     jobs: JobManager
     keys: EnforcedKeys
     page: PageSampler
+    simulator: SettingsSimulator
     server: HttpServer
     exporter: ExporterProcess | None
 
@@ -192,7 +194,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)
     webhook_sender = WebhookSender(settings.jobs, database, tracer)
     jobs = JobManager(settings, scheduler, database, webhook_sender.wake, tracer)
-    page = PageSampler(scheduler, control)
+    page, simulator = PageSampler(scheduler, control), SettingsSimulator()
     services = Services(
         settings,
         scheduler,
@@ -208,6 +210,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
         upstream,
         keys,
         page,
+        simulator,
         tracer,
         int(time.time()),
     )
@@ -224,7 +227,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     metrics.events.add(lambda: decoders.counters)
     metrics.events.add(lambda: config.counters)
     metrics.task_failures.add(lambda: jobs.task_failures + webhook_sender.task_failures + keys.task_failures)
-    metrics.task_failures.add(lambda: server.task_failures + page.task_failures)
+    metrics.task_failures.add(lambda: server.task_failures + page.task_failures + simulator.task_failures)
     if listener is not None:
         metrics.task_failures.add(lambda: listener.task_failures)
     if exporter is not None:
@@ -241,6 +244,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
         jobs,
         keys,
         page,
+        simulator,
         server,
         exporter,
     )
@@ -286,7 +290,7 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
 async def _finish_requests(parts: _Parts, shutdown_s: float, at_once: asyncio.Future[None]) -> None:
     """Let running requests finish for `shutdown_s`, or until `at_once`; the others get 503."""
     parts.tracker.close()
-    await parts.page.stop()
+    await asyncio.gather(parts.page.stop(), parts.simulator.stop())
     parts.scheduler.announce_stop(shutdown_s + _FLUSH_S)
     log.info("stopping: %r, %r", parts.tracker, parts.jobs)
     # The next start resumes the jobs.

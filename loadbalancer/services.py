@@ -13,6 +13,7 @@ from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.page.sampler import PageSampler
+from loadbalancer.page.settings_simulator import SettingsSimulator
 from loadbalancer.proxy.upstream import UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
@@ -39,6 +40,7 @@ class Services:
     upstream: UpstreamClient
     keys: EnforcedKeys
     page: PageSampler
+    simulator: SettingsSimulator
     #: None: no traces are written.
     tracer: Tracer | None
     #: Start time in Unix seconds.

@@ -48,7 +48,7 @@ class SimulationRequest(msgspec.Struct, frozen=True):
 
 
 class MeasuredWaits(msgspec.Struct, frozen=True):
-    """Recorded waits before the first step, in seconds. `in_time` is a share of the requests that were not cancelled."""
+    """Recorded waits before the first step, in seconds. `in_time` is a share of the requests that were to run."""
 
     in_time: float
     wait_p50_s: float | None

@@ -49,7 +49,7 @@ _DAY_S = 86_400.0
 #: Requests per second of an invented day, and the share of all workers that they keep busy on average.
 _INVENTED_RATE, _INVENTED_LOAD = 0.2, 0.35
 #: Seconds between two points: the first that leads to few enough of them.
-_STEPS_S = (5.0, 10.0, 60.0, 120.0, 300.0, 600.0, 3600.0)
+_STEPS_S = (10.0, 60.0, 120.0, 300.0, 600.0, 3600.0)
 _POINTS = 750
 _PROGRESS_INTERVAL_S = 0.25
 _NICE = 10
@@ -81,6 +81,7 @@ def _limit(request: SimulationRequest) -> None:
     """Give way to the server, and end after so much CPU time."""
     with contextlib.suppress(OSError):
         os.nice(_NICE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (request.max_cpu_s, request.max_cpu_s + 1))
     with contextlib.suppress(ValueError, OSError):  # some systems have no such limit
         resource.setrlimit(resource.RLIMIT_AS, (request.max_memory_bytes, request.max_memory_bytes))
@@ -116,7 +117,7 @@ def _scaling(settings: Settings, model: str, run: RunSettings) -> Scaling:
     try:
         return with_fields(settings.scaling(model), run.fields)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors())
+        problems = (one["msg"].removeprefix("Value error, ") for one in error.errors())
         raise InvalidReplay(f"{run.name}: {'; '.join(problems)}") from None
 
 

@@ -20,7 +20,19 @@ from loadbalancer.api.openapi import DESCRIPTION, DocumentedApp
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.request_recorder import RequestRecorder
-from loadbalancer.api.routes import calls, health, images, inference, jobs, models, page, results, scaling, texts
+from loadbalancer.api.routes import (
+    calls,
+    health,
+    images,
+    inference,
+    jobs,
+    models,
+    page,
+    results,
+    scaling,
+    simulation,
+    texts,
+)
 from loadbalancer.metrics.build import muster_version
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.services import Services
@@ -47,7 +59,7 @@ def create_app(services: Services) -> ASGIApp:
         images.router(services, builder, hot),
         jobs.router(services, builder),
         *(module.router(services, hot) for module in (texts, calls, health, inference)),
-        *(module.router(services) for module in (models, page, results, scaling)),
+        *(module.router(services) for module in (models, page, results, scaling, simulation)),
     )
     for router in routers:
         app.include_router(router)

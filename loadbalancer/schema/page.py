@@ -14,6 +14,8 @@ class PageModel(msgspec.Struct, frozen=True):
     engine: str
     #: The promised wait in seconds.
     max_wait_s: float
+    #: Of the requests that should wait no longer.
+    percentile: float
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -26,6 +28,8 @@ class Session(msgspec.Struct, frozen=True):
     requests_per_minute: int | None
     max_concurrent: int | None
     weight: float
+    #: Arrivals are recorded, for the simulator.
+    records_arrivals: bool
     models: list[PageModel]
 
 

@@ -22,7 +22,7 @@ from tests.browser.conftest import CONFIG, browser_path
 
 FOLDER = ROOT / "docs" / "page"
 _SECONDS = 100
-_TABS = ("now", "playground", "queue", "workers", "keys")
+_TABS = ("now", "playground", "queue", "workers", "simulator", "keys")
 
 
 def main() -> int:
@@ -82,9 +82,22 @@ def _take(browser: Any, url: str, scheme: str) -> None:
             page.get_by_label("Steps").fill("25")
             page.get_by_role("button", name="Generate").click()
             page.get_by_role("img", name="Image 4", exact=True).wait_for(timeout=60_000)
+        if tab == "simulator":
+            _simulate(page)
         time.sleep(3)
         page.screenshot(path=FOLDER / f"{tab}-{scheme}.png")
     page.context.close()
+
+
+def _simulate(page: Any) -> None:
+    page.get_by_label("Model").select_option("slow")
+    page.get_by_label("Workers at least, settings A").fill("2")
+    page.get_by_role("button", name="Add settings").click()
+    page.get_by_label("Promised wait in seconds, settings B").fill("5")
+    page.get_by_label("Price of a worker hour").fill("2.50")
+    page.get_by_role("button", name="Simulate").click()
+    page.get_by_role("region", name="Outcome", exact=True).wait_for(timeout=60_000)
+    page.set_viewport_size({"width": 1280, "height": 1480})
 
 
 if __name__ == "__main__":

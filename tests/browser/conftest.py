@@ -22,6 +22,7 @@ _SLOW = {
 }
 #: A model of each kind.
 CONFIG = {
+    "server": {"record_arrivals": "arrivals.csv"},
     "models": {
         "digits": {"path": "builtin:digits", "scaling": {"min_workers": 1}, "warm_up": {"measure_s": 0}},
         "words": {"engine": "sim", "sim": {"task": "text", "t0_s": 0.02, "load_s": 0.0}, "scaling": {"min_workers": 1}},

@@ -8,11 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S
 
-TABS = ["now", "playground", "queue", "workers", "keys"]
+TABS = ["now", "playground", "queue", "workers", "simulator", "keys"]
 PATIENCE_MS = PATIENCE_S * 1000
 
 
@@ -152,3 +153,34 @@ def test_administrator_scales_by_hand(tab: Any, instance: Instance) -> None:
     workers.nth(1).wait_for(timeout=PATIENCE_MS)
     commands.get_by_role("button", name="Back to policy").click()
     commands.get_by_role("status").get_by_text(re.compile("^(?!Sent)")).wait_for(timeout=PATIENCE_MS)
+
+
+def test_settings_are_simulated_and_copied(tab: Any, instance: Instance) -> None:
+    body = {"instances": [{"a": 1}]}
+    assert httpx.post(f"{instance.url}/v1/models/echo:predict", json=body, timeout=60).is_success
+    goto(tab, instance, "simulator", "echo")
+    tab.get_by_label("Traffic").select_option("An invented day")
+    tab.get_by_role("button", name="Simulate").click()
+    tab.get_by_role("progressbar", name="Progress of the simulation").wait_for(timeout=PATIENCE_MS)
+    tab.get_by_role("button", name="Stop").click()
+    tab.get_by_label("Traffic").select_option("Last hour")
+    tab.get_by_label("Workers at least, settings A").fill("2")
+    tab.get_by_role("button", name="Add settings").click()
+    tab.get_by_label("Promised wait in seconds, settings B").fill("3")
+    tab.get_by_label("Price of a worker hour").fill("2.50")
+    tab.get_by_role("button", name="Simulate").click()
+    outcome = tab.get_by_role("region", name="Outcome", exact=True)
+    outcome.wait_for(timeout=PATIENCE_MS)
+    assert outcome.get_by_role("region").locator("tbody th").all_inner_texts() == [
+        *("What really happened", "Present settings, simulated", "Settings A", "Settings B")
+    ]
+    outcome.get_by_text("within 3 s, as it promises").wait_for(timeout=PATIENCE_MS)
+    outcome.get_by_role("button", name="B", exact=True).click()
+    outcome.get_by_role("button", name="Copy").click()
+    outcome.get_by_role("button", name="Copied").wait_for(timeout=PATIENCE_MS)
+    copied = yaml.safe_load(tab.evaluate("navigator.clipboard.readText()"))
+    assert copied == {"models": {"echo": {"scaling": {"slo": {"max_wait_s": 3}}}}}
+    tab.get_by_label("Workers at least, settings A").fill("9")
+    tab.get_by_label("Workers at most, settings A").fill("4")
+    tab.get_by_role("button", name="Simulate").click()
+    tab.get_by_role("alert").get_by_text("more workers at least than at most").wait_for(timeout=PATIENCE_MS)

@@ -111,8 +111,9 @@ def _session(services: Services, request: Request) -> Session:
     caller, authenticator = request.state.caller, services.authenticator
     is_open = services.keys.ring is None
     models = [
-        PageModel(name, model.task, model.engine_name, model.scaling.slo.max_wait_s)
+        PageModel(name, model.task, model.engine_name, slo.max_wait_s, slo.percentile)
         for name, model in services.settings.models.items()
+        for slo in [services.settings.scaling(name).slo]
     ]
     scopes = sorted(caller.scopes | {"admin"}) if is_open and authenticator.loopback else sorted(caller.scopes)
     return Session(
@@ -122,6 +123,7 @@ def _session(services: Services, request: Request) -> Session:
         requests_per_minute=caller.requests_per_minute,
         max_concurrent=caller.max_concurrent,
         weight=caller.weight,
+        records_arrivals=services.settings.server.record_arrivals is not None,
         models=models,
     )
 

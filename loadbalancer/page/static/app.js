@@ -8,12 +8,14 @@ import { Playground } from "./playground.js";
 import { Queue } from "./queue.js";
 import { Workers } from "./workers.js";
 import { Keys } from "./keys.js";
+import { Simulator } from "./simulator.js";
 
 const TABS = [
   { id: "now", title: "Now", view: Now, admin: true },
   { id: "playground", title: "Playground", view: Playground },
   { id: "queue", title: "Queue and jobs", view: Queue },
   { id: "workers", title: "Workers and devices", view: Workers, admin: true },
+  { id: "simulator", title: "Simulator", view: Simulator, admin: true },
   { id: "keys", title: "Access", view: Keys },
 ];
 

@@ -100,3 +100,24 @@ def test_tasks_are_listed_while_they_run(http: httpx.Client) -> None:
     assert {row["steps"] for row in rows} <= {1, 150}
     assert http.get("/ui/tasks?owner=other").json() == {"tasks": [], "total": 0, "limit": 200}
     http.delete(f"/v1/jobs/{accepted['id']}")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "named"),
+    [
+        ({}, 400, "model"),
+        ({"model": "none"}, 404, "model"),
+        ({"model": "sim", "hours": 0}, 400, "hours"),
+        ({"model": "sim", "trace": "/etc/passwd"}, 400, "trace"),
+        ({"model": "sim", "source": "/etc/passwd"}, 400, "source"),
+        ({"model": "sim", "alternatives": [{"min_workers": -1}]}, 400, "alternatives[0].min_workers"),
+        ({"model": "sim", "alternatives": [{"policy": "os:system"}]}, 400, "alternatives[0].policy"),
+        ({"model": "sim", "alternatives": [{}]}, 400, "alternatives"),
+        ({"model": "sim", "alternatives": [{"max_workers": 2}] * 5}, 400, "alternatives"),
+        ({"model": "sim"}, 503, None),  # no controller
+    ],
+)
+def test_wrong_simulations_are_explained(http: httpx.Client, body: dict[str, Any], status: int, named: str) -> None:
+    refused = http.post("/ui/simulate", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (status, named)
+    assert http.post("/ui/simulate", json=body, headers={"x-forwarded-for": "203.0.113.7"}).status_code == 403
