@@ -44,17 +44,25 @@ def _status(words: Sequence[str]) -> int:
 def _scaling_command(verb: str, words: Sequence[str]) -> int:
     from controller.cli import commands
 
-    run = {"scale": commands.scale, "pause": commands.pause, "resume": commands.resume, "reload": commands.reload}
+    run = {
+        "scale": commands.scale,
+        "pause": commands.pause,
+        "resume": commands.resume,
+        "reload": commands.reload,
+        "drain": commands.drain,
+        "restart": commands.restart,
+    }
     return run[verb](words)
 
 
+_SCALING_VERBS = ("scale", "pause", "resume", "reload", "drain", "restart")
 #: Commands by name. Each imports its modules when called.
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "simulate": _simulate,
     "tune": _tune,
     "replay": _replay,
     "status": _status,
-    **{verb: functools.partial(_scaling_command, verb) for verb in ("scale", "pause", "resume", "reload")},
+    **{verb: functools.partial(_scaling_command, verb) for verb in _SCALING_VERBS},
 }
 
 

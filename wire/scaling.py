@@ -48,7 +48,19 @@ class Reload(msgspec.Struct, frozen=True, tag="reload"):
     models: tuple[str, ...] = ()
 
 
-Command = Scale | Pause | Resume | Reload
+class DrainWorker(msgspec.Struct, frozen=True, tag="drain"):
+    """Let a worker finish its tasks and end. A policy that still needs it starts another one."""
+
+    worker: str
+
+
+class RestartWorker(msgspec.Struct, frozen=True, tag="restart"):
+    """Replace a worker by a rolling update: where a device is free, the new one starts first."""
+
+    worker: str
+
+
+Command = Scale | Pause | Resume | Reload | DrainWorker | RestartWorker
 
 
 class PendingCommand(msgspec.Struct, frozen=True):

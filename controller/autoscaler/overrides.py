@@ -40,6 +40,8 @@ class Overrides:
     paused_since: float | None = None
     #: Workers started before this time are replaced, by model.
     renew_before: Mapping[str, float] = field(default_factory=dict)
+    #: Workers to replace, by name.
+    renew_workers: frozenset[str] = frozenset()
 
 
 def apply_command(
@@ -63,6 +65,21 @@ def request_restart(current: Overrides, models: Collection[str], served: Collect
     for model in models:
         _check_served(model, served, "models")
     return replace(current, renew_before={**current.renew_before, **dict.fromkeys(models, now)})
+
+
+def request_worker_restart(current: Overrides, worker: str, workers: Collection[str]) -> Overrides:
+    """Request a new worker in place of this one. `workers` are those that run; others are forgotten.
+
+    Raises `InvalidCommand`.
+    """
+    check_worker(worker, workers)
+    return replace(current, renew_workers=(current.renew_workers & frozenset(workers)) | {worker})
+
+
+def check_worker(worker: str, workers: Collection[str]) -> None:
+    """Raises `InvalidCommand` unless it is one of those that the controller runs."""
+    if worker not in workers:
+        raise InvalidCommand(f"the controller runs no worker that is named {worker}", "worker")
 
 
 def active_overrides(current: Overrides, limits: Mapping[str, WorkerLimits], now: float) -> Overrides:

@@ -1,4 +1,4 @@
-"""`python -m controller scale | pause | resume | reload`: scaling commands for a running server."""
+"""`python -m controller scale | pause | resume | reload | drain | restart`: scaling commands for a running server."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ All other changes are listed, and need a restart of the server. SIGHUP to the co
     python -m controller reload            applies changes of the configuration
     python -m controller reload digits     also replaces the workers of digits, as for new weights under the same path
 """
+_DRAIN = "Lets one worker finish its tasks and end. A policy that still needs it starts another one."
+_RESTART = "Replaces one worker: where a device is free, the new one starts first."
 
 
 def scale(argv: Sequence[str]) -> int:
@@ -68,6 +70,23 @@ def reload(argv: Sequence[str]) -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="replace its workers even if no setting changed")
     args = parser.parse_args(argv)
     return _send(args, "reload", {"models": args.models})
+
+
+def drain(argv: Sequence[str]) -> int:
+    """Drain one worker. Return the exit status."""
+    return _send_worker("drain", _DRAIN, argv)
+
+
+def restart(argv: Sequence[str]) -> int:
+    """Replace one worker. Return the exit status."""
+    return _send_worker("restart", _RESTART, argv)
+
+
+def _send_worker(verb: str, description: str, argv: Sequence[str]) -> int:
+    parser = _parser(verb, description)
+    parser.add_argument("worker", help="its name, as `status` shows it")
+    args = parser.parse_args(argv)
+    return _send(args, verb, {"worker": args.worker})
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:

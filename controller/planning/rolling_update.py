@@ -27,6 +27,8 @@ class UpdatePolicy:
     max_age_s: float | None = None
     #: Workers started before this time are replaced, by command.
     renew_before: float | None = None
+    #: Workers that are replaced by command, by name.
+    renew_workers: frozenset[str] = frozenset()
 
 
 _NEVER = UpdatePolicy()
@@ -86,6 +88,8 @@ def _outdated_reason(replica: Replica, policy: UpdatePolicy, now: float) -> str:
     child = replica.process
     if policy.generation and child.generation != policy.generation:
         return "its settings have changed"
+    if child.id in policy.renew_workers:
+        return "by command"
     if policy.renew_before is not None and child.started_at < policy.renew_before:
         return "by command"
     if policy.max_age_s is not None and now - child.started_at >= _allowed_s(child.id, policy.max_age_s):

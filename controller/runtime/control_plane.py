@@ -18,8 +18,10 @@ from controller.autoscaler.overrides import (
     Overrides,
     active_overrides,
     apply_command,
+    check_worker,
     override_decision,
     request_restart,
+    request_worker_restart,
 )
 from controller.balancer_client import BalancerHttpClient
 from controller.config_diff import ConfigChange, diff_settings, generation
@@ -30,7 +32,7 @@ from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_
 from controller.runtime.state_file import StateFile
 from controller.types import WorkerLimits
 from host.types import SetupError
-from wire.scaling import Command, CommandResult, PendingCommand, Reload
+from wire.scaling import Command, CommandResult, DrainWorker, PendingCommand, Reload, RestartWorker
 
 log = logging.getLogger("controller")
 
@@ -73,6 +75,8 @@ class ControlPlaneAgent:
         #: Number of the newest decision that the balancer has.
         self._acked_decision = 0
         self._is_unsaved = False
+        #: Names of the running workers.
+        self._workers: frozenset[str] = frozenset()
         #: By command id, until the balancer no longer lists the command.
         self._results: dict[str, CommandResult] = {}
         self._restore()
@@ -123,6 +127,9 @@ class ControlPlaneAgent:
     async def exchange(self, result: TickResult) -> bool:
         """Send a report and execute the commands in the answer. Return whether there were new ones."""
         now, wall = time.monotonic(), time.time()
+        self._workers = frozenset(
+            replica.process.id for demand in result.demands for replica in demand.observation.replicas
+        )
         state = ReportInput(self._autoscaler, result, self._overrides, self._device_names, now, wall, self._started_at)
         answer = await self._balancer.exchange(
             build_report(state, self._decisions, self._acked_decision, tuple(self._results.values()))
@@ -151,6 +158,15 @@ class ControlPlaneAgent:
                 changed = self.reload(command.models)
                 rolling = (*changed.rolling, *(f"the workers of {name}" for name in command.models))
                 return CommandResult(pending.id, "", None, changed.applied, rolling, changed.needs_restart)
+            if isinstance(command, DrainWorker):
+                check_worker(command.worker, self._workers)
+                self._launcher.drain(command.worker)
+                return CommandResult(pending.id, applied=(_describe(command),))
+            if isinstance(command, RestartWorker):
+                self._overrides = request_worker_restart(self._overrides, command.worker, self._workers)
+                self._apply_overrides()
+                self._save()
+                return CommandResult(pending.id, rolling=(command.worker,))
             self._overrides = apply_command(self._overrides, command, self._limits(), time.time())
         except InvalidCommand as error:
             return CommandResult(pending.id, str(error), error.param)
@@ -187,12 +203,13 @@ class ControlPlaneAgent:
         """Pass the overrides to the autoscaler."""
         offset = time.monotonic() - time.time()
         replaced_before = {name: before + offset for name, before in self._overrides.renew_before.items()}
+        renew = self._overrides.renew_workers
         self._autoscaler.set_overrides(
             paused=self._overrides.paused_since is not None,
             overrides={name: override_decision(hold) for name, hold in self._overrides.holds.items()},
             update_policies={
                 name: UpdatePolicy(
-                    generation(self.settings, name), model.scaling.max_worker_age_s, replaced_before.get(name)
+                    generation(self.settings, name), model.scaling.max_worker_age_s, replaced_before.get(name), renew
                 )
                 for name, model in self._autoscaler.models.items()
             },
@@ -225,6 +242,10 @@ def _describe(command: Command) -> str:
     match command:
         case Reload(models):
             return f"reload{', with new workers for ' + ', '.join(models) if models else ''}"
+        case DrainWorker(worker):
+            return f"drain worker {worker}"
+        case RestartWorker(worker):
+            return f"restart worker {worker}"
         case _:
             fields = msgspec.structs.asdict(command).items()
             return " ".join([type(command).__name__.lower(), *(f"{k} {v}" for k, v in fields if v is not None)])

@@ -25,7 +25,7 @@ from loadbalancer.schema.inference_metadata import (
 from loadbalancer.schema.predictions import PredictionsAnswer, PredictionsRequest
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
 from loadbalancer.schema.responses import Health, ImagesAnswer, ModelCard, ModelList, PredictAnswer
-from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
+from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest, WorkerRequest
 from loadbalancer.schema.stream_events import (
     CompletedImage,
     EditCompletedImage,
@@ -63,6 +63,7 @@ _REQUESTS = (
     PauseRequest,
     ResumeRequest,
     ReloadRequest,
+    WorkerRequest,
 )
 #: Structs of requests and responses.
 _STRUCTS = (

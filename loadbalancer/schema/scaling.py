@@ -32,6 +32,15 @@ class ResumeRequest(StrictModel):
     """End only the override of this model; default: the pause and every override."""
 
 
+class WorkerRequest(StrictModel):
+    """`POST /internal/drain` and `POST /internal/restart`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"worker": "digits-4f2a"}]})
+
+    worker: str = Field(min_length=1, max_length=200)
+    """Name of a worker that the controller runs (`GET /internal/controller`)."""
+
+
 class ReloadRequest(StrictModel):
     """`POST /internal/reload`: read the configuration again. The body may be empty."""
 

@@ -155,6 +155,18 @@ def test_administrator_scales_by_hand(tab: Any, instance: Instance) -> None:
     commands.get_by_role("status").get_by_text(re.compile("^(?!Sent)")).wait_for(timeout=PATIENCE_MS)
 
 
+def test_administrator_restarts_one_worker(tab: Any, instance: Instance) -> None:
+    goto(tab, instance, "workers")
+    button = tab.get_by_role("button", name=re.compile("^Restart words-"))
+    name = (button.first.get_attribute("aria-label") or "").removeprefix("Restart ")
+    button.first.click()
+    tab.get_by_role("status").get_by_text(f"{name} is being replaced").wait_for(timeout=PATIENCE_MS)
+    tab.get_by_role("region", name="Workers").get_by_text(name, exact=True).wait_for(
+        state="detached", timeout=PATIENCE_MS
+    )
+    button.first.wait_for(timeout=PATIENCE_MS)
+
+
 def test_settings_are_simulated_and_copied(tab: Any, instance: Instance) -> None:
     body = {"instances": [{"a": 1}]}
     assert httpx.post(f"{instance.url}/v1/models/echo:predict", json=body, timeout=60).is_success

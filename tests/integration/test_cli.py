@@ -135,6 +135,19 @@ async def test_reload_replaces_workers_without_failed_requests(start: Start) -> 
     until_reported(instance, lambda report: len({replica["generation"] for replica in report["replicas"]}) == 1)
 
 
+def test_one_worker_is_drained_and_another_restarted(start: Start) -> None:
+    instance = start(models={"m": sim(scaling=CALM | {"max_workers": 3})})
+    drained, other = sorted(worker.worker for worker in instance.until_workers(2))
+    assert "drain worker" in command(instance, "drain", drained).stdout
+    instance.until(lambda: drained not in {worker.worker for worker in instance.workers()}, "the end of a worker")
+    instance.until_workers(2)
+    assert command(instance, "restart", other).stdout == f"being replaced, one at a time: {other}\n"
+    instance.until(lambda: other not in {worker.worker for worker in instance.workers()}, "the end of the other")
+    instance.until_workers(2)
+    unknown = command(instance, "drain", "nobody")
+    assert (unknown.returncode, unknown.stderr) == (1, "the controller runs no worker that is named nobody\n")
+
+
 def test_invalid_configuration_changes_nothing_and_is_explained(start: Start) -> None:
     instance = start(models={"m": sim(scaling=CALM)})
     before = {worker.pid for worker in instance.until_workers(2)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
 from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
@@ -19,7 +20,7 @@ from loadbalancer.generation.validation import model_not_found
 from loadbalancer.scaling.control_plane import MAX_PENDING_COMMANDS, ControlPlane, TooManyCommands
 from loadbalancer.schema.errors import Forbidden, InvalidRequest, TimedOut, TooBusy, Unavailable
 from loadbalancer.schema.parsing import parse, shorten
-from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
+from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest, WorkerRequest
 from loadbalancer.services import Services
 from wire.agents import AgentExchange
 from wire.scaling import (
@@ -27,9 +28,11 @@ from wire.scaling import (
     Command,
     CommandResult,
     ControllerReport,
+    DrainWorker,
     OrderDone,
     Pause,
     Reload,
+    RestartWorker,
     Resume,
     Scale,
 )
@@ -41,6 +44,7 @@ _MAX_REPORT_BYTES = 16 << 20
 #: The controller polls each second.
 _COMMAND_TIMEOUT_S = 15.0
 _DECISIONS = responses("DecisionPage", 400, 404)
+_SCALED = responses("OrderDone", 400, 404, 413, 429, 503, 504)
 
 
 def router(services: Services) -> APIRouter:
@@ -77,14 +81,12 @@ def router(services: Services) -> APIRouter:
         """The desired number of workers per model and the reasons, the newest first."""
         return api.decisions(model, limit, before)
 
-    scaled = responses("OrderDone", 400, 404, 413, 429, 503, 504)
-
     @routes.post("/ui/scale", include_in_schema=False, dependencies=[Depends(of_page)])
     @routes.post(
         "/internal/scale",
         summary="Set a number of workers",
         openapi_extra=request_body("ScaleRequest"),
-        responses=scaled,
+        responses=_SCALED,
     )
     async def scale(request: Request) -> Response:
         """Override a model's policy with a fixed number of workers for some time."""
@@ -94,7 +96,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/ui/pause", include_in_schema=False, dependencies=[Depends(of_page)])
     @routes.post(
-        "/internal/pause", summary="Pause scaling", openapi_extra=request_body("PauseRequest"), responses=scaled
+        "/internal/pause", summary="Pause scaling", openapi_extra=request_body("PauseRequest"), responses=_SCALED
     )
     async def pause(request: Request) -> Response:
         """Keep every number of workers. Workers that die are still replaced."""
@@ -103,7 +105,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/ui/resume", include_in_schema=False, dependencies=[Depends(of_page)])
     @routes.post(
-        "/internal/resume", summary="Resume scaling", openapi_extra=request_body("ResumeRequest"), responses=scaled
+        "/internal/resume", summary="Resume scaling", openapi_extra=request_body("ResumeRequest"), responses=_SCALED
     )
     async def resume(request: Request) -> Response:
         """End the pause and the overrides."""
@@ -116,7 +118,7 @@ def router(services: Services) -> APIRouter:
         "/internal/reload",
         summary="Reload the configuration",
         openapi_extra=request_body("ReloadRequest"),
-        responses=scaled,
+        responses=_SCALED,
     )
     async def reload(request: Request) -> Response:
         """Apply changed settings, at once or by a rolling update. An invalid configuration changes nothing."""
@@ -124,7 +126,28 @@ def router(services: Services) -> APIRouter:
         api.check_served(*command.models)
         return await api.run_command(request, Reload(command.models))
 
+    _add_worker_commands(routes, api, of_page)
     return routes
+
+
+def _add_worker_commands(routes: APIRouter, api: _ScalingApi, of_page: Callable[[Request], None]) -> None:
+    """Add the commands for a single worker."""
+
+    @routes.post("/ui/drain", include_in_schema=False, dependencies=[Depends(of_page)])
+    @routes.post(
+        "/internal/drain", summary="Drain a worker", openapi_extra=request_body("WorkerRequest"), responses=_SCALED
+    )
+    async def drain(request: Request) -> Response:
+        """Let a worker finish its tasks and end. A policy that still needs it starts another one."""
+        return await api.run_command(request, DrainWorker((await api.read(WorkerRequest, request)).worker))
+
+    @routes.post("/ui/restart", include_in_schema=False, dependencies=[Depends(of_page)])
+    @routes.post(
+        "/internal/restart", summary="Restart a worker", openapi_extra=request_body("WorkerRequest"), responses=_SCALED
+    )
+    async def restart(request: Request) -> Response:
+        """Replace a worker. Where a device is free, the new one starts first."""
+        return await api.run_command(request, RestartWorker((await api.read(WorkerRequest, request)).worker))
 
 
 class _ScalingApi:

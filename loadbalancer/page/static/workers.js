@@ -7,11 +7,21 @@ import { bytes, clock, number, seconds } from "./format.js";
 export function Workers({ state, session }) {
   const workers = Object.entries(state.workers).sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
   const devices = Object.entries(state.devices), machines = Object.entries(state.machines ?? {});
+  const [answer, setAnswer] = useState(null);
+  const send = async (text, path, body) => {
+    if (!confirm(`${text}?`)) return;
+    setAnswer({ text: "Sent" });
+    try {
+      const { applied, rolling } = await postJson(path, body);
+      const parts = [...applied, ...rolling.map((each) => `${each} is being replaced`)];
+      setAnswer({ text: parts.join("; ") || "Done" });
+    } catch (error) { setAnswer({ text: error.message, isError: true }); }
+  };
   return html`<div class="bar"><h2>Workers and devices</h2></div>
-    <${Commands} session=${session} state=${state} />
+    <${Commands} session=${session} state=${state} send=${send} answer=${answer} />
     <section class="card"><h3>Workers</h3>
       <div class="scroll" tabindex="0" role="region" aria-label="Workers"><table>
-        <thead><tr>${["Worker", "Model", "Device", "State", "Tasks", "Batch", "Step", "Memory", "Done", "Failed", "Start", "Since"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
+        <thead><tr>${["Worker", "Model", "Device", "State", "Tasks", "Batch", "Step", "Memory", "Done", "Failed", "Start", "Since", "Action"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
         <tbody>${workers.map(([name, row]) => html`<tr key=${name}>
           <th scope="row">${name}</th><td>${row.model}</td><td>${row.device}</td>
           <td><span class=${`dot ${tone(row)}`}>${row.state ?? row.stage ?? "–"}</span>${row.outdated && html` <span class="muted" title=${row.outdated}>to be replaced</span>`}</td>
@@ -20,6 +30,9 @@ export function Workers({ state, session }) {
           <td class="num"><${Memory} row=${row} device=${state.devices[row.device]} /></td>
           <td class="num">${number(row.finished)}</td><td class="num">${number(row.failed)}</td>
           <td class="num">${seconds(row.start_s)}</td><td class="num">${row.started ? clock(row.started) : "–"}</td>
+          <td>${row.stage && row.stage !== "draining" && html`
+            <button class="quiet" aria-label=${`Drain ${name}`} onClick=${() => send(`Let ${name} finish its tasks and end`, "/ui/drain", { worker: name })}>Drain</button>
+            <button class="quiet" aria-label=${`Restart ${name}`} onClick=${() => send(`Replace ${name} by a new worker`, "/ui/restart", { worker: name })}>Restart</button>`}</td>
         </tr>`)}</tbody></table></div>
       ${workers.length === 0 && html`<p class="muted">No worker is connected.</p>`}
     </section>
@@ -65,18 +78,9 @@ function Memory({ row, device }) {
   return html`${whole ? html`<meter min="0" max=${whole} value=${row.memory_bytes} aria-label="memory"></meter> ` : ""}${bytes(row.memory_bytes)}`;
 }
 
-function Commands({ session, state }) {
+function Commands({ session, state, send, answer }) {
   const [model, setModel] = useState(session.models[0].name), [workers, setWorkers] = useState(1), [minutes, setMinutes] = useState(15);
-  const [answer, setAnswer] = useState(null);
   const isPaused = Boolean(state.server.server?.paused_since);
-  const send = async (text, path, body) => {
-    if (!confirm(`${text}?`)) return;
-    setAnswer({ text: "Sent" });
-    try {
-      const { applied, rolling } = await postJson(path, body);
-      setAnswer({ text: [...applied, ...rolling].join("; ") || "Done" });
-    } catch (error) { setAnswer({ text: error.message, isError: true }); }
-  };
   return html`<section class="card commands" aria-label="Commands">
     <label>Model <select value=${model} onChange=${(event) => setModel(event.target.value)}>
       ${session.models.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select></label>

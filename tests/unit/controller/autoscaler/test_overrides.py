@@ -17,6 +17,7 @@ from controller.autoscaler.overrides import (
     apply_command,
     override_decision,
     request_restart,
+    request_worker_restart,
 )
 from controller.planning.rolling_update import UpdatePolicy
 from controller.types import Decision, Observation, Queue, WorkerLimits
@@ -107,3 +108,12 @@ def test_policy_decides_at_once_when_an_override_ends() -> None:
         autoscaler.set_overrides(paused=False, overrides=override, update_policies={"m": UpdatePolicy()})
         autoscaler.tick(seen, float(now))
         assert model.decision.reason == ("command" if override else "policy")
+
+
+def test_restart_of_a_worker_replaces_only_running_ones() -> None:
+    first = request_worker_restart(Overrides(), "a-1", ["a-1", "a-2"])
+    assert first.renew_workers == {"a-1"}
+    assert request_worker_restart(first, "a-2", ["a-2"]).renew_workers == {"a-2"}  # the other one has gone
+    with pytest.raises(InvalidCommand, match="no worker that is named b-1") as raised:
+        request_worker_restart(first, "b-1", ["a-1"])
+    assert raised.value.param == "worker"

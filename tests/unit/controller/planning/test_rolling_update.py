@@ -37,6 +37,10 @@ A, B, C = worker("a", age=300), worker("b", age=200), worker("c", age=100)
 X, Y = worker("x", new=True, age=50), worker("y", STARTING, new=True, age=2)
 
 
+def test_worker_that_is_to_be_restarted_is_outdated() -> None:
+    assert outdated([A, B, C], UpdatePolicy(renew_workers=frozenset({"b"})), NOW) == {"b": "by command"}
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
