@@ -328,6 +328,8 @@ class Logging(Section):
     """Number of earlier parts of each log file that are kept."""
     format: Literal["text", "json"] = "text"
     """Form of the log lines of all programs. `json`: an object per line."""
+    access: bool = False
+    """Whether the balancer writes a line for each request that it has answered."""
 
 
 class SimulatedDevice(Section):

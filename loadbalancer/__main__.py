@@ -49,6 +49,7 @@ from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.jobs.webhook_sender import WebhookSender
+from loadbalancer.metrics.access_log import AccessLog
 from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.scaling import ScalingCollector
@@ -175,6 +176,7 @@ class _Parts(NamedTuple):
     simulator: SettingsSimulator
     server: HttpServer
     exporter: ExporterProcess | None
+    access_log: AccessLog | None
 
 
 def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
@@ -182,6 +184,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     with _named_os_errors():
         upstream, arrivals, listener = _upstream(settings), _arrivals(settings), curve_listener(settings)
         exporter = _exporter(settings)
+        access_log = AccessLog(as_json=settings.logging.format == "json") if settings.logging.access else None
         tracer = None if exporter is None else Tracer(sampler_of_environment(), exporter)
         scheduler = SchedulerService(settings, worker_address(settings.data_dir), listener, arrivals, tracer)
         data_dir = DataDirCheck(settings.data_dir)
@@ -212,6 +215,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
         page,
         simulator,
         tracer,
+        access_log,
         int(time.time()),
     )
     config = _config(services)
@@ -230,6 +234,8 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     metrics.task_failures.add(lambda: server.task_failures + page.task_failures + simulator.task_failures)
     if listener is not None:
         metrics.task_failures.add(lambda: listener.task_failures)
+    if access_log is not None:
+        metrics.events.add(lambda: access_log.counters)
     if exporter is not None:
         metrics.events.add(lambda: exporter.counters)
         metrics.task_failures.add(lambda: exporter.task_failures)
@@ -247,6 +253,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
         simulator,
         server,
         exporter,
+        access_log,
     )
 
 
@@ -264,6 +271,8 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
         raise StartupError(str(error)) from None
     if parts.exporter is not None:
         parts.exporter.start()
+    if parts.access_log is not None:
+        parts.access_log.start()
     parts.webhook_sender.start()
     keys.start()
     parts.page.start()
@@ -284,6 +293,8 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
         await asyncio.to_thread(parts.arrivals.stop)
     if parts.exporter is not None:
         await parts.exporter.stop()
+    if parts.access_log is not None:
+        await asyncio.to_thread(parts.access_log.stop)
     log.info("stopped")
 
 

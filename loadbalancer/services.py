@@ -11,6 +11,7 @@ from loadbalancer.access.key_enforcement import EnforcedKeys
 from loadbalancer.generation.decoding.decoder_pool import DecoderPool
 from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.jobs.manager import JobManager
+from loadbalancer.metrics.access_log import AccessLog
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.page.sampler import PageSampler
 from loadbalancer.page.settings_simulator import SettingsSimulator
@@ -43,5 +44,7 @@ class Services:
     simulator: SettingsSimulator
     #: None: no traces are written.
     tracer: Tracer | None
+    #: None: it is off.
+    access_log: AccessLog | None
     #: Start time in Unix seconds.
     started: int

@@ -1,4 +1,6 @@
-r"""Lines of nginx's access log in the combined format, with or without `$request_time` at the end.
+r"""Lines of access logs: this server's own in JSON, and nginx's.
+
+Those of nginx have the combined format, with or without `$request_time` at the end.
 
     log_format timed '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent '
                      '"$http_referer" "$http_user_agent" $request_time';
@@ -23,6 +25,18 @@ _LINE = re.compile(
 _REQUEST_TIME = re.compile(r'(?:^|[\s"=:])(?P<seconds>\d+\.\d{3})(?=$|[\s",])')
 _TIME = "%d/%b/%Y:%H:%M:%S %z"
 _FIRST_ERROR = 400
+
+
+#: What the balancer's access log calls itself.
+_OWN_LOGGER = "loadbalancer.access"
+
+
+def asks_a_model(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of JSON counts: any of a trace, but of this server's log only answered work for a model."""
+    if "logger" not in row or "level" not in row:
+        return True
+    is_answered = isinstance(row.get("status"), int) and row["status"] < _FIRST_ERROR
+    return row["logger"] == _OWN_LOGGER and is_answered and bool(row.get("model"))
 
 
 def is_access_log(text: str) -> bool:

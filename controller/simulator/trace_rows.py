@@ -57,7 +57,9 @@ def parse_rows(text: str) -> Iterator[TraceRow]:
 def _json_rows(text: str) -> Iterator[TraceRow]:
     for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
         if line.strip():
-            yield TraceRow(number, _json_values(line))
+            values = _json_values(line)
+            if isinstance(values, ValueError) or access_logs.asks_a_model(values):
+                yield TraceRow(number, values)
 
 
 def _json_values(line: str) -> Mapping[str, Any] | ValueError:

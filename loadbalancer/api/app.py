@@ -77,7 +77,7 @@ def create_app(services: Services) -> ASGIApp:
         access, services.authenticator, services.keys, machine_names(server.host), server.max_reads_per_key
     )
     replayed = ReplayedPaths(services.settings.api_paths)
-    recorder = RequestRecorder(services.tracer)
+    recorder = RequestRecorder(services.tracer, services.access_log)
     hot_calls = HotCalls(hot, control, metrics, recorder)
     return ApiMiddleware(app, idempotency, access, control, metrics, bodies, hot_calls, replayed, recorder)
 

@@ -232,6 +232,5 @@ class HotCall:
 
     def _record(self, size: int) -> None:
         owner = "" if self._caller is None else self._caller.owner
-        self._calls.recorder.end(
-            self._context, self._method, self._route.template, self._status, self._started, owner=owner, size=size
-        )
+        where = self._method, self._path, self._route.template
+        self._calls.recorder.end(self._context, *where, self._status, self._started, owner=owner, size=size)

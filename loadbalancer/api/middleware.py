@@ -134,7 +134,8 @@ class ApiMiddleware:
             if self._recorder.is_on:
                 caller = scope["state"].get("caller")
                 owner, status = "" if caller is None else caller.owner, sender.status or 500
-                self._recorder.end(context, scope["method"], route, status, started, owner=owner, size=sender.size)
+                where = scope["method"], scope["path"], route
+                self._recorder.end(context, *where, status, started, owner=owner, size=sender.size)
             if (code := scope["state"].get(ERROR_CODE)) is not None:
                 self._metrics.error(code, sender.status or 500)
 

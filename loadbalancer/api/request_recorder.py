@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.context.trace_context import parse_traceparent
+from loadbalancer.metrics.access_log import AccessLog
 from loadbalancer.tracing.tracer import Tracer
 
 #: Paths of the controller, which asks every second.
@@ -12,12 +15,13 @@ _INTERNAL = "/internal/"
 
 
 class RequestRecorder:
-    """Begins and ends the record of a request. Without a tracer it does nothing."""
+    """Begins and ends the record of a request. Without a tracer and an access log it does nothing."""
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
+    def __init__(self, tracer: Tracer | None = None, access_log: AccessLog | None = None) -> None:
         self._tracer = tracer
+        self._access_log = access_log
         #: Whether `end` must be called.
-        self.is_on = tracer is not None
+        self.is_on = tracer is not None or access_log is not None
 
     def begin(self, head: RequestHead, method: str, path: str) -> RequestContext:
         """Return the context of a request that has just arrived.
@@ -39,8 +43,22 @@ class RequestRecorder:
         return headers
 
     def end(
-        self, context: RequestContext, method: str, route: str, status: int, started: float, *, owner: str, size: int
+        self,
+        context: RequestContext,
+        method: str,
+        path: str,
+        route: str,
+        status: int,
+        started: float,
+        *,
+        owner: str,
+        size: int,
     ) -> None:
-        """Write the record of a request that has been answered. `size`: bytes of the response."""
+        """Write the record of a request that has been answered. `route`: its path with names of parameters.
+
+        `started`: on the monotonic clock. `size`: bytes of the response.
+        """
+        if self._access_log is not None and not path.startswith(_INTERNAL):
+            self._access_log.put(context, method, path, status, time.monotonic() - started, owner, size)
         if self._tracer is not None and context.trace is not None:
             self._tracer.end_request(context, method, route, status, started, owner=owner, size=size)

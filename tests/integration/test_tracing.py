@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -40,7 +41,8 @@ def server(collector: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory) ->
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         workers = {"slow": 2, "words": 1}
         folder = tmp_path_factory.mktemp("traced")
-        with running(folder, MODELS, workers, jobs=JOBS, queue={"max_tasks": 20}) as made:
+        logs = {"format": "json", "access": True}
+        with running(folder, MODELS, workers, jobs=JOBS, queue={"max_tasks": 20}, logging=logs) as made:
             yield made
 
 
@@ -106,6 +108,29 @@ def test_text_stream(server: Server, collector: OtlpReceiver) -> None:
     assert attributes["muster.request_id"] == response.headers["x-request-id"] == "r-aaaa"
     assert attributes["http.response.body.size"] == len(response.content)
     assert not any("secret" in str(span) for span in spans)
+
+
+def test_each_request_has_a_line_in_the_log(server: Server) -> None:
+    trace, message = "9" * 32, {"role": "user", "content": "secret words"}
+    post(server, "/v1/chat/completions", trace, model="words", messages=[message], max_tokens=9)
+    post(server, "/v1/chat/completions", trace, model="words", messages=[])
+
+    def own_lines() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in server.log("loadbalancer").splitlines()]
+        return [line for line in lines if line.get("request_id") == "r-9999"]
+
+    wait_until(lambda: len(own_lines()) == 2, "two lines of the access log")
+    answered, refused = own_lines()
+    assert answered["logger"] == "loadbalancer.access"
+    assert (answered["method"], answered["path"], answered["status"]) == ("POST", "/v1/chat/completions", 200)
+    assert (answered["model"], answered["owner"], answered["output_tokens"]) == ("words", "anonymous", 9)
+    assert 0 < answered["ran_s"] <= answered["duration_s"]
+    assert answered["trace_id"] == refused["trace_id"] == trace
+    assert (refused["status"], refused["error"]) == (400, "invalid_value")
+    logs = server.logs()
+    assert "secret" not in logs
+    workers = [line for name in server.workers for line in server.log(name).splitlines()]
+    assert {json.loads(line)["program"] for line in workers} == {"worker"}
 
 
 def test_refused_and_cancelled_requests(server: Server, collector: OtlpReceiver) -> None:
