@@ -40,6 +40,7 @@ _NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/internal", "admin"),
     ("/ui/files", "nothing"),
     ("/ui/session", "key"),
+    ("/ui/usage", "key"),  # of others, for administrators only
     ("/ui", "page"),
     ("/metrics", "admin"),
     ("/v1/jobs", "jobs"),

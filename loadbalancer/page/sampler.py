@@ -14,9 +14,11 @@ from loadbalancer.background_tasks import TaskSupervisor
 from loadbalancer.page.feed import Feed, Subscription
 from loadbalancer.page.history import ModelHistory, Points, Sample
 from loadbalancer.page.live_state import Tables, changes, decision_row, live_state
+from loadbalancer.page.usage import UsageHistory, list_usage, totals_by_owner
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.model_counters import Totals
+from loadbalancer.schema.page import UsagePage
 from wire.scaling import ModelRecord
 from wire.snapshot import ModelStats
 
@@ -34,6 +36,7 @@ class PageSampler:
         self._tasks = TaskSupervisor()
         self._histories: dict[str, ModelHistory] = {}
         self._totals: dict[str, Totals] = {}
+        self._usage = UsageHistory()
         self._shown: Tables = {}
         self._last_decision = 0
         self.feed = Feed()
@@ -50,6 +53,12 @@ class PageSampler:
     def points(self, model: str, span_s: int) -> Points:
         """Return the past of a served model."""
         return self._histories.get(model, ModelHistory()).points(span_s, int(time.time()))
+
+    def usage(self, owner: str | None) -> UsagePage:
+        """Return the use by all owners, or by one."""
+        totals = totals_by_owner(self._scheduler.owners.usage)
+        tasks = self._scheduler.scheduler_state.tasks.values()
+        return list_usage(totals, self._usage.hour_before(time.time()), tasks, owner)
 
     def connect(self) -> Subscription:
         """Return a stream that begins with the whole state. Raises `TooManySubscribers`."""
@@ -71,6 +80,8 @@ class PageSampler:
     def _look(self) -> None:
         now, monotonic = time.time(), time.monotonic()
         snapshot, records = self._scheduler.snapshot(), self._control.models(monotonic)
+        if self._usage.is_due(now):
+            self._usage.add(now, totals_by_owner(self._scheduler.owners.usage))
         latest: dict[str, Any] = {}
         for stats in snapshot.models:
             totals = self._scheduler.totals(stats.model)

@@ -57,6 +57,31 @@ class TaskRow(msgspec.Struct, frozen=True):
     worker: str | None
 
 
+class OwnerRow(msgspec.Struct, frozen=True):
+    """What an API key has used since the start, in the last hour, and what waits and runs of it. Times in seconds."""
+
+    owner: str
+    queued: int
+    running: int
+    done: int
+    #: Also those that ran out of time.
+    failed: int
+    cancelled: int
+    tokens: int
+    work_s: float
+    hour_done: int
+    hour_tokens: int
+    hour_work_s: float
+
+
+class UsagePage(msgspec.Struct, frozen=True):
+    """The first `limit` of `total` owners, or the caller only."""
+
+    owners: list[OwnerRow]
+    total: int
+    limit: int
+
+
 class TaskPage(msgspec.Struct, frozen=True):
     """The first `limit` of `total` tasks."""
 

@@ -31,9 +31,15 @@ def test_scopes_decide_what_is_shown(browser: Any, tmp_path_factory: pytest.Temp
         page.get_by_label("API key").fill("sk-painter")
         page.get_by_role("button", name="Enter").click()
         page.get_by_role("tab", name="Playground").wait_for(timeout=PATIENCE_MS)
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_role("img", name="Image 1", exact=True).wait_for(timeout=PATIENCE_MS)
         assert page.get_by_role("tab").all_inner_texts() == ["Playground", "Queue and jobs", "Access"]
         page.get_by_role("tab", name="Access").click()
-        page.get_by_text("painter").wait_for(timeout=PATIENCE_MS)
+        page.get_by_role("region", name="Own limits").get_by_text("painter").wait_for(timeout=PATIENCE_MS)
+        usage = page.get_by_role("region", name="Use by key")
+        page.get_by_role("heading", name="Own use").wait_for(timeout=PATIENCE_MS)
+        usage.get_by_text("painter").wait_for(timeout=PATIENCE_MS)
+        assert usage.locator("tbody tr").count() == 1
         assert "sk-painter" not in page.content()
         assert "sk-painter" not in page.evaluate("JSON.stringify([localStorage, sessionStorage, location.href])")
         page.reload()
@@ -41,4 +47,7 @@ def test_scopes_decide_what_is_shown(browser: Any, tmp_path_factory: pytest.Temp
         page.get_by_role("button", name="Enter").click()
         page.get_by_role("tab", name="Now").click()
         page.get_by_role("region", name="Model sim").wait_for(timeout=PATIENCE_MS)
+        page.get_by_role("tab", name="Access").click()
+        page.get_by_role("heading", name="Use by key").wait_for(timeout=PATIENCE_MS)
+        page.get_by_role("rowheader", name="painter").wait_for(timeout=PATIENCE_MS)  # it made the image
         page.context.close()

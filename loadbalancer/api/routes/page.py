@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -53,11 +53,6 @@ def router(services: Services) -> APIRouter:
     async def files(request: Request, name: str) -> Response:
         return _file(request, name, _POLICY)
 
-    @routes.get("/ui/session", dependencies=guarded)
-    async def session(request: Request) -> Response:
-        """Who is looking, and what they may do."""
-        return json_response(_session(services, request))
-
     @routes.get("/ui/events", dependencies=guarded)
     async def events() -> Response:
         """The present state, then what changes, each second."""
@@ -76,7 +71,23 @@ def router(services: Services) -> APIRouter:
         found, total = list_tasks(services.scheduler.scheduler_state, model, owner, time.monotonic())
         return json_response(TaskPage(found, total, MAX_TASKS))
 
+    _add_caller_routes(routes, services, guarded)
     return routes
+
+
+def _add_caller_routes(routes: APIRouter, services: Services, guarded: Sequence[Any]) -> None:
+    """Add the routes about the caller."""
+
+    @routes.get("/ui/session", dependencies=guarded)
+    async def session(request: Request) -> Response:
+        """Who is looking, and what they may do."""
+        return json_response(_session(services, request))
+
+    @routes.get("/ui/usage", dependencies=guarded)
+    async def usage(request: Request) -> Response:
+        """What each API key has used; only their own use for callers without the scope admin."""
+        owner = None if "admin" in _scopes(services, request) else request.state.caller.owner
+        return json_response(services.page.usage(owner))
 
 
 def _check_served(services: Services, model: str) -> None:
@@ -108,17 +119,15 @@ async def _messages(subscription: Subscription) -> AsyncIterator[bytes]:
 
 
 def _session(services: Services, request: Request) -> Session:
-    caller, authenticator = request.state.caller, services.authenticator
-    is_open = services.keys.ring is None
+    caller, is_open = request.state.caller, services.keys.ring is None
     models = [
         PageModel(name, model.task, model.engine_name, slo.max_wait_s, slo.percentile)
         for name, model in services.settings.models.items()
         for slo in [services.settings.scaling(name).slo]
     ]
-    scopes = sorted(caller.scopes | {"admin"}) if is_open and authenticator.loopback else sorted(caller.scopes)
     return Session(
         owner=caller.owner,
-        scopes=scopes,
+        scopes=sorted(_scopes(services, request)),
         keys=not is_open,
         requests_per_minute=caller.requests_per_minute,
         max_concurrent=caller.max_concurrent,
@@ -126,6 +135,13 @@ def _session(services: Services, request: Request) -> Session:
         records_arrivals=services.settings.server.record_arrivals is not None,
         models=models,
     )
+
+
+def _scopes(services: Services, request: Request) -> frozenset[str]:
+    """Return the scopes of the caller. On loopback without keys, everyone is an administrator."""
+    is_open = services.keys.ring is None
+    own = frozenset[str](request.state.caller.scopes)
+    return own | {"admin"} if is_open and services.authenticator.loopback else own
 
 
 def _file(request: Request, name: str, policy: str) -> Response:

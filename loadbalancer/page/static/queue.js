@@ -7,7 +7,7 @@ import { clock, number, seconds } from "./format.js";
 const EVERY_MS = 2000;
 
 // Loads again and again while the tab is shown; `reload` does it at once.
-function usePolled(path) {
+export function usePolled(path) {
   const [found, setFound] = useState(null), [problem, setProblem] = useState(null), [count, setCount] = useState(0);
   useEffect(() => {
     if (!path) return undefined;

@@ -50,7 +50,7 @@ def test_session_without_keys(http: httpx.Client) -> None:
     assert [(model["name"], model["task"]) for model in session["models"]] == [("sim", "image"), ("words", "text")]
 
 
-@pytest.mark.parametrize("path", ["/ui/session", "/ui/events", "/ui/history?model=sim", "/ui/tasks"])
+@pytest.mark.parametrize("path", ["/ui/session", "/ui/usage", "/ui/events", "/ui/history?model=sim", "/ui/tasks"])
 def test_page_behind_a_proxy_needs_keys(http: httpx.Client, path: str) -> None:
     refused = http.get(path, headers={"x-forwarded-for": "203.0.113.7"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "page_needs_keys")

@@ -67,6 +67,7 @@ TABLE = [
     ("/v1/jobs/1/events", {"batch"}, {"painter", "lower", "caller", "chief"}),
     ("/ui/files/app.js", set(TOKENS), set()),
     ("/ui/session", {"painter", "lower", "batch", "caller", "chief"}, set()),
+    ("/ui/usage", {"painter", "lower", "batch", "caller", "chief"}, set()),
     ("/ui/events", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
     ("/ui/scale", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
     ("/internal/snapshot", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
