@@ -22,6 +22,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 30
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 #: Of the start of a worker.
 START_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+OUTCOMES = (TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED)
 PHASES = ("spawn", "import", "load", "device", "warm_up")
 #: Why a task went back to the queue.
 MoveCause = Literal["preempted", "worker_lost", "invalid_result", "reconnected"]
@@ -85,7 +86,10 @@ class ModelStatistics:
     def on_end(self, task: Task, now: float) -> None:
         """Count a task that has ended, with its work."""
         state = task.state
-        self.ended[_KINDS[type(task.inputs)], state] += 1
+        kind = _KINDS[type(task.inputs)]
+        if (kind, state) not in self.ended:  # the other outcomes begin with 0
+            self.ended.update({(kind, outcome.value): 0 for outcome in OUTCOMES})
+        self.ended[kind, state] += 1
         self._owners.on_end(self._model, task.owner, state, task.work_s, len(task.tokens))
         started = task.first_started
         if started is None:

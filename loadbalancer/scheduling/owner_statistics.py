@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 
 #: Owners are the names of API keys, of which there may be many in time. Those beyond this number of pairs of model and
@@ -30,7 +30,7 @@ class OwnerStatistics:
     """The use of all owners."""
 
     def __init__(self) -> None:
-        self._usage: defaultdict[tuple[str, str], OwnerUsage] = defaultdict(OwnerUsage)
+        self._usage: dict[tuple[str, str], OwnerUsage] = {}
 
     @property
     def usage(self) -> Mapping[tuple[str, str], OwnerUsage]:
@@ -39,10 +39,10 @@ class OwnerStatistics:
 
     def on_end(self, model: str, owner: str, outcome: str, work_s: float, tokens: int) -> None:
         """Count an ended task."""
-        pair = (model, owner)
-        if pair not in self._usage and len(self._usage) >= MAX_PAIRS:
-            pair = (model, REMAINDER)
-        usage = self._usage[pair]
+        usage = self._usage.get((model, owner))
+        if usage is None:
+            owner = owner if len(self._usage) < MAX_PAIRS else REMAINDER
+            usage = self._usage.setdefault((model, owner), OwnerUsage())
         usage.work_s += work_s
         usage.tokens += tokens
         usage.ended[outcome] += 1

@@ -43,17 +43,25 @@ _SCRAPE_S = 1
 #: Range of rates in the run: the scrape interval is short.
 _RATE_RANGE = "15s"
 _CONFIG: dict[str, Any] = {
-    "min_workers": 1,
-    "max_workers": 2,
-    "devices": {"simulated": [{"memory": "24GiB", "count": 5}], "share": False},
+    "devices": {"simulated": [{"memory": "24GiB", "count": 5}]},
     "jobs": {"max_file_bytes": 64 << 20},
     "queue": {"max_tasks": 24},
     "models": {
-        "picture": {"engine": "sim", "sim": {"t0_s": 0.02}, "scaling": {"slo": {"max_wait_s": 3}}},
-        "words": {"engine": "sim", "sim": {"task": "text", "t0_s": 0.01}},
-        "echo": {"engine": "sim", "sim": {"task": "call"}},
+        "picture": {
+            "engine": "sim",
+            "gpu_memory": "1GiB",
+            "sim": {"t0_s": 0.02},
+            "scaling": {"max_workers": 2, "slo": {"max_wait_s": 3}},
+        },
+        "words": {
+            "engine": "sim",
+            "gpu_memory": "1GiB",
+            "sim": {"task": "text", "t0_s": 0.01},
+            "scaling": {"max_workers": 1},
+        },
+        "echo": {"engine": "sim", "gpu_memory": "1GiB", "sim": {"task": "call"}, "scaling": {"max_workers": 1}},
         # It wants more workers than there are devices.
-        "blocked": {"engine": "sim", "scaling": {"min_workers": 6, "max_workers": 6}},
+        "blocked": {"engine": "sim", "gpu_memory": "16GiB", "scaling": {"min_workers": 6, "max_workers": 6}},
     },
 }
 
@@ -115,7 +123,7 @@ async def _load(url: str, seconds: float, rng: random.Random) -> None:
         ("/v1/images/generations", {"model": "picture", "prompt": "a", "n": 0}, 0.3),
         ("/v1/completions", {"model": "words", "prompt": "a b c", "max_tokens": 12}, 3.0),
         ("/v1/models/echo:predict", {"instances": [1, 2]}, 3.0),
-        ("/v1/jobs", {"model": "picture", "prompt": "a"}, 0.5),
+        ("/v1/jobs", {"path": "/v1/images/generations", "body": {"model": "picture", "prompt": "a"}}, 0.5),
     ]
     burst = [bodies[0][:2]] * 40
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=200)) as client:

@@ -62,7 +62,7 @@ def test_task_without_a_start(ended_at: float, expires: bool, late: int) -> None
     core.handle(Tick() if expires else TasksCancelled(["t"], "it left"), ended_at)
     found = core.statistics["m"]
     assert (found.in_time, found.late, found.queue_wait.sum) == (0, late, 0)
-    assert found.ended == {("image", "expired" if expires else "cancelled"): 1}
+    assert +found.ended == {("image", "expired" if expires else "cancelled"): 1}
 
 
 def test_finished_image_and_its_owner() -> None:
@@ -86,7 +86,7 @@ def test_failed_task_has_no_running_time() -> None:
     receive(core, "w", Failed("t", 1, "error", "no"), 1.0)
     found = core.statistics["m"]
     assert (found.run.sum, found.in_time, found.late) == (0, 1, 0)
-    assert found.ended == {("image", "failed"): 1}
+    assert +found.ended == {("image", "failed"): 1}
 
 
 def test_moves_by_cause_and_redone_steps() -> None:
