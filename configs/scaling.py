@@ -175,6 +175,17 @@ class Scheduled(Section):
     """Time zone of `cron`."""
 
 
+class RecurringLoad(Section):
+    """Learns at which times of the hour, the day and the week workers were needed, and starts them before."""
+
+    learn: bool = False
+    """Learn the recurring load, and never have fewer workers than it needs at that time."""
+    half_life_days: float = Field(default=14.0, gt=0, le=365)
+    """An arrival counts half as much after this time."""
+    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
+    """Time zone of days and weeks."""
+
+
 class Scaling(Section):
     """The number of workers of a model. Load means (queued + running tasks) per live or starting worker."""
 
@@ -232,6 +243,7 @@ class Scaling(Section):
     feedback: Feedback = Feedback.model_construct()
     schedule: tuple[Scheduled, ...] = ()
     """Minimum numbers of workers by time. The entry that began last applies."""
+    recurring_load: RecurringLoad = RecurringLoad.model_construct()
     standby: MachineCount = Field(default=0, ge=0)
     """Number of standby processes. They have loaded libraries and weights but use no device, which shortens a start."""
     max_worker_age_s: PositiveSeconds | None = None

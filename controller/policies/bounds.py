@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from configs.scaling import Scaling, Scheduled
-from controller.policies import Policy, schedule
+from controller.policies import Policy, recurring_load, schedule
 from controller.policies.queueing import workers_for_backlog
+from controller.policies.recurring_load import RecurringMemory
 from controller.types import Decision, Observation, Queue, WorkerLimits
 
 
@@ -25,6 +26,8 @@ class PolicyMemory:
     idle_since: float | None = None
     #: The balancer's counter of started tasks at the last decision.
     dispatched: int = 0
+    #: The load that recurs, if it is learnt.
+    recurring: RecurringMemory | None = None
 
     def shifted(self, seconds: float) -> PolicyMemory:
         """Return a copy with all times moved by `seconds`."""
@@ -36,9 +39,8 @@ def decide(
     policy: Policy, observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: PolicyMemory, now: float
 ) -> tuple[Decision, PolicyMemory]:
     """Return the policy's decision within the bounds. Raises what the policy raises."""
-    floor, floor_reason = limits.min_workers, f"min_workers is {limits.min_workers}"
-    if scaling.schedule and (entry := schedule.active_entry(scaling.schedule, observation.unix_s)):
-        floor, floor_reason = _scheduled_floor(entry, limits)
+    memory = _learn(memory, observation, scaling)
+    floor, floor_reason = _floor(memory, observation, scaling, limits)
     if observation.queue is None:
         return _without_data(observation, limits, floor, floor_reason), replace(memory, idle_since=None)
     memory = _track(memory, observation.queue, now)
@@ -61,6 +63,8 @@ def decide(
     if decision.desired < floor:
         reason = f"{floor_reason}; the policy wanted {decision.desired}: {decision.reason}"
         decision = replace(decision, desired=floor, reason=reason)
+    elif decision.desired == floor > limits.min_workers:
+        decision = replace(decision, reason=f"{decision.reason}; {floor_reason}")
     minimum = max(floor, 1)
     return replace(decision, desired=min(max(decision.desired, minimum), limits.max_workers)), memory
 
@@ -70,6 +74,33 @@ def _scheduled_floor(entry: Scheduled, limits: WorkerLimits) -> tuple[int, str]:
     if entry.workers <= limits.min_workers:
         return limits.min_workers, f"min_workers is {limits.min_workers}"
     return min(entry.workers, limits.max_workers), f"schedule {entry.cron!r} requires at least {entry.workers}"
+
+
+def _floor(memory: PolicyMemory, observation: Observation, scaling: Scaling, limits: WorkerLimits) -> tuple[int, str]:
+    """Return the least number of workers now, and its reason."""
+    floor, reason = limits.min_workers, f"min_workers is {limits.min_workers}"
+    if scaling.schedule and (entry := schedule.active_entry(scaling.schedule, observation.unix_s)):
+        floor, reason = _scheduled_floor(entry, limits)
+    learnt = _learnt_floor(memory, observation, scaling, limits)
+    return (floor, reason) if learnt <= floor else (learnt, f"at this time, {learnt} were needed before")
+
+
+def _learn(memory: PolicyMemory, observation: Observation, scaling: Scaling) -> PolicyMemory:
+    if not scaling.recurring_load.learn:
+        return memory if memory.recurring is None else replace(memory, recurring=None)
+    if observation.queue is None or observation.unix_s is None:
+        return memory
+    recurring = memory.recurring or RecurringMemory()
+    return replace(memory, recurring=recurring_load.update(recurring, observation.queue, scaling, observation.unix_s))
+
+
+def _learnt_floor(memory: PolicyMemory, observation: Observation, scaling: Scaling, limits: WorkerLimits) -> int:
+    """Return the workers that recurring load needs until a worker that starts after the next decision could serve."""
+    if memory.recurring is None or observation.unix_s is None:
+        return 0
+    ahead_s = observation.cold_start_s + scaling.interval_s
+    found = recurring_load.floor(memory.recurring, scaling.recurring_load, observation.unix_s, ahead_s)
+    return min(found, limits.max_workers)
 
 
 def _without_data(observation: Observation, limits: WorkerLimits, floor: int, floor_reason: str) -> Decision:
