@@ -11,6 +11,7 @@ import re
 MAX_MACHINE_NAME = 63
 MACHINE_NAME = rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{MAX_MACHINE_NAME - 2}}}[A-Za-z0-9])?"
 _MACHINE_NAME = re.compile(MACHINE_NAME, re.ASCII)
+_KIND = re.compile(r"[a-z]{1,16}", re.ASCII)
 _LOCAL_NAME = re.compile(r"[a-z]{1,16}:(?:0|[1-9][0-9]{0,5})", re.ASCII)
 
 
@@ -37,6 +38,11 @@ def on_machine(machine: str, device: str) -> str:
 def is_machine_name(name: str) -> bool:
     """Return whether a machine may have this name: letters, digits and `.`, `_`, `-` between them."""
     return _MACHINE_NAME.fullmatch(name) is not None
+
+
+def is_local_name(device: str) -> bool:
+    """Return whether this is the name of a numbered device on its own machine, or of a kind."""
+    return _LOCAL_NAME.fullmatch(device) is not None or _KIND.fullmatch(device) is not None
 
 
 def is_device_name(device: str) -> bool:

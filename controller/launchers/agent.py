@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from configs.devices import local_name, on_machine
+from configs.devices import is_device_name, local_name, on_machine
+from configs.text import printable, printable_lines
 from controller.planning.machines import Machine
 from controller.types import Device
 from host.types import Exit, MemoryReading, PollResult, WorkerProcess
 from wire.agents import (
     MAX_ORDERS,
+    MAX_TAIL,
     ActivateWorker,
     AgentExit,
     AgentOrders,
@@ -28,6 +30,7 @@ from wire.agents import (
 
 #: The agent has not connected since the balancer started.
 _ABSENT = "its agent is not connected"
+_MAX_TEXT = 1000
 #: Time in which an agent takes in new settings.
 _SETTINGS_WITHIN_S = 5.0
 
@@ -198,8 +201,8 @@ class AgentLauncher:
                 process,
                 now - ended.age_s,
                 ended.status,
-                ended.tail,
-                ended.start_failure,
+                printable_lines(ended.tail, MAX_TAIL),
+                printable(ended.start_failure, _MAX_TEXT),
                 ended.has_served,
                 ended.machine_failed,
             )
@@ -239,27 +242,28 @@ class AgentLauncher:
         if state is None or (state.report is None and not state.refused):
             return None
         report, hello = state.report or AgentReport(0, 0), state.hello
+        devices = [each for each in hello.devices if is_device_name(on_machine(self.name, each.name))]
         if not state.refused and not report.settings and self._clock() < self._settings_at + _SETTINGS_WITHIN_S:
             return None
         return Machine(
             self.name,
-            [Device(on_machine(self.name, each.name), each.memory) for each in hello.devices],
+            [Device(on_machine(self.name, each.name), each.memory) for each in devices],
             frozenset(report.models),
             self._last_report_at,
             self._is_silent,
             self._refused_reason(report, state),
-            report.unusable,
+            {model: printable(reason, _MAX_TEXT) for model, reason in report.unusable.items()},
             [
                 MemoryReading(
                     on_machine(self.name, each.device),
                     each.total_bytes,
                     each.used_bytes,
                     each.processes,
-                    each.fault,
+                    printable(each.fault, _MAX_TEXT),
                 )
                 for each in report.readings
             ],
-            {on_machine(self.name, each.name): each.product for each in hello.devices if each.product},
+            {on_machine(self.name, each.name): printable(each.product, 100) for each in devices if each.product},
             hello.memory_bytes,
             report.available_bytes,
         )

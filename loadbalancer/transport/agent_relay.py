@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from configs.text import printable
 from loadbalancer.transport.worker_routes import RemoteRoute
 from wire.agents import (
     AgentAck,
@@ -78,8 +79,9 @@ class AgentRelay:
             machine.report, machine.exits = former.report, former.exits
         self._machines[route.key] = machine
         if hello.protocol != PROTOCOL:
+            version = printable(hello.version, 40) or "?"
             machine.refused = (
-                f"its agent speaks protocol {hello.protocol} (version {hello.version or '?'}), the server {PROTOCOL}: "
+                f"its agent speaks protocol {hello.protocol} (version {version}), the server {PROTOCOL}: "
                 "install the same version on both"
             )
             log.error("the agent of %s is refused: %s", route.key, machine.refused)

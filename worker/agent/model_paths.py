@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from configs.model_paths import model_paths, set_path
 from configs.model_settings import Model
 from configs.sections import Agent, Workers
-from configs.settings import Settings
+from configs.settings import ModelName, Settings
 from configs.text import clip
 from configs.user_engine import engine_reference
 from wire.agents import ModelSettings
 
 _MAX_REASON = 500
+#: It names a folder of fetched files.
+_MODEL_NAME: TypeAdapter[str] = TypeAdapter(ModelName)
 
 
 class NotHere(Exception):
@@ -52,6 +54,7 @@ def local_models(own: Settings, received: ModelSettings, fetched: Path) -> Local
     present = set()
     for name, text in received.models.items():
         try:
+            _MODEL_NAME.validate_python(name)
             tree = json.loads(text)
             missing = _resolve(tree, own.agent, fetched / folder_name(name))
             model = Model.model_validate(tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from configs.cli import to_yaml
+from configs.devices import is_local_name
 from configs.files import atomic_write
 from configs.paths import children_dir, log_dir, run_dir
 from configs.settings import Settings
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 #: Exits that the controller has not acknowledged; beyond it the oldest are dropped.
 _MAX_UNACKNOWLEDGED = 1000
 _EXIT_CANNOT_START = 4
+#: It names files in the data directory, and stands in a command line.
+_WORKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}", re.ASCII)
 
 
 class WorkerRunner:
@@ -103,7 +107,10 @@ class WorkerRunner:
     # ---- orders
 
     def execute(self, order: Order) -> None:
-        """Carry out the order. It changes nothing if it was carried out before."""
+        """Carry out the order. It changes nothing if it was carried out before, or if a name in it is none."""
+        if not _is_valid(order):
+            log.error("an order with an invalid name is not carried out: %r", order)
+            return
         match order:
             case StartWorker():
                 self._start(order)
@@ -189,6 +196,12 @@ class WorkerRunner:
     def unusable(self) -> Mapping[str, str]:
         """Why models cannot run here."""
         return self.models.unusable
+
+
+def _is_valid(order: Order) -> bool:
+    """Return whether the names in the order can be parts of paths and of command lines."""
+    worker, device = getattr(order, "worker", "w"), getattr(order, "device", "cpu")
+    return _WORKER_NAME.fullmatch(worker) is not None and is_local_name(device)
 
 
 def _process_record(child: WorkerProcess) -> AgentProcess:

@@ -199,6 +199,27 @@ def test_new_balancer_has_time_to_meet_the_machine(pair: Pair) -> None:
     assert pair.names() == set()
 
 
+def test_texts_of_an_agent_reach_no_terminal_as_they_are(pair: Pair) -> None:
+    pair.launcher.start("box:w", "m", "box/sim:0")
+    pair.exchange()
+    pair.agent.end("box:w")
+    last = msgspec.structs.replace(pair.agent.exits[0], tail="one\n\x1b[2Jtwo", start_failure="\x1b[31m", status=4)
+    pair.agent.exits = [last]
+    pair.exchange()
+    [ended] = pair.launcher.poll().exits
+    assert "\x1b" not in ended.tail + ended.start_failure
+    assert ended.tail.splitlines()[0] == "one"
+    state = pair.agent.state()
+    devices = [DeviceInfo("sim:0", "A\x1bB"), DeviceInfo("../sim:0"), DeviceInfo("sim:0\n")]
+    hello = msgspec.structs.replace(state.hello, devices=devices)
+    report = msgspec.structs.replace(state.report, unusable={"m": "\x1b"}) if state.report else None
+    pair.launcher.update(AgentState(hello, report, 0.0), 100.0)
+    machine = pair.launcher.machine()
+    assert machine is not None
+    assert [device.name for device in machine.devices] == ["box/sim:0"]
+    assert "\x1b" not in machine.unusable_models["m"] + machine.device_names["box/sim:0"]
+
+
 class LauncherMachine(RuleBasedStateMachine):
     """Random orders, losses, silences and restarts: both sides agree in the end, and no name starts twice."""
 

@@ -88,6 +88,14 @@ def test_what_the_machine_does_not_allow_is_refused(
     assert reason in found.unusable["m"]
 
 
+@pytest.mark.parametrize("name", ["..", "../x", "/etc", ".hidden", "a//b", ""])
+def test_name_that_is_no_models_name_is_refused(folder: Path, name: str) -> None:
+    own = Settings.model_validate({"data_dir": str(folder), "models": {"x": {"engine": "sim"}}})
+    found = local_models(own, received(**{name: {"path": "/srv/x"}}), folder / "weights")
+    assert found.absent == ()
+    assert "is not valid on this machine" in found.unusable[name]
+
+
 def test_engines_of_users_run_if_the_machine_has_them(folder: Path) -> None:
     file = folder / "models" / "engine.py"
     found: Model = resolve(folder, {"engine": "/srv/engine.py:Echo", "path": "/srv"}).settings.models["m"]
