@@ -65,6 +65,8 @@ class AllowedPeer(NamedTuple):
 
     name: str
     is_agent: bool = False
+    #: A worker that the agent of the machine with this name has started.
+    of_agent: bool = False
 
 
 class AllowedWorker(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -85,7 +87,9 @@ class AllowedWorkers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def peers(self) -> dict[str, AllowedPeer]:
         """Return the peers by public key."""
         agents = {worker.agent: AllowedPeer(name, is_agent=True) for name, worker in self.workers.items()}
-        workers = {worker.public: AllowedPeer(name) for name, worker in self.workers.items()}
+        workers = {
+            worker.public: AllowedPeer(name, of_agent=worker.agent is not None) for name, worker in self.workers.items()
+        }
         return {key: peer for key, peer in agents.items() if key is not None} | workers
 
 

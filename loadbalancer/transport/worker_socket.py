@@ -21,6 +21,7 @@ import msgspec
 import zmq
 
 from configs.data_dir import is_same_file
+from configs.devices import on_machine
 from configs.sections import Workers
 from loadbalancer.transport.agent_relay import AgentRelay, FileRequest
 from loadbalancer.transport.curve_listener import CannotListen, CurveListener
@@ -287,7 +288,9 @@ class WorkerSocket:
                 except NameRefused as error:
                     self._refuse(route, str(error))
                     continue
-                envelope = WorkerEnvelope(msgspec.structs.replace(message, worker=worker), envelope.frames)
+                device = on_machine(key, message.device) if peer.of_agent else message.device
+                hello = msgspec.structs.replace(message, worker=worker, device=device)
+                envelope = WorkerEnvelope(hello, envelope.frames)
             name = self._routes.remote_name(route)
             if name is None:
                 self._request_hello(route, message)

@@ -106,6 +106,9 @@ Parts = tuple[Cluster, AgentMachine, AgentMachine, TcpProxy]
 def test_machine_that_dies_under_load_loses_nothing(cluster: Parts) -> None:
     parts, near, _, _ = cluster
     parts.until({"near": EACH, "far": EACH})
+    assert {worker.device for worker in parts.head.workers()} == {
+        f"{machine}/sim:{number}" for machine in ("near", "far") for number in range(EACH)
+    }
     with Load(parts.head.url, 16) as load:
         load.until_answered(20)
         near.kill()
