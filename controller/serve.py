@@ -165,8 +165,9 @@ async def _allocate(
         adopted = _adopt_processes(settings, launcher, console)
     except OSError as error:
         raise SetupError(f"data_dir {settings.data_dir} cannot be used: {describe_os_error(error)}") from None
-    slots = sorted({slot for model in models.values() for slot in model.slots})
-    console.devices(slots, [str(gpu) for gpu in gpus])
+    if cluster is None:
+        slots = sorted({slot for model in models.values() for slot in model.slots})
+        console.devices(slots, [str(gpu) for gpu in gpus])
     console.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
     balancer = _balancer(settings, token)
     measured = load_measured_memory(settings.data_dir)
@@ -221,8 +222,7 @@ async def _join_cluster(settings: Settings, console: ServerConsole) -> RayLaunch
         raise SetupError(f"data_dir {settings.data_dir} cannot be used: {describe_os_error(error)}") from None
     await until_joined(cluster)
     for machine in cluster.machines(time.monotonic()):
-        refused = f", not used: {machine.refused_reason}" if machine.refused_reason else ""
-        console.line(f"{machine.name}: {len(machine.devices)} devices{refused}")
+        console.line(str(machine))
     return cluster
 
 

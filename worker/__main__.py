@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     try:
+        _enter_environment(settings, model, key)
         loaded = (load_standby if args.standby else load)(settings, model, name, args.device)
         return _serve(settings, model, name, address, key, loaded)
     except StandbyCancelled as reason:
@@ -196,6 +197,20 @@ def _check_engine(args: argparse.Namespace, settings: Settings) -> int:
     report = check_engine(model, args.device, getattr(args, "input", None))
     print(report)
     return 1 if report.problems else 0
+
+
+def _enter_environment(settings: Settings, model: str, key: WorkerKey | None) -> None:
+    """Continue in the interpreter of the model, if this worker joins from another machine by itself.
+
+    A launcher on this machine has chosen the interpreter already. Raises `StartFailed`.
+    """
+    python = settings.models[model].python
+    if key is None or python is None or "worker.bootstrap" in sys.orig_argv:
+        return
+    try:
+        _continue_in(python, settings)
+    except OSError as error:
+        raise StartFailed(f"models.{model}.python {python}: {error.strerror}") from None
 
 
 def _continue_in(python: Path, settings: Settings) -> NoReturn:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from configs.devices import kind_of
 from controller.types import Device
 from host.types import MemoryReading
 
@@ -37,3 +39,8 @@ class Machine:
     #: Main memory in bytes, and what of it is available; None if it is not reported.
     memory_bytes: int | None = None
     available_bytes: int | None = None
+
+    def __str__(self) -> str:
+        kinds = Counter(kind_of(device.name) for device in self.devices)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        return f"{self.name}: {listed}{f'; not used: {self.refused_reason}' if self.refused_reason else ''}"

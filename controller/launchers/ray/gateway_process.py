@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import re
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ log = logging.getLogger("controller")
 
 #: A gateway that says nothing for so long hangs in a call of Ray.
 _HANGS_AFTER_S = 45.0
+_TAIL_BYTES = 4096
 _FIRST_RETRY_S, _MAX_RETRY_S = 1.0, 15.0
 
 
@@ -35,11 +37,8 @@ class GatewayProcess:
         self._retry_s = _FIRST_RETRY_S
         self._start_at = float("-inf")
         self._last_event_at = float("-inf")
-
-    @property
-    def last_event_at(self) -> float:
-        """The time of the last event; that of the start before the first."""
-        return self._last_event_at
+        #: Whether the gateway has said why it ends.
+        self._has_failed = False
 
     def send(self, order: Order) -> None:
         """Queue the order. It is lost if the gateway ends before."""
@@ -53,7 +52,8 @@ class GatewayProcess:
                 found.append(self._events.get_nowait())
         if found:
             self._last_event_at = now
-            if not isinstance(found[-1], GatewayFailed):
+            self._has_failed = isinstance(found[-1], GatewayFailed)
+            if not self._has_failed:
                 self._retry_s = _FIRST_RETRY_S
         self._supervise(now)
         return found
@@ -68,6 +68,8 @@ class GatewayProcess:
 
     def _supervise(self, now: float) -> None:
         if self._process is not None and self._process.poll() is not None:
+            if not self._has_failed:
+                self._events.put(GatewayFailed(self._last_words(self._process.returncode), refused=False))
             self._process = None
             self._start_at = now + self._retry_s
             self._retry_s = min(self._retry_s * 2, _MAX_RETRY_S)
@@ -92,12 +94,26 @@ class GatewayProcess:
             self._start_at = now + _MAX_RETRY_S
             self._events.put(GatewayFailed(f"{self._command[0]} cannot be run: {error.strerror}", refused=True))
             return
-        self._process, self._last_event_at = process, now
+        self._process, self._last_event_at, self._has_failed = process, now, False
         # Orders to an earlier gateway are void: what it has not done is seen from the list of actors.
         self._orders.put(None)
         self._orders = queue.SimpleQueue()
         for target, args in ((_write, (process, self._orders)), (_read, (process, self._events))):
             threading.Thread(target=target, args=args, name="ray gateway", daemon=True).start()
+
+    def _last_words(self, status: int) -> str:
+        """Return why the gateway has ended, as far as its log says."""
+        lines = []
+        with contextlib.suppress(OSError), self._log_file.open("rb") as log_file:
+            log_file.seek(max(log_file.seek(0, 2) - _TAIL_BYTES, 0))
+            lines = log_file.read().decode("utf-8", "replace").strip().splitlines()
+        last = lines[-1] if lines else ""
+        if found := re.search(r"No module named '(\w+)", last):
+            return (
+                f"{self._command[0]} lacks the package {found[1]}: install muster[ray] there, or set ray.python to an "
+                "interpreter that has Ray"
+            )
+        return f"its program has ended with status {status}: {last or 'its log is empty'}"
 
     def _end(self) -> None:
         if self._process is not None:
