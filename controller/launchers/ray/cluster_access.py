@@ -8,14 +8,14 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import ray
 from ray._private.services import canonicalize_bootstrap_address
-from ray.exceptions import AuthenticationError
 
 _CONNECT_S, _CHECK_S = 5.0, 20.0
-#: Asks the cluster for anything without a token. Exit status 0: it answers; 3: it demands a token.
-_OPEN_CHECK = """
+#: Asks the cluster for anything. Exit status 0: it answers; 3: it demands another token.
+_CHECK = """
 import sys
 from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
@@ -24,7 +24,7 @@ try:
 except AuthenticationError:
     sys.exit(3)
 """
-_OPEN, _GUARDED = 0, 3
+_ANSWERED, _NO_TOKEN = 0, 3
 _REMEDY = (
     "Start every node with RAY_AUTH_MODE=token and the same token (`ray get-auth-token --generate` makes one in "
     "~/.ray/auth_token), and this server too"
@@ -42,13 +42,12 @@ class Unreachable(Exception):
 def connect(address: str, namespace: str) -> None:
     """Connect. Raises `Refused` and `Unreachable`."""
     found = _resolved(address)
-    guarded = _demands_token(found)
+    own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}
+    guarded = not _is_answered(found, own | {"RAY_AUTH_MODE": "disabled"})
+    if guarded and not _is_answered(found, os.environ):
+        raise Refused(f"the Ray cluster at {found} demands a token, and this server has no valid one. {_REMEDY}")
     try:
         ray.init(address=found, namespace=namespace, log_to_driver=False, configure_logging=False)
-    except AuthenticationError:
-        raise Refused(
-            f"the Ray cluster at {found} demands a token, and this server has no valid one. {_REMEDY}"
-        ) from None
     except RuntimeError as error:
         if "ersion mismatch" in str(error):
             raise Refused(_version_text(str(error))) from None
@@ -85,14 +84,16 @@ def _resolved(address: str) -> str:
     return address
 
 
-def _demands_token(address: str) -> bool:
-    """Ask without a token, in another process, since Ray reads the mode when it is imported. Raises `Unreachable`."""
-    own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}
-    command = [sys.executable, "-c", _OPEN_CHECK, address]
+def _is_answered(address: str, environment: Mapping[str, str]) -> bool:
+    """Ask the cluster, in another process, since Ray reads its variables when it is imported.
+
+    Returns false if it refuses the token, or that there is none. Raises `Unreachable`.
+    """
+    command = [sys.executable, "-c", _CHECK, address]
     try:
-        status = subprocess.run(  # noqa: S603
+        status = subprocess.run(  # noqa: S603 - the program above
             command,
-            env=own | {"RAY_AUTH_MODE": "disabled"},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -101,9 +102,9 @@ def _demands_token(address: str) -> bool:
         ).returncode
     except subprocess.TimeoutExpired:
         raise Unreachable(f"the Ray cluster at {address} does not answer") from None
-    if status not in (_OPEN, _GUARDED):
+    if status not in (_ANSWERED, _NO_TOKEN):
         raise Unreachable(f"what listens at {address} does not answer as a Ray cluster does")
-    return status == _GUARDED
+    return status == _ANSWERED
 
 
 def _version_text(text: str) -> str:

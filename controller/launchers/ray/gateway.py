@@ -19,7 +19,14 @@ from typing import Any, BinaryIO
 import msgspec
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -43,7 +50,9 @@ from controller.launchers.ray.messages import (
 )
 from controller.launchers.ray.node_probes import NodeProbes
 
-_NODES_EVERY_S, _WAIT_S = 1.0, 0.05
+_NODES_EVERY_S, _WAIT_S, _ASK_AGAIN_S = 1.0, 0.05, 1.0
+#: In Ray's message for an actor whose node is gone.
+_NODE_HAS_DIED = "node has died"
 _MAX_REASON = 500
 
 
@@ -53,6 +62,8 @@ class Gateway:
     def __init__(self, output: BinaryIO, probes: NodeProbes) -> None:
         self._output = output
         self._probes = probes
+        #: Actors that did not answer, and when they are asked again.
+        self._unavailable: dict[str, float] = {}
         self._actors: dict[str, Any] = {}
         #: What pending calls of actors are about.
         self._calls: dict[Any, tuple[str, str]] = {}
@@ -75,6 +86,7 @@ class Gateway:
         """Serve until the process is ended."""
         while True:
             now = time.monotonic()
+            self._ask_again(now)
             if now - self._listed_at >= _NODES_EVERY_S:
                 self._list_nodes()
                 self._listed_at = now
@@ -124,12 +136,17 @@ class Gateway:
         worker, what = self._calls.pop(call)
         try:
             answer = ray.get(call)
+        except ActorUnavailableError:
+            # Its node has died, or the network to it is cut: Ray finds out within seconds.
+            self._unavailable[worker] = time.monotonic() + _ASK_AGAIN_S
+            return
         except (RayActorError, RayTaskError, RayError) as error:
             if worker in self._actors:
                 with contextlib.suppress(RayError):
                     self._kill(worker)
                 del self._actors[worker]
-                self.send(WorkerEnded(worker, reason=_reason(error)))
+                lost = _NODE_HAS_DIED in str(error) or isinstance(error, ActorUnschedulableError)
+                self.send(WorkerEnded(worker, reason=_reason(error), node_lost=lost))
             return
         if what == "start":
             self.send(WorkerStarted(worker, answer["pid"], answer["gpus"]))
@@ -138,6 +155,13 @@ class Gateway:
         self._kill(worker)
         del self._actors[worker]
         self.send(WorkerEnded(worker, answer["status"], answer["tail"], answer["has_served"]))
+
+    def _ask_again(self, now: float) -> None:
+        """Ask actors that did not answer. What they say follows as if they had just been adopted."""
+        for worker in [worker for worker, due in self._unavailable.items() if now >= due]:
+            del self._unavailable[worker]
+            if worker in self._actors:
+                self._call(worker, "start", self._actors[worker].describe.remote())
 
     def _list_nodes(self) -> None:
         nodes = [
@@ -162,7 +186,8 @@ def _reason(error: Exception) -> str:
         return f"its actor cannot start it: {error.cause}"[:_MAX_REASON]
     if isinstance(error, ActorDiedError):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"its actor has died: {lines[-1] if lines else 'no reason given'}"[:_MAX_REASON]
+        text = lines[-1].partition(" Some common causes")[0] if lines else "no reason given"
+        return f"its actor has died: {text}"[:_MAX_REASON]
     return f"Ray reports: {str(error).splitlines()[0] if str(error) else type(error).__name__}"[:_MAX_REASON]
 
 

@@ -70,6 +70,10 @@ class RayLauncher:
         return self._address != ""
 
     @property
+    def has_workers(self) -> bool:
+        return bool(self._children)
+
+    @property
     def has_nodes(self) -> bool:
         """Whether the nodes of the cluster are known and examined."""
         return self.is_joined and self._nodes.are_examined
@@ -207,7 +211,9 @@ class RayLauncher:
             return
         lines = [text for text in (ended.tail, ended.reason) if text]
         status = -signal.SIGKILL if ended.status is None and ended.worker in self._killed else ended.status
-        node_lost = bool(ended.reason) and not self._nodes.is_live(self._node_of[ended.worker])
+        node_lost = ended.node_lost or (bool(ended.reason) and not self._nodes.is_live(self._node_of[ended.worker]))
+        if ended.reason and ended.worker not in self._killed:
+            log.warning("worker %s: %s", ended.worker, ended.reason)
         self._exits.append(
             Exit(
                 child,

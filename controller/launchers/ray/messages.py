@@ -109,6 +109,8 @@ class WorkerEnded(msgspec.Struct, frozen=True, tag=True):
     has_served: bool = False
     #: Why its actor ended, if it did not end by itself.
     reason: str = ""
+    #: Its node has left the cluster.
+    node_lost: bool = False
 
 
 class GatewayFailed(msgspec.Struct, frozen=True, tag=True):

@@ -64,7 +64,16 @@ def ray_launcher(settings: Settings, environment: Mapping[str, str]) -> RayLaunc
         source = link_packages(source, run_dir(settings.data_dir) / "ray" / "python", _GATEWAY_PACKAGES)
     path = os.pathsep.join(filter(None, [str(source), environment.get("PYTHONPATH")]))
     changed = {**environment, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+    if _has_token(environment):
+        changed.setdefault("RAY_AUTH_MODE", "token")
     return RayLauncher(settings, GatewayProcess(command, changed, log_dir(settings.data_dir) / "ray-gateway.log"))
+
+
+def _has_token(environment: Mapping[str, str]) -> bool:
+    """Return whether Ray finds a token in its variables, or in its own file."""
+    if "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment:
+        return True
+    return Path("~/.ray/auth_token").expanduser().is_file()
 
 
 def namespace(data_dir: Path) -> str:
@@ -75,12 +84,17 @@ def namespace(data_dir: Path) -> str:
 
 
 async def until_joined(launcher: RayLauncher) -> None:
-    """Wait for the cluster. Raises `SetupError` if it cannot be used or does not answer."""
+    """Wait for the cluster. Raises `SetupError` if it must not be used or does not answer.
+
+    If there are workers of an earlier controller, they are served also while the cluster does not answer.
+    """
     give_up_at = time.monotonic() + _JOINED_WITHIN_S
     while not launcher.has_nodes:
         launcher.poll()
         if launcher.failure is not None:
-            raise SetupError(launcher.failure.reason)
+            if launcher.failure.refused or not launcher.has_workers:
+                raise SetupError(launcher.failure.reason)
+            return
         if time.monotonic() > give_up_at:
             raise SetupError("the Ray cluster has not answered in time; logs/ray-gateway.log may say why")
         await asyncio.sleep(_POLL_S)
