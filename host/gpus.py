@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
 
-from host.types import MemoryReading
+from host.types import GpuSensors, MemoryReading
 from host.visible_devices import VARIABLE, GpuId, visible_gpus
 
 log = logging.getLogger("controller")
@@ -132,7 +132,7 @@ class GpuMonitor:
         except pynvml.NVMLError as error:
             return MemoryReading(gpu.device, gpu.total_bytes, fault=f"the driver reports: {error}")
         fault = self._permanent_faults.get(gpu.index) or _pending_recovery(handle)
-        return MemoryReading(gpu.device, gpu.total_bytes, used, _processes(handle), fault)
+        return MemoryReading(gpu.device, gpu.total_bytes, used, _processes(handle), fault, _sensors(handle))
 
     def _read_error_events(self) -> None:
         with contextlib.suppress(pynvml.NVMLError):  # times out after the last event
@@ -152,6 +152,20 @@ def _processes(handle: Any) -> dict[int, int]:
             if process.usedGpuMemory
         }
     return {}
+
+
+def _sensors(handle: Any) -> GpuSensors:
+    """Return what the GPU measures; virtual and some small GPUs lack a part of it."""
+    temperature = _measured(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU), 1.0)
+    power = _measured(lambda: pynvml.nvmlDeviceGetPowerUsage(handle), 1000.0)
+    utilisation = _measured(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu, 100.0)
+    return GpuSensors(temperature, power, utilisation)
+
+
+def _measured(read: Callable[[], int], units: float) -> float | None:
+    with contextlib.suppress(pynvml.NVMLError):
+        return int(read()) / units
+    return None
 
 
 def _pending_recovery(handle: Any) -> str:

@@ -57,6 +57,18 @@ class PollResult(NamedTuple):
     exits: Sequence[Exit]
 
 
+class GpuSensors(NamedTuple):
+    """What a GPU measures of itself; None: the driver does not tell."""
+
+    temperature_c: float | None = None
+    power_w: float | None = None
+    #: Share of the last moments in which a kernel ran.
+    utilisation: float | None = None
+
+
+_NO_SENSORS = GpuSensors()
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryReading:
     """A GPU as its driver reports it."""
@@ -68,3 +80,4 @@ class MemoryReading:
     processes: Mapping[int, int] = field(default_factory=dict)
     #: Why it cannot be used; empty if it can.
     fault: str = ""
+    sensors: GpuSensors = _NO_SENSORS

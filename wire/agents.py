@@ -36,6 +36,7 @@ FETCHED_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja
 Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
 Tail = Annotated[str, msgspec.Meta(max_length=MAX_TAIL)]
 Digest = Annotated[str, msgspec.Meta(max_length=64)]
+Sensor = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 #: Seconds that have passed since an event.
 Age = Seconds
 SettingsText = Annotated[str, msgspec.Meta(max_length=MAX_SETTINGS_BYTES)]
@@ -63,6 +64,9 @@ class DriverReading(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Bytes of each process, by pid.
     processes: Annotated[dict[int, Sum], msgspec.Meta(max_length=MAX_PROCESSES)] = {}
     fault: Sentence = ""
+    temperature_c: Sensor | None = None
+    power_w: Sensor | None = None
+    utilisation: Sensor | None = None
 
 
 class AgentProcess(msgspec.Struct, frozen=True, omit_defaults=True):

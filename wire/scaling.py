@@ -189,6 +189,10 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     #: Why no worker is started on it; empty if the device is healthy.
     unhealthy_reason: Text = ""
+    #: As its driver last reported; None if it does not. The utilisation is a share.
+    temperature_c: float | None = None
+    power_w: float | None = None
+    utilisation: float | None = None
 
 
 class MachineRecord(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from configs.devices import is_device_name, local_name, on_machine
 from configs.text import printable, printable_lines
 from controller.planning.machines import Machine
 from controller.types import Device
-from host.types import Exit, MemoryReading, PollResult, WorkerProcess
+from host.types import Exit, GpuSensors, MemoryReading, PollResult, WorkerProcess
 from wire.agents import (
     MAX_ORDERS,
     MAX_TAIL,
@@ -260,6 +260,7 @@ class AgentLauncher:
                     each.used_bytes,
                     each.processes,
                     printable(each.fault, _MAX_TEXT),
+                    GpuSensors(each.temperature_c, each.power_w, each.utilisation),
                 )
                 for each in report.readings
             ],

@@ -9,10 +9,11 @@ from configs.devices import kind_of, machine_of
 from controller.planning.device_health import DeviceHealth
 from controller.planning.machines import Machine
 from controller.types import Device, Replica, Stage
-from host.types import Exit, MemoryReading
+from host.types import Exit, GpuSensors, MemoryReading
 
 #: GPU memory of a process besides its tensors: CUDA context, kernels, libraries. The worker's report excludes it.
 CONTEXT_BYTES = 600 << 20
+_NO_SENSORS = GpuSensors()
 
 
 class DevicePool:
@@ -41,6 +42,7 @@ class DevicePool:
         #: By device: memory of other processes, and the driver's fault.
         self._others: dict[str, int] = {}
         self._faults: dict[str, str] = {}
+        self._sensors: dict[str, GpuSensors] = {}
         #: Memory of each process, by machine and pid.
         self._by_pid: dict[str, Mapping[int, int]] = {}
         #: The devices in use.
@@ -68,6 +70,7 @@ class DevicePool:
         for reading in readings:
             if reading.device in self._devices:
                 self._faults[reading.device] = reading.fault
+                self._sensors[reading.device] = reading.sensors
                 by_pid[machine_of(reading.device)] |= reading.processes
                 if not reading.fault and reading.device not in {*occupied, *self.occupied}:
                     self._others[reading.device] = reading.used_bytes
@@ -78,13 +81,17 @@ class DevicePool:
         if not machines and len(self._devices) == len(self._own):
             return
         self._devices = self._own | {device.name: device for machine in machines for device in machine.devices}
-        for known in (self._others, self._faults):
+        for known in (self._others, self._faults, self._sensors):
             for name in [name for name in known if name not in self._devices]:
                 del known[name]
         self._by_pid = {name: pids for name, pids in self._by_pid.items() if name in {"", *(m.name for m in machines)}}
         for machine in machines:
             if machine.readings and not machine.silent:
                 self.update(machine.readings, self.occupied)
+
+    def sensors(self, device: str) -> GpuSensors:
+        """Return what the driver last reported of the device."""
+        return self._sensors.get(device, _NO_SENSORS)
 
     def learn(self, weights: str, replicas: Iterable[Replica]) -> None:
         """Keep the maximum memory of ready workers with these weights."""

@@ -175,6 +175,7 @@ def _devices(state: ReportInput) -> list[DeviceRecord]:
             workers=tuple(ids),
             memory_bytes=known[name].memory if name in known else None,
             unhealthy_reason=clip(known[name].fault, MAX_TEXT) if name in known else "",
+            **state.autoscaler.pool.sensors(name)._asdict(),
         )
         for name, ids in workers.items()
     ]

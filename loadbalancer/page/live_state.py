@@ -17,6 +17,7 @@ _OF_CONTROLLER = (
     *("min_workers", "max_workers", "desired", "ready", "starting", "draining", "policy", "reason"),
     *("blocked_reason", "crashes", "rolling_update", "spares", "cold_start_s", "cannot_start"),
 )
+_SENSORS = ("temperature_c", "power_w", "utilisation")
 #: Significant digits of numbers: finer changes are not worth a message.
 _DIGITS = 3
 #: The time of a machine's last report is shown from this age.
@@ -48,6 +49,8 @@ def live_state(snapshot: Snapshot, report: ControllerReport | None) -> Tables:
                 "memory_bytes": device.memory_bytes,
                 "fault": device.unhealthy_reason,
             }
+            sensors = {name: _rounded(getattr(device, name)) for name in _SENSORS}
+            devices[device.device] |= {name: value for name, value in sensors.items() if value is not None}
         machines = {record.machine: _machine(record, report) for record in report.machines}
     server: Row = {
         "controller": report is not None,

@@ -24,6 +24,8 @@ def test_nvml_reports_memory_and_processes() -> None:
         after = watch.read()
         assert [reading.device for reading in after] == [gpu.device for gpu in gpus]
         assert all(reading.fault == "" for reading in after)
+        temperatures = [reading.sensors.temperature_c for reading in after]
+        assert all(temperature is None or 0 < temperature < 120 for temperature in temperatures)
         assert max(b.used_bytes - a.used_bytes for a, b in zip(before, after, strict=True)) >= held.numel()
         # In a container, the driver may report host process ids, or none.
         reported = {pid: size for reading in after for pid, size in reading.processes.items()}

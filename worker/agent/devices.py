@@ -53,4 +53,5 @@ class MachineDevices:
 
 
 def _reading(each: MemoryReading) -> DriverReading:
-    return DriverReading(each.device, each.total_bytes, each.used_bytes, dict(each.processes), each.fault[:1000])
+    processes, fault = dict(each.processes), each.fault[:1000]
+    return DriverReading(each.device, each.total_bytes, each.used_bytes, processes, fault, *each.sensors)

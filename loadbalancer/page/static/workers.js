@@ -7,6 +7,7 @@ import { bytes, clock, number, seconds } from "./format.js";
 export function Workers({ state, session }) {
   const workers = Object.entries(state.workers).sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
   const devices = Object.entries(state.devices), machines = Object.entries(state.machines ?? {});
+  const sensors = SENSORS.filter(({ field }) => devices.some(([, row]) => row[field] !== undefined));
   const [answer, setAnswer] = useState(null);
   const send = async (text, path, body) => {
     if (!confirm(`${text}?`)) return;
@@ -39,11 +40,20 @@ export function Workers({ state, session }) {
     ${machines.length > 0 && html`<${Machines} machines=${machines} devices=${devices} />`}
     <section class="card"><h3>Devices</h3>
       <div class="scroll" tabindex="0" role="region" aria-label="Devices"><table>
-        <thead><tr>${["Device", "Name", "Memory", "Workers", "Fault"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
+        <thead><tr>${["Device", "Name", "Memory", ...sensors.map(({ title }) => title), "Workers", "Fault"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
         <tbody>${devices.map(([name, row]) => html`<tr key=${name}><th scope="row">${name}</th><td>${row.name}</td>
-          <td class="num">${bytes(row.memory_bytes)}</td><td>${row.workers.join(", ") || "–"}</td><td class="bad">${row.fault}</td></tr>`)}</tbody>
+          <td class="num">${bytes(row.memory_bytes)}</td>
+          ${sensors.map(({ field, show }) => html`<td class="num" key=${field}>${row[field] === undefined ? "–" : show(row[field])}</td>`)}
+          <td>${row.workers.join(", ") || "–"}</td><td class="bad">${row.fault}</td></tr>`)}</tbody>
       </table></div></section>`;
 }
+
+// Shown where a driver tells them.
+const SENSORS = [
+  { field: "utilisation", title: "Busy", show: (value) => html`<meter min="0" max="1" value=${value} aria-label="busy"></meter> ${Math.round(100 * value)} %` },
+  { field: "power_w", title: "Power", show: (value) => `${Math.round(value)} W` },
+  { field: "temperature_c", title: "Temperature", show: (value) => `${Math.round(value)} °C` },
+];
 
 // The machine of a device: what stands before the slash; empty for the machine of the server.
 const machineOf = (device) => device.slice(0, Math.max(device.lastIndexOf("/"), 0));

@@ -6,7 +6,7 @@ import pytest
 
 from controller.planning.device_pool import CONTEXT_BYTES, DevicePool
 from controller.types import Device, Replica, Stage
-from host.types import Exit, MemoryReading, WorkerProcess
+from host.types import Exit, GpuSensors, MemoryReading, WorkerProcess
 
 GIB = 2**30
 GPUS = (Device("cuda:0", 24 * GIB), Device("cuda:1", 80 * GIB))
@@ -103,3 +103,13 @@ def test_repeated_crashes_quarantine_listed_and_unlisted() -> None:
             pool.on_crash(Exit(WorkerProcess("w", "m", "cuda:0", 7, at - 1), at, 1))
         assert update(pool, [well], 31.0)["cuda:0"].fault == "3 crashes in a row; tried again in 300 s"
         assert [device.name for device in update(pool, [well], 400.0).values() if device.fault] == []
+
+
+def test_sensors_are_those_of_the_last_reading() -> None:
+    pool = DevicePool([Device("cuda:0", 24 * GIB)])
+    assert pool.sensors("cuda:0") == GpuSensors()
+    pool.update([MemoryReading("cuda:0", 24 * GIB, sensors=GpuSensors(61.0, 412.0, 0.9))], ())
+    assert pool.sensors("cuda:0") == GpuSensors(61.0, 412.0, 0.9)
+    pool.update([MemoryReading("cuda:0", None, fault="the driver says: GPU is lost")], ())
+    assert pool.sensors("cuda:0") == GpuSensors()
+    assert pool.sensors("cpu:0") == GpuSensors()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loadbalancer.page.live_state import Tables, changes, live_state
 from wire.messages import StartupTimes, WorkerCounters
-from wire.scaling import ControllerReport, MachineRecord
+from wire.scaling import ControllerReport, DeviceRecord, MachineRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -88,3 +88,15 @@ def test_time_of_a_report_is_shown_if_it_is_late(age_s: float, silent: bool, las
 def test_only_what_has_changed_is_told() -> None:
     before, after = live_state(snapshot(), None), live_state(snapshot(queued=2, step_s=0.10001), None)
     assert changes(before, after) == {"models": {"m": {"queued": 2}}}
+
+
+def test_sensors_of_devices_are_shown_where_known() -> None:
+    devices = (DeviceRecord("cuda:0", "H100", (), 80 << 30, "", 61.0, 412.345, 0.876), DeviceRecord("cpu:0", "", ()))
+    report = ControllerReport(1000.0, 1.0, (), (), devices, None, 0, (), 0)
+    rows = live_state(snapshot(), report)["devices"]
+    assert {name: rows["cuda:0"][name] for name in ("temperature_c", "power_w", "utilisation")} == {
+        "temperature_c": 61.0,
+        "power_w": 412.0,
+        "utilisation": 0.876,
+    }
+    assert rows["cpu:0"].keys() == {"name", "workers", "memory_bytes", "fault"}
