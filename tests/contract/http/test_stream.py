@@ -55,9 +55,10 @@ def test_events_of_two_images(http: httpx.Client) -> None:
     with http.stream("POST", GENERATE, json=body) as answered:
         assert answered.headers["content-type"].startswith("text/event-stream")
         received = list(events(answered))
-    assert [event["type"] for event in received[:2]] == [PROGRESS, PROGRESS]
-    assert [event["index"] for event in received[:2]] == [0, 1]
     for index, seed in enumerate((7, 8)):
+        # On a busy machine an image may be finished before the stream begins: then it has no progress to report.
+        kinds = [event["type"] for event in received if event["index"] == index]
+        assert (kinds.count(COMPLETED), kinds[-1]) == (1, COMPLETED)
         own = [event for event in received if event["index"] == index and event["type"] != PROGRESS]
         *previews, last = own
         assert [event["partial_image_index"] for event in previews] == list(range(len(previews)))
