@@ -78,6 +78,16 @@ def test_image_comes_with_previews_and_is_edited_with_a_mask(tab: Any, instance:
     assert made.get_attribute("src") != before
 
 
+@pytest.mark.parametrize("name", TABS)
+def test_tab_fits_on_a_phone(tab: Any, instance: Instance, name: str) -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    goto(tab, instance, name)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    selected = tab.get_by_role("tab", selected=True).bounding_box()
+    assert selected["x"] >= 0
+    assert selected["x"] + selected["width"] <= 390
+
+
 def test_request_is_shown_as_a_command(tab: Any, instance: Instance) -> None:
     goto(tab, instance, "playground", "digits")
     tab.get_by_label("Prompt").fill("it's a 'seven'")

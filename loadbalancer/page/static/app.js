@@ -69,6 +69,8 @@ function useTab() {
     addEventListener("hashchange", changed);
     return () => removeEventListener("hashchange", changed);
   }, []);
+  // On a phone the tabs do not fit beside each other.
+  useEffect(() => { document.getElementById(`tab-${tab}`)?.scrollIntoView({ inline: "center", block: "nearest" }); });
   return [tab, setTab];
 }
 

@@ -43,7 +43,7 @@ function options(width, height, series, unit, marked) {
     cursor: { y: false, points: { size: 6 } },
     legend: { live: true },
     scales: { x: { time: true }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(1, (high ?? 0) * 1.1)] } },
-    axes: [{ ...axis, size: 30, values: timeLabels }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => `${Number(tick.toPrecision(3))}${unit}`) }],
+    axes: [{ ...axis, size: 30, space: 76, values: timeLabels }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => `${Number(tick.toPrecision(3))}${unit}`) }],
     series: [
       { value: (_, time) => (time === null ? "–" : new Date(time * 1000).toLocaleTimeString("en-GB")) },
       ...series.map((each) => ({

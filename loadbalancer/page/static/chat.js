@@ -50,7 +50,7 @@ export function Chat({ model, keys }) {
 
   return html`<div class="columns">
     <section class="card form" aria-label="Settings">
-      <label>Instructions <textarea rows="3" value=${form.system} onInput=${set("system")} placeholder="optional"></textarea></label>
+      <label>Instructions <textarea rows="3" dir="auto" value=${form.system} onInput=${set("system")} placeholder="optional"></textarea></label>
       <div class="fields">
         <label>Temperature <input type="number" min="0" max="2" step="0.1" value=${form.temperature} onInput=${set("temperature")} /></label>
         <label>Tokens at most <input type="number" min="1" value=${form.max_tokens} onInput=${set("max_tokens")} /></label>
@@ -62,8 +62,8 @@ export function Chat({ model, keys }) {
       <div class="messages" tabindex="0" role="log">
         ${messages.map((each, index) => html`<article key=${index} class=${each.role}>
           <h4>${each.role === "user" ? "You" : model.name}</h4>
-          ${each.reasoning && html`<details><summary>Reasoning</summary><p>${each.reasoning}</p></details>`}
-          <p>${each.content || (isRunning && index === messages.length - 1 ? "…" : "")}</p>
+          ${each.reasoning && html`<details><summary>Reasoning</summary><p dir="auto">${each.reasoning}</p></details>`}
+          <p dir="auto">${each.content || (isRunning && index === messages.length - 1 ? "…" : "")}</p>
           ${each.note && html`<p class="muted">${each.note}</p>`}</article>`)}
         ${messages.length === 0 && html`<p class="muted placeholder">Ask something.</p>`}
         <div ref=${end}></div>
@@ -71,7 +71,7 @@ export function Chat({ model, keys }) {
       ${problem && html`<p class="bad" role="alert">${problem}</p>`}
       <form class="ask" onSubmit=${send}>
         <label class="hidden" for="ask">Message</label>
-        <textarea id="ask" rows="2" required value=${typed} onInput=${(event) => setTyped(event.target.value)}
+        <textarea id="ask" rows="2" dir="auto" required value=${typed} onInput=${(event) => setTyped(event.target.value)}
           onKeyDown=${(event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); if (typed.trim() && !isRunning) event.currentTarget.form.requestSubmit(); } }}></textarea>
         ${isRunning ? html`<button key="stop" type="button" onClick=${() => running.current.abort()}>Stop</button>` : html`<button key="send" class="primary" disabled=${!typed.trim()}>Send</button>`}
       </form>

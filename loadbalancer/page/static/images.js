@@ -50,7 +50,7 @@ export function Images({ model, keys }) {
 
   return html`<div class="columns">
     <form class="card form" onSubmit=${start} aria-label="Image">
-      <label>Prompt <textarea rows="3" required value=${form.prompt} onInput=${set("prompt")}></textarea></label>
+      <label>Prompt <textarea rows="3" dir="auto" required value=${form.prompt} onInput=${set("prompt")}></textarea></label>
       <div class="fields">
         <${Field} name="Size" value=${form.size} set=${set("size")} placeholder=${card?.defaults.size ?? "auto"} pattern="[0-9]+x[0-9]+" />
         <${Field} name="Steps" type="number" min="1" max=${card?.limits.max_steps} value=${form.num_inference_steps} set=${set("num_inference_steps")} placeholder=${card?.defaults.steps} />
@@ -61,7 +61,7 @@ export function Images({ model, keys }) {
         ${(card?.loras.length ?? 0) > 0 && html`<label>LoRA <select value=${form.lora ?? ""} onChange=${set("lora")}>
           <option value="">none</option>${card.loras.map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select></label>`}
       </div>
-      <label>Without <input value=${form.negative_prompt ?? ""} onInput=${set("negative_prompt")} placeholder="what the image should not show" /></label>
+      <label>Without <input dir="auto" value=${form.negative_prompt ?? ""} onInput=${set("negative_prompt")} placeholder="what the image should not show" /></label>
       ${modes.includes("image") && html`<${Source} source=${source} setSource=${setSource} mask=${mask} canMask=${modes.includes("inpaint")} images=${images} />`}
       <div class="bar">${/* Keys: a button that becomes another one while it is clicked would act as that one. */ ""}
         ${isRunning ? html`<button key="cancel" type="button" onClick=${() => running.current.abort()}>Cancel</button>` : html`<button key="start" class="primary">${source ? "Edit" : "Generate"}</button>`}
@@ -69,7 +69,7 @@ export function Images({ model, keys }) {
       </div>
       ${source ? html`<p class="muted">An edit is a form: see <a href="/docs">the API</a>.</p>` : html`<${Snippets} path="/v1/images/generations" body=${body} keys=${keys} />`}
       ${past.length > 0 && html`<details><summary>Earlier requests of this browser</summary>
-        <ul class="past">${past.map((each, at) => html`<li key=${at}><button type="button" class="quiet" onClick=${() => setForm(each)}>${each.prompt}</button></li>`)}</ul>
+        <ul class="past">${past.map((each, at) => html`<li key=${at}><button type="button" class="quiet" dir="auto" onClick=${() => setForm(each)}>${each.prompt}</button></li>`)}</ul>
         <button type="button" class="quiet" onClick=${forget}>Forget them</button></details>`}
     </form>
     <section class="gallery" aria-label="Images" aria-live="polite">

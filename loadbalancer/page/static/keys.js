@@ -20,7 +20,7 @@ export function Keys({ session, isAdmin }) {
     <${Usage} session=${session} isAdmin=${isAdmin} />`;
 }
 
-const COLUMNS = ["Key", "Waiting", "Running", "Work, last hour", "Share", "Done, last hour", "Tokens, last hour", "Work in all", "Done", "Failed", "Cancelled", "Tokens"];
+const COLUMNS = ["Key", "Waiting", "Running", "Work, last hour", "Done, last hour", "Tokens, last hour", "Work in all", "Done", "Failed", "Cancelled", "Tokens"];
 
 function Usage({ session, isAdmin }) {
   const [found, problem] = usePolled("/ui/usage");
@@ -31,8 +31,7 @@ function Usage({ session, isAdmin }) {
     <div class="scroll" tabindex="0" role="region" aria-label="Use by key"><table>
       <thead><tr>${COLUMNS.map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
       <tbody>${rows.map((row) => html`<tr key=${row.owner}><th scope="row">${row.owner}</th>
-        <td class="num">${number(row.queued)}</td><td class="num">${number(row.running)}</td><td class="num">${seconds(row.hour_work_s)}</td>
-        <td>${whole > 0 ? html`<meter min="0" max=${whole} value=${row.hour_work_s} aria-label=${`share of ${row.owner}`}></meter>` : "–"}</td>
+        <td class="num">${number(row.queued)}</td><td class="num">${number(row.running)}</td><td class="num">${rows.length > 1 && whole > 0 && html`<meter min="0" max=${whole} value=${row.hour_work_s} aria-label=${`share of ${row.owner}`}></meter> `}${seconds(row.hour_work_s)}</td>
         ${[row.hour_done, row.hour_tokens].map((value, at) => html`<td class="num" key=${at}>${number(value)}</td>`)}
         <td class="num">${seconds(row.work_s)}</td>
         ${[row.done, row.failed, row.cancelled, row.tokens].map((value, at) => html`<td class="num" key=${at}>${number(value)}</td>`)}</tr>`)}</tbody></table></div>

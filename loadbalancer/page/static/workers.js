@@ -24,7 +24,7 @@ export function Workers({ state, session }) {
       <div class="scroll" tabindex="0" role="region" aria-label="Workers"><table>
         <thead><tr>${["Worker", "Model", "Device", "State", "Tasks", "Batch", "Step", "Memory", "Done", "Failed", "Start", "Since", "Action"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
         <tbody>${workers.map(([name, row]) => html`<tr key=${name}>
-          <th scope="row">${name}</th><td>${row.model}</td><td>${row.device}</td>
+          <th scope="row">${name}</th><td title=${row.model}>${row.model}</td><td>${row.device}</td>
           <td><span class=${`dot ${tone(row)}`}>${row.state ?? row.stage ?? "–"}</span>${row.outdated && html` <span class="muted" title=${row.outdated}>to be replaced</span>`}</td>
           <td class="num"><${Share} part=${(row.assigned ?? 0) + (row.running ?? 0)} whole=${row.slots} /></td>
           <td class="num">${number(row.batch)}</td><td class="num">${seconds(row.step_s)}</td>
@@ -44,7 +44,7 @@ export function Workers({ state, session }) {
         <tbody>${devices.map(([name, row]) => html`<tr key=${name}><th scope="row">${name}</th><td>${row.name}</td>
           <td class="num">${bytes(row.memory_bytes)}</td>
           ${sensors.map(({ field, show }) => html`<td class="num" key=${field}>${row[field] === undefined ? "–" : show(row[field])}</td>`)}
-          <td>${row.workers.join(", ") || "–"}</td><td class="bad">${row.fault}</td></tr>`)}</tbody>
+          <td class="wrap">${row.workers.join(", ") || "–"}</td><td class="bad">${row.fault}</td></tr>`)}</tbody>
       </table></div></section>`;
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from loadbalancer.page.files import FOLDER
 from scripts.harness.balancer import running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 
@@ -31,6 +32,9 @@ def test_every_file_that_the_page_names_is_there(http: httpx.Client) -> None:
         names = re.findall(r'(?:src|href)="(/ui/[^"]+)"', html.text)
         assert names
         assert {http.get(name).status_code for name in names} == {200}
+    home = http.get("/").text
+    modules = {file.name for file in FOLDER.glob("*.js")} - {"docs.js"}
+    assert modules == set(re.findall(r'"/ui/files/(\w+\.js)"', home))  # all at once, not one after the other
     for module in re.findall(r'from "\.(/[^"]+)"', http.get("/ui/files/app.js").text):
         assert http.get(f"/ui/files{module}").headers["content-type"].startswith("text/javascript")
 
