@@ -74,7 +74,8 @@ function Workers({ row }) {
   if (row.starting) parts.push(`${row.starting} starting`);
   if (row.draining) parts.push(`${row.draining} draining`);
   if (row.spares) parts.push(`${row.spares} standby`);
-  return html`<span><strong>${row.desired ?? "–"} wanted</strong> <span class="muted">of ${row.min_workers ?? "–"} to ${row.max_workers ?? "–"}:</span> ${parts.join(", ")}</span>`;
+  return html`<span><strong>${row.desired ?? "–"} wanted</strong> <span class="muted">of ${row.min_workers ?? "–"} to ${row.max_workers ?? "–"}:</span> ${parts.join(", ")}
+    ${row.crashes > 0 && html`<strong class="bad">, ${row.crashes === 1 ? "a crash" : `${row.crashes} crashes in a row`}</strong>`}</span>`;
 }
 
 const Fact = ({ name, value, hint, alarm }) => html`<div title=${hint}><dt>${name}</dt><dd class=${alarm ? "bad" : ""}>${value}</dd></div>`;
