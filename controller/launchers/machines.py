@@ -133,11 +133,6 @@ class MachinesLauncher:
             agent.update(states.machines.get(name), states.uptime_s)
         self._log_changes()
 
-    @property
-    def has_orders(self) -> bool:
-        """Whether an agent has to know something."""
-        return any(agent.orders() is not None for agent in self._agents.values())
-
     def drain_agents(self, after_s: float) -> None:
         """Order every agent to drain its workers after this time, because the server stops."""
         for agent in self._agents.values():

@@ -109,7 +109,7 @@ def test_machine_that_dies_under_load_loses_nothing(cluster: Parts) -> None:
     assert {worker.device for worker in parts.head.workers()} == {
         f"{machine}/sim:{number}" for machine in ("near", "far") for number in range(EACH)
     }
-    with Load(parts.head.url, 16) as load:
+    with Load(parts.head.url, 8) as load:
         load.until_answered(20)
         near.kill()
         parts.until({"far": EACH})
@@ -123,7 +123,7 @@ def test_machine_that_dies_under_load_loses_nothing(cluster: Parts) -> None:
 def test_machine_that_was_cut_off_is_taken_over(cluster: Parts) -> None:
     parts, _, far, proxy = cluster
     before = {worker.pid for worker in far.workers()}
-    with Load(parts.head.url, 16) as load:
+    with Load(parts.head.url, 8) as load:
         load.until_answered(20)
         proxy.cut()
         parts.until({"near": EACH})

@@ -224,7 +224,8 @@ def _run_locked(settings: Settings, address: str, key: AgentKey) -> int:
     try:
         agent.run()
     except AgentRefused as error:
-        log.error("the server refuses this agent: %s", error)
+        log.error("the server refuses this agent, and the workers are drained: %s", error)
+        runner.drain_all()  # nobody would stop them
         return EXIT_USAGE
     finally:
         head.close()
