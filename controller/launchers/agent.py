@@ -149,13 +149,13 @@ class AgentLauncher:
                 self._lose(now)
             return
         self._state = state
+        self._last_report_at = now - state.silent_s
         if state.silent_s > self._lost_after_s or state.refused:
             self._lose(now)
             return
         if state.report is None:  # it has just connected
             return
         self._is_silent = False
-        self._last_report_at = now - state.silent_s
         self._take_in(state.hello.session, state.report, now)
 
     def _lose(self, now: float) -> None:
