@@ -59,7 +59,7 @@ def measure(console: Console) -> dict[str, Any]:
 
 
 def _rows(setting: Setting, console: Console) -> Iterator[dict[str, Any]]:
-    load = UserLoad(warm_up_s=24.0, seconds=120.0, pause_s=setting.pause_s)
+    load = UserLoad(warm_up_s=24.0, seconds=96.0, pause_s=setting.pause_s)
     with tempfile.TemporaryDirectory(prefix="muster-experiment-") as place, contextlib.ExitStack() as stack:
         urls = {}
         for number, (mode, batching) in enumerate(MODES.items()):
@@ -90,8 +90,11 @@ def draw(axes: Any, result: Mapping[str, Any]) -> None:
         right.plot(users, [100 * row["faster"] for row in rows], "o-", color=f"C{number}", label=setting.name)
     low, high = (100 * each for each in result["published"]["faster"]["A10"])
     right.axhspan(low, high, color="grey", alpha=0.2, label="published, A10")
-    left.set(xlabel="users", ylabel="mean latency, s", ylim=(0, None))
-    right.set(xlabel="users", ylabel="% less latency at step level")
+    # Room for the legends above the lines.
+    highest = max(row[mode]["mean_s"] for row in result["rows"] for mode in MODES)
+    left.set(xlabel="users", ylabel="mean latency, s", ylim=(0, 1.6 * highest))
+    most = 100 * max(*(row["faster"] for row in result["rows"]), high / 100)
+    right.set(xlabel="users", ylabel="% less latency at step level", ylim=(None, 1.5 * most))
 
 
 def main() -> int:

@@ -138,15 +138,19 @@ async def test_refused_users_are_errors_and_do_not_spin() -> None:
 )
 def test_checks_of_a_thousand_users(totals: dict[str, Any], memory: dict[str, Any], failing: set[str]) -> None:
     report = {
-        "totals": {"max_users": 1050, "errors": 0, "own_share_p99_ms": 9.0} | totals,
+        "totals": {"max_users": 1050, "ok": 9, "refused": 0, "errors": 0, "own_share_p99_ms": 9.0} | totals,
         "memory": {"is_flat": True} | memory,
     }
-    assert {name for name, holds in thousand_users.checks_of(report).items() if not holds} == failing
+    checks = thousand_users.checks_of(report)
+    assert {name for name, holds in checks.items() if not holds} == failing
+    summary = thousand_users.summary_of(report, checks)
+    assert all(name in summary for name in failing)
+    assert ("does not hold" in summary) is bool(failing)
 
 
 def text_rows(continuous: Mapping[int, float], whole: Mapping[int, float]) -> list[dict[str, Any]]:
     return [
-        {"model": "m", "mode": mode, "batch": batch, "tokens_per_s": rate}
+        {"model": "m", "mode": mode, "batch": batch, "tokens_per_cpu_s": rate}
         for mode, rates in (("continuous", continuous), ("whole requests", whole))
         for batch, rate in rates.items()
     ]
