@@ -204,7 +204,7 @@ class JobRun:
             choice = self._texts[item] = TextChoice(item)
             engine, options = self._scheduler.engine_info(self.record.order.model), self.record.order.text
             if engine is not None and engine.text is not None and options is not None:
-                wanted = OutputFormat(options.tools, options.reasoning)
+                wanted = OutputFormat(options.tools, options.reasoning, options.parallel_calls)
                 choice.parser = text_parser(engine.text, wanted)
         choice.add(output)
         steps = self._steps[item][1]

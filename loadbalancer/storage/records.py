@@ -52,6 +52,7 @@ class TextOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     #: How texts are divided, see `OutputFormat`.
     tools: bool = False
     reasoning: bool = False
+    parallel_calls: bool = True
     #: JSON of what a response repeats of its request, see `ResponseEcho`.
     echo: str = ""
 

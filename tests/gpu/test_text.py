@@ -13,7 +13,7 @@ from tests.support.text_engine import GREEDY, TextDriver, request, run_one, text
 from tests.support.text_models import tiny_model, tokenization
 from wire.inputs import Sampling
 from worker.engines.text.admission import cache_shape
-from worker.engines.text.device import computes_ragged
+from worker.engines.text.attention import computes_ragged
 from worker.engines.text.engine import TextEngine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

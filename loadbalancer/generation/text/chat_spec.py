@@ -70,6 +70,7 @@ def chat_spec(
         model,
         has_format=request.response_format is not None and request.response_format.type != "text",
         continues=request.continue_final_message is True or request.add_generation_prompt is False,
+        parallel_calls=request.parallel_tool_calls,
     )
     max_tokens = TokenLimits("max_tokens", request.max_tokens)
     if request.max_completion_tokens is not None:
@@ -118,6 +119,7 @@ def chat_prompt(
     place: str = "messages",
     has_format: bool = False,
     continues: bool = False,
+    parallel_calls: bool | None = None,
 ) -> tuple[ChatPrompt, OutputFormat]:
     """Return the prompt, and how its text is divided. Raises `InvalidRequest`.
 
@@ -139,7 +141,7 @@ def chat_prompt(
         raise InvalidRequest(text, param=place)
     rendered = template_messages(messages, place)
     prompt = ChatPrompt(rendered, definitions, choice, arguments, add_generation_prompt=not continues)
-    return prompt, OutputFormat(has_tools, reasoning=True)
+    return prompt, OutputFormat(has_tools, reasoning=True, parallel_calls=parallel_calls is not False)
 
 
 def template_arguments(effort: str | None, given: msgspec.Raw) -> dict[str, Any]:

@@ -29,9 +29,10 @@ class _Mode(enum.Enum):
 class OutputParser:
     """Implements `TextParser`."""
 
-    def __init__(self, reasoning: Markers | None, tool_calls: Markers | None) -> None:
-        """None: there is none of it."""
+    def __init__(self, reasoning: Markers | None, tool_calls: Markers | None, *, parallel_calls: bool = True) -> None:
+        """None: there is none of it. Without `parallel_calls`, only the first tool call is returned."""
         self._reasoning, self._calls = reasoning, tool_calls
+        self._parallel_calls = parallel_calls
         self._mode = _Mode.START
         #: Reasoning has only space so far.
         self._is_blank = True
@@ -52,7 +53,9 @@ class OutputParser:
         pieces: list[TextPiece] = []
         while self._buffer and self._advance(pieces):
             pass
-        return pieces
+        if self._parallel_calls:
+            return pieces
+        return [piece for piece in pieces if piece.kind not in ("call", "arguments") or not piece.call]
 
     def finish(self) -> list[TextPiece]:
         """Return what was held back. Nothing follows."""

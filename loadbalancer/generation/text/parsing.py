@@ -14,4 +14,4 @@ def text_parser(info: TextInfo, output: OutputFormat) -> TextParser | None:
     tool_calls = info.tool_calls if output.tools else None
     if reasoning is None and tool_calls is None:
         return None
-    return OutputParser(reasoning, tool_calls)
+    return OutputParser(reasoning, tool_calls, parallel_calls=output.parallel_calls)

@@ -57,6 +57,7 @@ def response_spec(
         model,
         place="input",
         has_format=text_format is not None and text_format.type != "text",
+        parallel_calls=request.parallel_tool_calls,
     )
     inputs = resolve_inputs(
         request,
@@ -96,6 +97,7 @@ def response_echo(request: ResponseRequest, inputs: TextInputs) -> ResponseEcho:
         text={"format": text_format},
         reasoning={"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
         metadata=request.metadata or {},
+        parallel_tool_calls=request.parallel_tool_calls is not False,
     )
 
 

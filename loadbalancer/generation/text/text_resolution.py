@@ -38,4 +38,4 @@ def text_options(request: TextRequest, spec: TextSpec) -> TextOptions:
     if isinstance(request, ResponseRequest):
         echo = msgspec.json.encode(response_echo(request, spec.inputs[0])).decode()
     output = spec.output
-    return TextOptions(spec.choices, output.tools, output.reasoning, echo)
+    return TextOptions(spec.choices, output.tools, output.reasoning, output.parallel_calls, echo)

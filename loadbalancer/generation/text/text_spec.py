@@ -16,6 +16,8 @@ class OutputFormat:
     tools: bool = False
     #: Reasoning is separated from the content.
     reasoning: bool = False
+    #: All tool calls of a text are returned, not only the first.
+    parallel_calls: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,9 @@ class ChatRequest(CommonFields, frozen=True, forbid_unknown_fields=True, kw_only
     continue_final_message: (
         Annotated[bool, msgspec.Meta(description="True: continue the last message, which is of the assistant.")] | None
     ) = None
-    parallel_tool_calls: Ignored = None
+    parallel_tool_calls: (
+        Annotated[bool, msgspec.Meta(description="False: only the first tool call of a text is returned.")] | None
+    ) = None
     verbosity: Ignored = None
     prediction: Ignored = None
     moderation: Ignored = None

@@ -104,6 +104,7 @@ class ResponseEcho(msgspec.Struct, frozen=True):
     text: dict[str, Any]
     reasoning: dict[str, Any]
     metadata: dict[str, str]
+    parallel_tool_calls: bool = True
 
 
 class ResponseAnswer(ResponseEcho, frozen=True, kw_only=True):
@@ -118,7 +119,6 @@ class ResponseAnswer(ResponseEcho, frozen=True, kw_only=True):
     error: ResponseFailure | None = None
     incomplete_details: IncompleteDetails | None = None
     object: Literal["response"] = "response"
-    parallel_tool_calls: bool = True
     previous_response_id: None = None
     store: bool = False
     truncation: Literal["disabled"] = "disabled"

@@ -116,6 +116,9 @@ class ResponseRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, k
     stream_options: StreamOptions | None = None
     tools: list[ResponseTool] | None = None
     tool_choice: str | ResponseToolChoice | None = None
+    parallel_tool_calls: (
+        Annotated[bool, msgspec.Meta(description="False: only the first tool call of a text is returned.")] | None
+    ) = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     chat_template_kwargs: TemplateArguments = msgspec.field(default_factory=msgspec.Raw)
@@ -131,7 +134,6 @@ class ResponseRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, k
     prompt_cache_key: Ignored = None
     prompt_cache_retention: Ignored = None
     prompt_cache_options: Ignored = None
-    parallel_tool_calls: Ignored = None
     moderation: Ignored = None
     background: Unsupported = None
     conversation: Unsupported = None

@@ -20,15 +20,17 @@ _STEP_TOKENS = 512
 class MusterEngine:
     """One of Muster's engines, stepped as the worker's loop does."""
 
-    def __init__(self, engine: str, path: str, dtype: str, slots: int) -> None:
+    def __init__(self, engine: str, path: str, dtype: str, slots: int, *, prefix_cache: bool = False) -> None:
         self._engine_name, self._path, self._dtype, self._slots = engine, path, dtype, slots
+        self._prefix_cache = prefix_cache
         self._rows: dict[int, Any] = {}
 
     def load(self) -> None:
         from configs.model_settings import Model
         from worker.engines.factory import build
 
-        text = {"context_length": _CONTEXT, "step_tokens": _STEP_TOKENS, "kv_cache": "1GiB", "prefix_cache": False}
+        text: dict[str, Any] = {"context_length": _CONTEXT, "step_tokens": _STEP_TOKENS, "kv_cache": "1GiB"}
+        text |= {"prefix_cache": self._prefix_cache}
         model = Model.model_validate(
             {
                 "engine": self._engine_name,
@@ -290,6 +292,7 @@ def _contenders(models: dict[str, str], dtype: str, slots: int) -> dict[str, Cal
     folder, gguf = models["folder"], models["gguf"]
     return {
         "muster": lambda: MusterEngine("text", folder, dtype, slots),
+        "muster prefix cache": lambda: MusterEngine("text", folder, dtype, slots, prefix_cache=True),
         "one at a time": lambda: Batches(folder, dtype, 1),
         "batches of 16": lambda: Batches(folder, dtype, 16),
         "batches of 32": lambda: Batches(folder, dtype, 32),

@@ -7,10 +7,21 @@ import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: Ids of ordinary tokens in the vocabularies of common models.
 _FIRST_TOKEN, _LAST_TOKEN = 300, 20_000
+
+_QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "Write one sentence about the sea.",
+    "Why is the sky blue? Explain it to a child in a few words, please.",
+    "2+2=?",
+    "Who wrote Hamlet?",
+    "List two fruits and two animals that live in the wood.",
+    "Say hello in Spanish.",
+)
 
 
 class TokenRequest(NamedTuple):
@@ -57,3 +68,13 @@ def sweep_requests(batch: int, prompt: int, tokens: int) -> list[TokenRequest]:
         TokenRequest(number, [rng.randint(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(prompt)], tokens)
         for number in range(batch)
     ]
+
+
+def chat_requests(tokenizer: Any, number: int, tokens: int) -> list[TokenRequest]:
+    """Return so many short chats for the tokenizer's own template; all are different."""
+    questions = [
+        f"{_QUESTIONS[place % len(_QUESTIONS)]}{' Why?' * (place // len(_QUESTIONS))}" for place in range(number)
+    ]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+    return [TokenRequest(place, prompt, tokens) for place, prompt in enumerate(prompts)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bench.text.driving import TokenEvent, drive
+from scripts.bench.text.interleaved import summarize as summarize_rounds
 from scripts.bench.text.report import summarize
 from scripts.bench.text.workload import TokenRequest, make_requests, read_lengths
 
@@ -71,3 +72,21 @@ def test_ratios_are_of_medians_of_one_load() -> None:
     assert rows["muster + vllm", "closed"]["tokens_per_s_of_muster"] == pytest.approx(0.475)
     assert rows["muster + vllm", "open"]["tokens_per_s_of_alone"] is None
     assert summarize([{"contender": "vllm", "reason": "no interpreter was given"}]) == []
+
+
+def test_interleaved_ratios_are_of_the_same_round() -> None:
+    """A machine that becomes slower in a round does so for all: the ratios stay."""
+    rounds = [
+        {
+            "dtype": "float32",
+            "results": {
+                name: {"tokens_per_cpu_s": rate * slow, "tokens_per_s": rate}
+                for name, rate in (("muster", 90.0), ("transformers cb", 45.0))
+            },
+        }
+        for slow in (1.0, 0.4, 0.7)
+    ]
+    own, manager = summarize_rounds(rounds)
+    assert own["muster_tokens_per_cpu_s_ratio"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+    assert manager["muster_tokens_per_cpu_s_ratio"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert manager["tokens_per_cpu_s"]["median"] == pytest.approx(31.5)

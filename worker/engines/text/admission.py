@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from worker.engine import UnsupportedModel
-from worker.engines.text.device import ATTENTION, CacheShape, RowPart
+from worker.engines.text.attention import ATTENTION
+from worker.engines.text.cache import CacheShape, RowPart
 
 _LAYERS = frozenset({"full_attention", "sliding_attention"})
 #: Largest distance of logits from those of transformers, relative to their size.

@@ -23,9 +23,12 @@ from worker.engine import BatchKey, EngineLimits, EngineRequest, Row, TaskError,
 from worker.engines import torch_device as devices
 from worker.engines.gpu_checks import check_build, open_gpu
 from worker.engines.text.admission import cache_shape, check_equality, check_network
-from worker.engines.text.device import KeyValueCache, ModelPass, RowPart, computes_ragged, pack_linears
+from worker.engines.text.attention import computes_ragged
+from worker.engines.text.cache import KeyValueCache, RowPart
 from worker.engines.text.generation import Generation
 from worker.engines.text.loading import fit_cache, read_model
+from worker.engines.text.model_pass import ModelPass
+from worker.engines.text.packed_linears import pack_linears
 from worker.engines.text.row import TextRow
 from worker.engines.text.sampling import Choice, TokenCounts, choose, needs_counts
 from worker.engines.text.step_planner import StepPlanner, Work

@@ -19,8 +19,8 @@ ARGUMENTS = '{"a": "}<\\"/call>", "b": [1, {"c": null}]}'
 GOOD = f'{{"name": "f", "arguments": {ARGUMENTS}}}'
 
 
-def parse(parts: list[str]) -> ParsedText:
-    parser = OutputParser(THINK, CALL)
+def parse(parts: list[str], *, parallel_calls: bool = True) -> ParsedText:
+    parser = OutputParser(THINK, CALL, parallel_calls=parallel_calls)
     pieces: list[TextPiece] = []
     for part in parts:
         pieces += parser.feed(part)
@@ -98,3 +98,18 @@ def test_arguments_stream_after_the_name() -> None:
     assert merged(parser.feed('{"a": 1')) == [TextPiece("call", "f"), TextPiece("arguments", '{"a": 1')]
     assert merged(parser.feed(', "b": 2')) == [TextPiece("arguments", ', "b": 2')]
     assert merged(parser.feed("}}</call>")) == [TextPiece("arguments", "}")]
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (f"<call>{GOOD}</call><call>{GOOD}</call>", ""),
+        (f"<call>[{GOOD}, {GOOD}]</call> done", "done"),
+        (f"one <call>{GOOD}</call> two <call>{GOOD}", "one two "),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_only_the_first_call_is_returned(text: str, content: str, size: int) -> None:
+    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    expected = ParsedText(content, "", [ParsedCall("f", ARGUMENTS)])
+    assert parse(parts, parallel_calls=False) == expected

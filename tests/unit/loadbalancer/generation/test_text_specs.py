@@ -140,6 +140,12 @@ def test_messages_are_for_a_chat_template() -> None:
     assert spec.output == OutputFormat(reasoning=True)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, True), (True, True), (False, False)])
+def test_one_call_at_a_time_can_be_asked_for(given: bool | None, expected: bool) -> None:
+    spec = resolve(CHAT_PATH, messages=MESSAGES, continue_final_message=True, parallel_tool_calls=given)
+    assert spec.output.parallel_calls == expected
+
+
 def test_items_are_the_messages_of_a_chat() -> None:
     items = [
         {"role": "developer", "content": [{"type": "input_text", "text": "be\nshort"}]},

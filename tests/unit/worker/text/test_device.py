@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+
 import pytest
 import torch
 
 from tests.support.text_models import tiny_model
 from worker.engines.text.admission import cache_shape
-from worker.engines.text.device import (
-    ATTENTION,
-    KeyValueCache,
-    ModelPass,
-    PackedLinear,
-    Recordings,
-    RowPart,
-    StaticPass,
-    computes_ragged,
-    pack_linears,
-    ragged_rows,
-    recorded_size,
-)
+from worker.engines.text.attention import ATTENTION, computes_ragged
+from worker.engines.text.attention_plan import ragged_rows
+from worker.engines.text.cache import KeyValueCache, RowPart
+from worker.engines.text.model_pass import ModelPass
+from worker.engines.text.packed_linears import PackedLinear, pack_linears
+from worker.engines.text.recordings import Recordings, StaticPass, recorded_size
 
 _CPU = torch.device("cpu")
 
@@ -65,6 +61,31 @@ def test_packed_layer_computes_the_same(dtype: torch.dtype, bias: bool) -> None:
         for rows in (1, 16, 33):
             hidden = torch.randn(1, rows, 48).to(dtype)
             assert torch.allclose(packed(hidden), linear(hidden), rtol=2e-2, atol=2e-2)
+
+
+def test_joint_layers_compute_the_same_and_hold_nothing() -> None:
+    """Layers of one tensor are computed at once, whichever is asked first, and anew for the next tensor."""
+    plain = tiny_model("qwen2").model.layers[0]
+    packed = copy.deepcopy(plain)
+    assert pack_linears(packed) == 7
+    names = ("q_proj", "v_proj", "k_proj", "k_proj")
+    with torch.inference_mode():
+        for rows in (1, 5, 20):
+            hidden = torch.randn(1, rows, plain.self_attn.q_proj.in_features)
+            for name in names:
+                expected = getattr(plain.self_attn, name)(hidden)
+                assert torch.allclose(getattr(packed.self_attn, name)(hidden), expected, atol=1e-5)
+            assert torch.allclose(packed.mlp(hidden), plain.mlp(hidden), atol=1e-5)
+            held = weakref.ref(hidden)
+            del hidden
+            packed.self_attn.q_proj(torch.zeros(1, 1, plain.self_attn.q_proj.in_features))
+            assert held() is None
+
+
+def test_layers_that_do_not_fit_are_packed_apart() -> None:
+    module = torch.nn.ModuleDict({"gate_proj": torch.nn.Linear(8, 4), "up_proj": torch.nn.Linear(8, 4, bias=False)})
+    assert pack_linears(module) == 2
+    assert all(isinstance(each, PackedLinear) for each in module.values())
 
 
 def test_tied_embedding_is_kept() -> None:

@@ -1,0 +1,177 @@
+"""Attention over the cache, which replaces the model's own.
+
+One pass takes the tokens of all rows, one row after the other without padding. A registered attention function of
+transformers writes keys and values into the cache and reads each row's own from it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from worker.device_errors import device_error_kind
+from worker.engine import UnsupportedModel
+from worker.engines.text.attention_plan import AttentionPlan, DecodeGroup, Prefill, RaggedRows
+from worker.engines.text.cache import CacheShape
+
+log = logging.getLogger(__name__)
+
+#: Name of the attention function in transformers' registry.
+ATTENTION = "muster"
+#: Arguments of attention functions that change the result and are not applied here.
+_UNSUPPORTED = {
+    "softcap": "soft caps of attention logits",
+    "s_aux": "attention sinks",
+    "position_bias": "position bias",
+}
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    plan: AttentionPlan | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend to each row's own tokens. Query, key and value have shape [1, heads, tokens, head_size].
+
+    Returns shape [1, tokens, heads, head_size]. Raises `UnsupportedModel` for what it does not compute.
+    """
+    del attention_mask  # transformers makes none for this function
+    if plan is None:
+        raise UnsupportedModel("the model does not pass its arguments on to the attention function")
+    for name, what in _UNSUPPORTED.items():
+        if others.get(name) is not None:
+            raise UnsupportedModel(f"{what} are not supported by engine: text; use engine: vllm")
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    keys, values = plan.cache.keys[layer], plan.cache.values[layer]
+    keys.flatten(0, 1).index_copy_(0, plan.slots, key[0].transpose(0, 1))
+    values.flatten(0, 1).index_copy_(0, plan.slots, value[0].transpose(0, 1))
+    if plan.ragged is not None:
+        return _ragged(plan.ragged, query, keys, values, scaling, sliding_window)[None], None
+    outputs = [_prefill(each, query, key, value, keys, values, scaling, sliding_window) for each in plan.prefills]
+    outputs += [_decode(each, query, keys, values, scaling, sliding_window) for each in plan.decodes]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+
+
+def _prefill(
+    row: Prefill,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the output for a row of several tokens, of shape [tokens, heads, head_size]."""
+    if row.past:
+        total = row.past + row.end - row.start
+        key, value = row.blocks.read(keys)[:, :, :total], row.blocks.read(values)[:, :, :total]
+    else:
+        key, value = key[:, :, row.start : row.end], value[:, :, row.start : row.end]
+    mask = row.mask(window, query.dtype)
+    output = functional.scaled_dot_product_attention(
+        query[:, :, row.start : row.end],
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return output[0].transpose(0, 1)
+
+
+def _decode(
+    group: DecodeGroup,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the output for rows of one token, of shape [rows, heads, head_size].
+
+    Query heads that share keys are the "tokens" of the query, so that no keys are repeated.
+    """
+    query = query[0, :, group.start : group.end].transpose(0, 1)
+    rows, heads, size = query.shape
+    output = functional.scaled_dot_product_attention(
+        query.reshape(rows, keys.shape[2], heads // keys.shape[2], size),
+        group.blocks.read(keys),
+        group.blocks.read(values),
+        attn_mask=group.mask(window, query.dtype),
+        scale=scaling,
+    )
+    return output.reshape(rows, heads, size)
+
+
+def _ragged(
+    rows: RaggedRows,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the output for all rows, of shape [tokens, heads, head_size]: each the same bits in any batch."""
+    from torch.nn.attention import varlen  # seconds of imports that a CPU does not need
+
+    output = varlen.varlen_attn(
+        query[0].transpose(0, 1).contiguous(),
+        keys.flatten(0, 1).index_select(0, rows.slots),
+        values.flatten(0, 1).index_select(0, rows.slots),
+        rows.query_ends,
+        rows.key_ends,
+        rows.max_query,
+        rows.max_key,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+        num_splits=1,
+    )
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+@torch.inference_mode()
+def computes_ragged(shape: CacheShape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether attention of rows of any lengths runs here, and equals that of one row."""
+    if device.type != "cuda":
+        return False
+    keys, values = torch.randn(2, 1, 24, shape.heads, shape.head_size, dtype=dtype, device=device)
+    query = torch.randn(1, 2 * shape.heads, 10, shape.head_size, dtype=dtype, device=device)
+    ends = [torch.tensor(each, dtype=torch.int32, device=device) for each in ([0, 9, 10], [0, 9, 24])]
+    slots = torch.arange(24, device=device)
+    try:
+        got = _ragged(RaggedRows(ends[0], ends[1], 9, 15, slots), query, keys, values, None, None)
+        parts = [(slice(0, 9), slice(0, 9), True), (slice(9, 10), slice(9, 24), False)]
+        expected = [
+            functional.scaled_dot_product_attention(
+                query[:, :, at],
+                keys.transpose(1, 2)[:, :, of],
+                values.transpose(1, 2)[:, :, of],
+                is_causal=is_causal,
+                enable_gqa=True,
+            )[0].transpose(0, 1)
+            for at, of, is_causal in parts
+        ]
+        return bool(torch.allclose(got, torch.cat(expected), rtol=2e-2, atol=2e-2))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if device_error_kind(error) == "lost":
+            raise
+        log.info("rows are computed one by one: %s", error)
+        return False
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
