@@ -92,7 +92,7 @@ def _pack_joint(module: torch.nn.Module, names: Sequence[str]) -> int:
 @torch.inference_mode()
 def _packed(layers: Sequence[torch.nn.Linear]) -> PackedLinear | None:
     """Return the packed layer; None if this build of torch or this processor does not compute it."""
-    weight, biases = torch.cat([each.weight for each in layers]), [each.bias for each in layers]
+    weight, biases = torch.cat(tuple(each.weight for each in layers)), [each.bias for each in layers]
     hidden = torch.ones(2, weight.shape[1], dtype=weight.dtype)
     try:
         packed = PackedLinear(weight, None if biases[0] is None else torch.cat(biases))
