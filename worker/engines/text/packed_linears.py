@@ -95,7 +95,7 @@ def _packed(layers: Sequence[torch.nn.Linear]) -> PackedLinear | None:
     weight, biases = torch.cat(tuple(each.weight for each in layers)), [each.bias for each in layers]
     hidden = torch.ones(2, weight.shape[1], dtype=weight.dtype)
     try:
-        packed = PackedLinear(weight, None if biases[0] is None else torch.cat(biases))
+        packed = PackedLinear(weight, None if biases[0] is None else torch.cat(tuple(biases)))
         got = packed(hidden)
     except (RuntimeError, AttributeError, TypeError) as error:
         log.info("a linear layer is not packed: %s", error)
