@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 
 #: Control characters, which could forge lines or command a terminal, and separators that viewers take for line ends.
@@ -91,7 +92,13 @@ class JsonFormatter(logging.Formatter):
 
 def utc_time(at: float) -> str:
     """Return the Unix time in the form of RFC 3339, with milliseconds."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, fraction = divmod(at, 1.0)
+    return f"{_date(int(second))}.{int(fraction * 1000):03}Z"
+
+
+@lru_cache(maxsize=4)
+def _date(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _bounded(text: str) -> str:

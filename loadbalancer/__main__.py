@@ -64,7 +64,7 @@ from loadbalancer.services import Services
 from loadbalancer.storage.database import Database
 from loadbalancer.storage.result_store import ResultStore
 from loadbalancer.tracing.exporter_process import ExporterProcess
-from loadbalancer.tracing.setup import blocked_reason, is_requested, sampler_of_environment
+from loadbalancer.tracing.setup import blocked_reason, is_requested, sampler_of
 from loadbalancer.tracing.tracer import Tracer
 from loadbalancer.transport.curve_listener import CannotListen
 
@@ -185,7 +185,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
         upstream, arrivals, listener = _upstream(settings), _arrivals(settings), curve_listener(settings)
         exporter = _exporter(settings)
         access_log = AccessLog(as_json=settings.logging.format == "json") if settings.logging.access else None
-        tracer = None if exporter is None else Tracer(sampler_of_environment(), exporter)
+        tracer = None if exporter is None else Tracer(sampler_of(os.environ), exporter)
         scheduler = SchedulerService(settings, worker_address(settings.data_dir), listener, arrivals, tracer)
         data_dir = DataDirCheck(settings.data_dir)
     metrics = Metrics(scheduler.snapshot, scheduler.step_curves)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.logs import CANNOT_START, JsonFormatter, start_failure
+from configs.logs import CANNOT_START, JsonFormatter, start_failure, utc_time
 from scripts.harness.processes import ROOT
 
 FORMATTER = JsonFormatter({"program": "worker", "worker": "w1"}, lambda: {"request_id": "r1"})
@@ -109,3 +109,15 @@ def test_what_nobody_has_caught_is_a_line_too() -> None:
     assert "mind this" in lines[0]["message"]
     assert lines[1]["exception"].endswith("ZeroDivisionError: division by zero")
     assert lines[2]["exception"].endswith("RuntimeError: two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1_700_000_000.9999, "2023-11-14T22:13:20.999Z"),
+        (1_700_000_000.25, "2023-11-14T22:13:20.250Z"),
+    ],
+)
+def test_times_are_utc(at: float, expected: str) -> None:
+    assert utc_time(at) == expected

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from loadbalancer.context.trace_context import parse_traceparent
 from loadbalancer.tracing.exporter_process import exporter_environment
-from loadbalancer.tracing.setup import blocked_reason, is_requested
+from loadbalancer.tracing.setup import blocked_reason, is_requested, sampler_of
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 
@@ -53,3 +54,26 @@ def test_the_exporter_gets_no_keys() -> None:
     found = exporter_environment(given)
     del found["PYTHONPATH"]
     assert found == ENDPOINT | {"PATH": "/bin", "https_proxy": "http://p"}
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "decisions"),
+    [
+        ("", "", [True, True, False]),
+        ("parentbased_always_on", "", [True, True, False]),
+        ("always_on", "", [True, True, True]),
+        ("always_off", "", [False, False, False]),
+        ("parentbased_always_off", "", [False, True, False]),
+        ("traceidratio", "0", [False, False, False]),
+        ("parentbased_traceidratio", "1", [True, True, False]),
+    ],
+)
+def test_samplers(monkeypatch: pytest.MonkeyPatch, name: str, argument: str, decisions: list[bool]) -> None:
+    """Without a caller, below a sampled span, and below one that is not sampled."""
+    pytest.importorskip("opentelemetry.sdk.trace", reason="pip install 'muster[otel]'")
+    variables = {"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": argument}
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    sampler, trace = sampler_of(variables), "4bf92f3577b34da6a3ce929d0e0e4736"
+    callers = [None, *(parse_traceparent(f"00-{trace}-00f067aa0ba902b7-{flags}") for flags in ("01", "00"))]
+    assert [sampler(caller, trace) for caller in callers] == decisions
