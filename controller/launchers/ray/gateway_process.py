@@ -21,6 +21,7 @@ log = logging.getLogger("controller")
 #: A gateway that says nothing for so long hangs in a call of Ray.
 _HANGS_AFTER_S = 45.0
 _TAIL_BYTES = 4096
+_STACK_FRAME = re.compile(r"\[0x[0-9a-f]+\]|^\*\*\*|StackTrace")
 _FIRST_RETRY_S, _MAX_RETRY_S = 1.0, 15.0
 
 
@@ -107,7 +108,8 @@ class GatewayProcess:
         with contextlib.suppress(OSError), self._log_file.open("rb") as log_file:
             log_file.seek(max(log_file.seek(0, 2) - _TAIL_BYTES, 0))
             lines = log_file.read().decode("utf-8", "replace").strip().splitlines()
-        last = lines[-1] if lines else ""
+        # A failed check in Ray ends with the frames of its stack.
+        last = next((line for line in reversed(lines) if line and not _STACK_FRAME.search(line)), "")
         if found := re.search(r"No module named '(\w+)", last):
             return (
                 f"{self._command[0]} lacks the package {found[1]}: install muster[ray] there, or set ray.python to an "
