@@ -42,7 +42,10 @@ def server(collector: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory) ->
         workers = {"slow": 2, "words": 1}
         folder = tmp_path_factory.mktemp("traced")
         logs = {"format": "json", "access": True}
-        with running(folder, MODELS, workers, jobs=JOBS, queue={"max_tasks": 20}, logging=logs) as made:
+        cloud = sim() | {"cold_start_proxy": {"url": f"http://127.0.0.1:{collector.port}"}}
+        with running(
+            folder, MODELS | {"cloud": cloud}, workers, jobs=JOBS, queue={"max_tasks": 20}, logging=logs
+        ) as made:
             yield made
 
 
@@ -159,6 +162,17 @@ def test_only_what_creates_or_ends_something_is_traced(server: Server, collector
     assert echoed.endswith("-00")
     assert [span.name for span in collector.trace("d" * 32, "GET /v1/models")] == ["GET /v1/models"]
     assert len(collector.spans) == before + 1
+
+
+def test_server_behind_a_cold_start_proxy_gets_the_context(server: Server, collector: OtlpReceiver) -> None:
+    trace = "8" * 32
+    answered = post(server, "/v1/images/generations", trace, model="cloud", prompt="x")
+    assert answered.status_code == 502  # it has answered no JSON
+    spans = collector.trace(trace, "POST /v1/images/generations", "proxy")
+    check_tree(spans)
+    assert (spans[1].kind, spans[1].attributes["muster.outcome"], spans[1].is_error) == (CLIENT, "failed", True)
+    sent = collector.headers["/images/generations"]
+    assert sent["traceparent"] == f"00-{trace}-{spans[1].id}-01"
 
 
 def test_job_goes_on_in_its_trace_after_a_restart(server: Server, collector: OtlpReceiver) -> None:
