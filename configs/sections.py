@@ -380,7 +380,7 @@ class Workers(Section):
     start_timeout_s: PositiveSeconds = 600.0
     """A worker that is not ready after this time is killed, and counts as crashed."""
     max_starting: Annotated[MachineCount, Field(ge=1)] | Literal["auto"] = "auto"
-    """Maximum number of processes that start at once; others wait. `auto`: the number of devices, and at least 8."""
+    """Maximum number of processes that start at once on each machine. `auto`: devices of the server, at least 8."""
     drain_timeout_s: PositiveSeconds = 60.0
     """Time that a draining worker has to finish tasks that cannot be moved; it is killed 10 s later."""
     stuck_factor: float = Field(default=20.0, ge=2)
