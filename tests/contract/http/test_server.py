@@ -199,7 +199,7 @@ def test_documentation(http: httpx.Client) -> None:
         ("get", "/metrics"),
         ("get", "/internal/controller"),
         ("get", "/internal/decisions"),
-        *(("post", f"/internal/{order}") for order in ("scale", "pause", "resume", "reload")),
+        *(("post", f"/internal/{order}") for order in ("scale", "pause", "resume", "reload", "drain", "restart")),
     }
     own = document["paths"]["/echo"]["post"]
     assert own["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/echo.Input"}
