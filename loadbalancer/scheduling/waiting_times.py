@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -28,6 +29,8 @@ def percentile(counts: Sequence[float], share: float) -> float | None:
         if count and left <= count:
             lower = WAIT_BOUNDS[bucket - 1] if bucket else 0.0
             upper = WAIT_BOUNDS[bucket] if bucket < len(WAIT_BOUNDS) else lower
-            return round(lower + (upper - lower) * left / count, 3)
+            exact = lower + (upper - lower) * left / count
+            # A bucket does not hold its lower bound.
+            return next((value for value in (round(exact, 3), exact) if value > lower), math.nextafter(lower, upper))
         left -= count
     return WAIT_BOUNDS[-1]

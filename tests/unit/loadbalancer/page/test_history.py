@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadbalancer.page.history import COUNTS, GAUGES, RESOLUTIONS, ModelHistory, Sample
@@ -55,6 +55,8 @@ def test_only_the_newest_points_remain() -> None:
     assert points.columns["queued"] == [float(second) for second in points.times]
 
 
+@example(waits=[0.015625], share=0.015625)
+@example(waits=[0.0, 1.0], share=0.5000000000000001)
 @given(waits=st.lists(st.floats(0, 1000), min_size=1, max_size=200), share=st.floats(0.01, 1))
 def test_percentiles_are_exact_to_a_bucket(waits: list[float], share: float) -> None:
     counts = [0.0] * WAIT_BUCKETS
