@@ -4,7 +4,7 @@
     python -m scripts.bench.text.interleaved --models FOLDER --json results.json
 
 All answer the same chats greedily on one thread, in a process each. The rounds take turns, in random order, and only
-one process runs at a time. So what else the machine does meets all of them. Ratios are of the same round.
+one process computes at a time. So what else the machine does meets all of them. Ratios are of the same round.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
@@ -39,7 +38,7 @@ _RATES = ("tokens_per_cpu_s", "tokens_per_s")
 
 
 class ContenderProcess:
-    """A contender in a process of its own, which is stopped while others are measured."""
+    """A contender in a process of its own, which waits for its turn."""
 
     def __init__(self, name: str, folder: Path, dtype: str, chats: int, tokens: int) -> None:
         own = min(chats, _CHATS_ONE_BY_ONE) if name == "one at a time" else chats
@@ -55,7 +54,6 @@ class ContenderProcess:
     def measure(self) -> dict[str, Any]:
         """Run a round and return its figures."""
         assert self._process.stdin is not None
-        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return self._read()
@@ -68,7 +66,6 @@ class ContenderProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("RESULT "):
-                self._process.send_signal(signal.SIGSTOP)
                 result: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
                 return result
         raise RuntimeError("a contender ended; its error is above")
@@ -148,6 +145,7 @@ def main() -> int:
             for name in names:
                 processes[name] = ContenderProcess(name, args.models / "smollm2", dtype, args.chats, args.tokens)
                 stack.callback(processes[name].close)
+                console.print(f"{dtype}: {name} is loaded")
             for number in range(args.rounds):
                 results = {name: processes[name].measure() for name in order.sample(names, len(names))}
                 rounds.append({"dtype": dtype, "results": {name: results[name] for name in names}})
