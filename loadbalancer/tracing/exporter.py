@@ -32,8 +32,8 @@ HEADER_BYTES = 4
 _DEFAULT_SERVICE = "muster"
 #: Least interval between two log lines about the collector.
 _LOG_INTERVAL_S = 60.0
-#: Added to the priority of the balancer: lower is served later.
-_NICE = 10
+#: The lowest priority: on a machine without an idle core, requests come first and traces are dropped.
+_NICE = 19
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _KINDS = {"server": SpanKind.SERVER, "internal": SpanKind.INTERNAL, "client": SpanKind.CLIENT}
 _SCOPE = InstrumentationScope("muster")
