@@ -136,7 +136,10 @@ def _gain(rows: list[dict[str, Any]], model: str) -> float:
 
 def draw(axes: Any, result: Mapping[str, Any]) -> None:
     """Draw tokens per CPU second by batch size; a panel for each model."""
-    for axis, model in zip(axes, dict.fromkeys(row["model"] for row in result["rows"]), strict=False):
+    models = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    for axis in axes[len(models) :]:
+        axis.set_visible(False)
+    for axis, model in zip(axes, models, strict=False):
         for number, mode in enumerate(_MODES):
             series = _series(result["rows"], model, mode)
             axis.plot(list(series), list(series.values()), "o-", color=f"C{number}", label=mode)
