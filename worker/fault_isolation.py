@@ -94,7 +94,7 @@ def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | T
     for index, (request, row) in enumerate(zip(requests, rows, strict=True)):
         if request.checkpoint is not None and isinstance(row, TaskError):
             log.warning("the checkpoint at step %d cannot be used, starting again: %s", request.checkpoint.step, row)
-            [rows[index]] = admit(engine, [replace(request, checkpoint=None)])
+            [rows[index]] = admit(engine, [replace(request, checkpoint=None, prepared=None)])
     return rows
 
 

@@ -105,3 +105,17 @@ def test_unusable_checkpoint_restarts_task() -> None:
     [row] = admit(engine(), [EngineRequest(INPUTS, checkpoint=Checkpoint(7, [bytes(32)]))])
     assert not isinstance(row, TaskError | OutOfMemory)
     assert row.step == 7
+
+
+def test_what_was_prepared_with_an_unusable_checkpoint_is_not_used() -> None:
+    admitted: list[EngineRequest] = []
+
+    class Recording(SimEngine):
+        def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
+            admitted.extend(tasks)
+            return super().admit(tasks)
+
+    broken = EngineRequest(INPUTS, checkpoint=Checkpoint(7, [b"of another version"]), prepared="with it")
+    [row] = admit(Recording(Model(engine="sim", sim=Sim(t0_s=0, t1_s=0, load_s=0))), [broken])
+    assert not isinstance(row, TaskError | OutOfMemory)
+    assert [(task.checkpoint is None, task.prepared) for task in admitted] == [(False, "with it"), (True, None)]

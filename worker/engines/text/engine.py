@@ -18,7 +18,7 @@ import torch
 from configs.model_settings import Model
 from wire.inputs import Sampling, TextInputs
 from wire.messages import EngineInfo
-from wire.text import TextCounters, TextInfo, TokenPrompt, decode_prompt, encode_prompt, unpack_tokens
+from wire.text import TextCounters, TextInfo, TextPrompt, TokenPrompt, encode_prompt
 from worker.engine import BatchKey, EngineLimits, EngineRequest, Row, TaskError, TaskResult
 from worker.engines import torch_device as devices
 from worker.engines.gpu_checks import check_build, open_gpu
@@ -29,6 +29,7 @@ from worker.engines.text.generation import Generation
 from worker.engines.text.loading import fit_cache, read_model
 from worker.engines.text.model_pass import ModelPass
 from worker.engines.text.packed_linears import pack_linears
+from worker.engines.text.preparation import is_long, make_generation
 from worker.engines.text.row import TextRow
 from worker.engines.text.sampling import Choice, TokenCounts, choose, needs_counts
 from worker.engines.text.step_planner import StepPlanner, Work
@@ -172,18 +173,27 @@ class TextEngine:
         inputs = task.inputs
         assert isinstance(inputs, TextInputs)
         try:
-            prompt = decode_prompt(task.sources[0])
-            done = unpack_tokens(task.checkpoint.frames[0]) if task.checkpoint is not None else ()
-            generation = Generation(self._tokenization, inputs, prompt, done, self._info.context_length)
+            generation = make_generation(task, self._generation)
         except TaskError as error:
             return error
-        except (msgspec.MsgspecError, ValueError, IndexError) as error:
-            return TaskError("invalid", f"the prompt or its generated tokens cannot be read: {error}")
         counts = None
         if needs_counts(inputs.sampling):
             with translate_device_errors(self._device, "counting tokens"):
                 counts = TokenCounts(generation.prompt, self._network.config.vocab_size, self._device)
         return TextRow(inputs, generation, counts, next(self._ages))
+
+    def needs_preparation(self, request: EngineRequest) -> bool:
+        return is_long(request)
+
+    def prepare(self, request: EngineRequest) -> object:
+        """Turn the prompt into tokens, and its schema into a grammar."""
+        return make_generation(request, self._generation)
+
+    def discard(self, prepared: object) -> None:
+        """Nothing but objects in memory."""
+
+    def _generation(self, inputs: TextInputs, prompt: TextPrompt, done: Sequence[int]) -> Generation:
+        return Generation(self._tokenization, inputs, prompt, done, self._info.context_length)
 
     def step(self, rows: Sequence[Row]) -> None:
         """Compute the next token of each row, or a part of its prompt.

@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import msgspec
-
 from configs.model_settings import Model
 from wire.inputs import Sampling, TextInputs
 from wire.messages import EngineInfo
-from wire.text import PlainPrompt, TextCounters, decode_prompt, encode_prompt, unpack_tokens
+from wire.text import PlainPrompt, TextCounters, TextPrompt, encode_prompt
 from worker.engine import BatchKey, EngineLimits, EngineRequest, Row, TaskError, TaskResult
 from worker.engines.text.generation import Generation
+from worker.engines.text.preparation import is_long, make_generation
 from worker.engines.text.tokenization import Tokenization, load_tokenization
 from worker.engines.text_library.interface import LibraryOutput, TextLibrary
 from worker.engines.text_library.row import LibraryRow
@@ -108,21 +107,24 @@ class LibraryEngine:
     def _admit(self, task: EngineRequest) -> Row | TaskError:
         inputs = cast("TextInputs", task.inputs)
         try:
-            done = unpack_tokens(task.checkpoint.frames[0]) if task.checkpoint is not None else ()
-            prompt = decode_prompt(task.sources[0])
-            generation = Generation(
-                self._tokenization,
-                inputs,
-                prompt,
-                done,
-                self._library.context_length,
-                has_grammars=self._library.has_grammars,
-            )
+            generation = make_generation(task, self._generation)
         except TaskError as error:
             return error
-        except (msgspec.MsgspecError, ValueError, IndexError) as error:
-            return TaskError("invalid", f"the prompt or its generated tokens cannot be read: {error}")
         return LibraryRow(next(self._numbers), inputs, generation)
+
+    def needs_preparation(self, request: EngineRequest) -> bool:
+        return is_long(request)
+
+    def prepare(self, request: EngineRequest) -> object:
+        """Turn the prompt into tokens."""
+        return make_generation(request, self._generation)
+
+    def discard(self, prepared: object) -> None:
+        """Nothing but objects in memory."""
+
+    def _generation(self, inputs: TextInputs, prompt: TextPrompt, done: Sequence[int]) -> Generation:
+        length, has_grammars = self._library.context_length, self._library.has_grammars
+        return Generation(self._tokenization, inputs, prompt, done, length, has_grammars=has_grammars)
 
     def step(self, rows: Sequence[Row]) -> None:
         """Let the library compute one step. A row whose prompt is not computed yet gets no token."""
