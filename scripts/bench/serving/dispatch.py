@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import json
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -274,7 +275,8 @@ def main() -> int:
     args = parser.parse_args()
     results = run(args.seconds, Console(width=150))
     if args.json:
-        args.json.write_text(json.dumps({"command": " ".join(sys.argv), **results}, indent=1) + "\n")
+        command = shlex.join(["python", "-m", "scripts.bench.serving.dispatch", *sys.argv[1:]])
+        args.json.write_text(json.dumps({"command": command, **results}, indent=1) + "\n")
     return 0
 
 
