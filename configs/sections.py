@@ -164,6 +164,8 @@ class Server(Section):
     max_instances: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Maximum number of `instances` per request to `:predict`. Default: 256, or `queue.max_tasks` if that is
     smaller."""
+    max_traces_per_s: int = Field(default=200, ge=1, le=1_000_000)
+    """Maximum number of traces that begin within a second, if a collector is named. Further requests have none."""
     send_timeout_s: PositiveSeconds = Field(default=60.0, le=3600.0)
     """The connection is closed if the client reads neither 64 KiB nor the rest of an answer in this time."""
     max_request_line_bytes: int = Field(default=8 << 10, ge=256)

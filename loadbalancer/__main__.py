@@ -185,7 +185,9 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
         upstream, arrivals, listener = _upstream(settings), _arrivals(settings), curve_listener(settings)
         exporter = _exporter(settings)
         access_log = AccessLog(as_json=settings.logging.format == "json") if settings.logging.access else None
-        tracer = None if exporter is None else Tracer(sampler_of(os.environ), exporter)
+        tracer = (
+            None if exporter is None else Tracer(sampler_of(os.environ), exporter, settings.server.max_traces_per_s)
+        )
         scheduler = SchedulerService(settings, worker_address(settings.data_dir), listener, arrivals, tracer)
         data_dir = DataDirCheck(settings.data_dir)
     metrics = Metrics(scheduler.snapshot, scheduler.step_curves)

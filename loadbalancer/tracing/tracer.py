@@ -34,16 +34,35 @@ class Sampler(Protocol):
         """Return whether the spans of this trace are written."""
 
 
+class TraceLimit:
+    """Bounds the traces that begin within a second of any monotonic clock: spans cost more than short requests."""
+
+    def __init__(self, per_s: int) -> None:
+        self._per_s = per_s
+        self._second = self._begun = 0
+
+    def take(self, now: float) -> bool:
+        """Return whether one more may begin, and count it."""
+        second = int(now)
+        if second != self._second:
+            self._second, self._begun = second, 0
+        if self._begun >= self._per_s:
+            return False
+        self._begun += 1
+        return True
+
+
 class Tracer:
     """Begins and ends spans. All methods are called in the event loop."""
 
-    def __init__(self, sampler: Sampler, sink: RecordSink) -> None:
+    def __init__(self, sampler: Sampler, sink: RecordSink, max_per_s: int) -> None:
         self._is_sampled = sampler
         self._sink = sink
+        self._limit = TraceLimit(max_per_s)
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Records that were dropped, because the collector or the machine is too slow."""
+        """Traces beyond the limit, and records that were dropped, because the collector or the machine is too slow."""
         return self._sink.counters
 
     def begin(self, request_id: str, traceparent: str) -> RequestContext:
@@ -51,8 +70,12 @@ class Tracer:
         caller = parse_traceparent(traceparent)
         trace_id = caller.trace_id if caller is not None else f"{random.getrandbits(128) or 1:032x}"
         parent_id = caller.span_id if caller is not None else ""
-        trace = TraceContext(trace_id, new_span_id(), self._is_sampled(caller, trace_id), parent_id)
-        return RequestContext(request_id, trace, time.time() - time.monotonic())
+        now, is_sampled = time.monotonic(), self._is_sampled(caller, trace_id)
+        if is_sampled and not self._limit.take(now):
+            is_sampled = False
+            self._sink.counters["traces_over_limit"] += 1
+        trace = TraceContext(trace_id, new_span_id(), is_sampled, parent_id)
+        return RequestContext(request_id, trace, time.time() - now)
 
     def end_request(
         self, context: RequestContext, method: str, route: str, status: int, started: float, *, owner: str, size: int
