@@ -63,12 +63,12 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings_from(args: argparse.Namespace) -> Settings:
-    """Return the settings. Exit with status 0 after `--print-config` or `--check-config`, 2 on a mistake."""
+def settings_from(args: argparse.Namespace, *, needs_models: bool = True) -> Settings:
+    """Return the settings, as `load` does. Exit with 0 after `--print-config` or `--check-config`, 2 on a mistake."""
     given = vars(args)
     file = given.get("check_config") or given.get("config")
     try:
-        settings = load(file, _overrides(given))
+        settings = load(file, _overrides(given), needs_models=needs_models)
     except ConfigError as error:
         print(f"invalid configuration:\n{error}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from None

@@ -54,12 +54,16 @@ class ConfigSource(NamedTuple):
     places: Mapping[KeyPath, str] = {}
 
 
-def load(file: Path | None = None, overrides: Tree | None = None) -> Settings:
+def load(file: Path | None = None, overrides: Tree | None = None, *, needs_models: bool = True) -> Settings:
     """Read and validate the configuration. Raises `ConfigError`.
 
-    `overrides` are the settings of the command line. `file` replaces the default file completely.
+    `overrides` are the settings of the command line. `file` replaces the default file completely. Without
+    `needs_models`, a file that names no models gets those of the default file.
     """
     from_file = _with_engine_paths(read_yaml(file or DEFAULT_FILE), (file or DEFAULT_FILE).parent)
+    if not needs_models and "models" not in from_file.values:
+        usual = read_yaml(DEFAULT_FILE).values["models"]
+        from_file = from_file._replace(values={**from_file.values, "models": usual})
     models = from_file.values.get("models")
     from_environment = read_environment(list(models) if isinstance(models, dict) else [])
     sources = [from_file, from_environment, ConfigSource("command line", overrides or {})]

@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until drained. Returns the exit status: 0 drained, 1 crashed, 2 rejected, 3 orphaned, 4 cannot start."""
     detach_standard_streams()
     args = _parser().parse_args(argv)
-    settings = settings_from(args)
+    settings = settings_from(args, needs_models=not args.agent)  # the server sends an agent its models
     if hasattr(args, "check_engine"):
         return _check_engine(args, settings)
     if args.agent:

@@ -35,6 +35,18 @@ def test_default_serves_builtin_model() -> None:
     assert settings.scaling("digits").interval_s == 30
 
 
+def test_file_of_an_agent_needs_no_models(tmp_path: Path) -> None:
+    """The server sends them."""
+    file = write(tmp_path, "agent: {max_fetched_bytes: 1GiB}\ndevices: {cpu_slots: 1}\n")
+    settings = load(file, needs_models=False)
+    assert settings.agent.max_fetched_bytes == 1 << 30
+    assert list(settings.models) == ["digits"]
+    with pytest.raises(ConfigError, match="models: Field required"):
+        load(file)
+    with pytest.raises(ConfigError, match="models"):
+        load(write(tmp_path, "models: {}\n"), needs_models=False)
+
+
 def test_command_line_overrides_environment_overrides_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(
         tmp_path,
