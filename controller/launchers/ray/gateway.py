@@ -211,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Libraries print to standard output.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    # Ray sends code to its nodes in this form, within a cluster that the token guards. It carries these two modules of
+    # ours, because a node need not have Muster; nothing of a client, and no model.
     for module in (worker_actor, node_probes):
         ray.cloudpickle.register_pickle_by_value(module)
     orders: queue.Queue[Order] = queue.Queue()
