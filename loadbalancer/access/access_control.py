@@ -15,6 +15,8 @@ from loadbalancer.schema.errors import InvalidRequest
 _READS_PER_REQUEST = 60
 #: Parameters of a query, which are parsed for every route. No route has more than a few.
 _MAX_QUERY_PARAMETERS = 64
+#: Owners without limits.
+_UNLIMITED = (ANONYMOUS, INTERNAL)
 
 
 class CurrentKeys(Protocol):
@@ -58,26 +60,34 @@ class AccessControl:
             raise InvalidRequest(text, code="too_many_query_parameters")
         self._origins.check(host, origin, keyless=self._keys.ring is None)
 
-    def enter(self, path: str, authorization: str, *, is_post: bool, now: float) -> Caller:
-        """Return who calls, and count the request; `leave` must follow. Raises `ApiError`, and then counts nothing.
+    @property
+    def ring(self) -> KeyRing | None:
+        """The keys in force; None while keys are off."""
+        return self._keys.ring
+
+    def authenticate(self, path: str, authorization: str) -> Caller:
+        """Return who calls. Raises `Unauthorized` and `Forbidden`. It depends on nothing but the keys in force."""
+        return self._authenticator.enter(path, authorization, self._keys.ring)
+
+    def enter(self, caller: Caller, *, is_post: bool, now: float) -> None:
+        """Count a request; `leave` must follow. Raises `ApiError`, and then counts nothing.
 
         The limits of a key are for POST, which creates work. Those of other requests are generous.
         """
-        caller = self._authenticator.enter(path, authorization, self._keys.ring)
-        owner, per_minute = caller.owner, caller.requests_per_minute
-        if owner not in (ANONYMOUS, INTERNAL):
+        owner = caller.owner
+        if owner not in _UNLIMITED:
+            per_minute = caller.requests_per_minute
             if not is_post:
                 per_minute = None if per_minute is None else per_minute * _READS_PER_REQUEST
                 self._reads.enter(owner, per_minute, self._max_reads, now)
             elif per_minute or caller.max_concurrent:
                 self._limits.enter(owner, per_minute, caller.max_concurrent, now)
         self.posts += is_post
-        return caller
 
     def leave(self, caller: Caller, *, is_post: bool) -> None:
-        """A request that has entered has ended. `caller` is what `enter` has returned."""
+        """A request that has entered has ended."""
         self.posts -= is_post
-        if caller.owner not in (ANONYMOUS, INTERNAL):
+        if caller.owner not in _UNLIMITED:
             if not is_post:
                 self._reads.leave(caller.owner)
             elif caller.requests_per_minute or caller.max_concurrent:

@@ -45,11 +45,6 @@ class CallOptions(NamedTuple):
     priority: int = 0
 
 
-def media_type(request: HotRequest) -> str:
-    """The media type of the body in lower case, without parameters; empty if there is none."""
-    return request.header(b"content-type").partition(b";")[0].strip().lower().decode("latin-1")
-
-
 def is_json_type(kind: str) -> bool:
     return kind in _JSON_TYPES or kind.endswith("+json")
 
@@ -67,7 +62,7 @@ def raw_body(request: HotRequest, kind: str) -> CallBody:
     if not MEDIA_TYPE.fullmatch(kind):
         raise UnsupportedMediaType(f"The Content-Type {shorten(kind)} is no media type, such as {BYTES}.")
     if kind.startswith("text/"):
-        check_text_charset(request.header(b"content-type").decode("latin-1"))
+        check_text_charset(request.head.content_type)
     return CallBody((Part(kind),), [request.body])
 
 

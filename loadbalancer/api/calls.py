@@ -16,7 +16,6 @@ from loadbalancer.api.call_bodies import (
     form_body,
     is_json_type,
     json_body,
-    media_type,
     raw_body,
 )
 from loadbalancer.api.call_json import INLINE_BYTES
@@ -28,7 +27,7 @@ from loadbalancer.generation.call_validation import call_model, call_priority, c
 from loadbalancer.generation.in_flight_call import AwaitedCalls
 from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, is_quick_json, response_type
 from loadbalancer.schema.errors import NotAcceptable, TaskFailed
-from loadbalancer.schema.media_types import BYTES, JSON, MediaRange, parse_accept, prefers_events, quality
+from loadbalancer.schema.media_types import BYTES, JSON, MediaRange, prefers_events, quality
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import parse_instances, predictions
 from loadbalancer.services import Services
@@ -53,11 +52,11 @@ class CallApi:
 
     def predict(self, request: HotRequest) -> Answer:
         """Answer `POST /v1/models/{model}:predict`. Raises `ApiError`."""
-        model, kind = call_model(request.params["model"], self._settings), media_type(request)
+        model, kind = call_model(request.params["model"], self._settings), request.head.media_type
         if not is_json_type(kind):
             return self._one_input(request, model, kind, predictions)
         given = parse_instances(request.json(), self._settings.max_instances)
-        accepted = _accepted(request)
+        accepted = request.head.accepted
         stream = given.stream or prefers_events(accepted)
         if request.query:
             options = call_options(request.query)
@@ -70,7 +69,7 @@ class CallApi:
 
     def call(self, request: HotRequest, model: str) -> Answer:
         """Answer a request to the model's own path: one input in, its output out. Raises `ApiError`."""
-        return self._one_input(request, model, media_type(request), chain.from_iterable)
+        return self._one_input(request, model, request.head.media_type, chain.from_iterable)
 
     def _one_input(self, request: HotRequest, model: str, kind: str, around: JsonFrame) -> Answer:
         if kind == "multipart/form-data":
@@ -84,7 +83,7 @@ class CallApi:
         return answer if isinstance(answer, Response) else await answer
 
     def _one_call(self, request: HotRequest, model: str, body: CallBody, around: JsonFrame) -> Answer:
-        options, accepted = call_options(request.query), _accepted(request)
+        options, accepted = call_options(request.query), request.head.accepted
         stream = prefers_events(accepted)
         spec = CallSpec(
             model,
@@ -109,11 +108,7 @@ class CallApi:
             raise NotAcceptable(text)
         in_flight = self._tracker.accept_calls(spec, partial(_response, accepted, around))
         request.release_body()
-        return in_flight.response
-
-
-def _accepted(request: HotRequest) -> tuple[MediaRange, ...]:
-    return parse_accept(request.header(b"accept").decode("latin-1"))
+        return in_flight
 
 
 def _response(accepted: tuple[MediaRange, ...], around: JsonFrame, call: AwaitedCalls) -> Answer:

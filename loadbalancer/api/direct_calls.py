@@ -8,6 +8,8 @@ from typing import Protocol
 from starlette.types import ASGIApp, Scope
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
+#: Of a request. Names are in lower case.
+HeaderList = list[tuple[bytes, bytes]]
 #: Largest body of a direct request. The server buffers so much of each connection in any case.
 MAX_DIRECT_BYTES = 64 * 2**10
 
@@ -69,11 +71,22 @@ class DirectCall(Protocol):
         """The client has left, before the response was complete. Raises nothing."""
 
 
+class DirectHead(Protocol):
+    """The head of requests that are taken directly: what is the same in all that begin with the same bytes."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of the largest body."""
+
+    def new_call(self, headers: HeaderList) -> DirectCall:
+        """Return the call of a request with these headers. They are those of the head, but for Content-Length."""
+
+
 class DirectCalls(Protocol):
     """Recognizes the requests that are taken directly. It is the attribute `direct` of an application that has any."""
 
-    def find(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> DirectCall | None:
-        """Return None for a request that goes through ASGI. Names of headers are in lower case. Raises nothing.
+    def find(self, method: bytes, target: bytes, headers: HeaderList) -> DirectHead | None:
+        """Return None for a request that goes through ASGI. Raises nothing.
 
         The server asks only for requests with a declared body of at most `MAX_DIRECT_BYTES`.
         """

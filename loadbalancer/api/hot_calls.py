@@ -12,8 +12,8 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from loadbalancer.access.access_control import AccessControl
-from loadbalancer.access.api_keys import Caller
-from loadbalancer.api.direct_calls import Responder
+from loadbalancer.access.api_keys import Caller, KeyRing
+from loadbalancer.api.direct_calls import HeaderList, Responder
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoute, HotRoutes
 from loadbalancer.api.http_helpers import ErrorResponse, error_response
@@ -21,6 +21,7 @@ from loadbalancer.api.pushed_response import PushedResponse
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.api.request_recorder import RequestRecorder
 from loadbalancer.context.request_context import CURRENT
+from loadbalancer.generation.in_flight_call import AwaitedCalls
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, ClientClosed, InternalError
 
@@ -38,40 +39,37 @@ class HotCalls:
         self.control = control
         self.metrics = metrics
 
-    def find(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> HotCall | None:
-        """Return the call of a request. None: it has no hot route, or something that only the framework handles."""
+    def find(self, method: bytes, target: bytes, headers: HeaderList) -> HotHead | None:
+        """Return the head of a request. None: it has no hot route, or something that only the framework handles."""
         path, _, query = target.partition(b"?")
         if b"%" in path or not path.isascii():
             return None
-        found = self._routes.find(method.decode("ascii"), path.decode("ascii"))
+        verb, decoded = method.decode("ascii"), path.decode("ascii")
+        found = self._routes.find(verb, decoded)
         if found is None:
             return None
+        route, params = found
         head = RequestHead(headers)
-        if head.is_encoded or head.has_key or head.origin is not None or head.length > found[0].max_bytes:
+        if head.is_encoded or head.has_key or head.origin is not None or head.length > route.max_bytes:
             return None
-        return HotCall(self, found[0], found[1], head, method.decode("ascii"), path.decode("ascii"), query, headers)
+        return HotHead(self, route, params, head, verb, decoded, query)
 
 
-class HotCall:
-    """One request for a hot route."""
+class HotHead:
+    """The head of requests for a hot route, and what has been found out about it. A connection may send it again."""
 
     __slots__ = (
         "_caller",
-        "_calls",
-        "_context",
-        "_future",
-        "_head",
-        "_headers",
-        "_is_cancelled",
-        "_method",
-        "_on_end",
-        "_params",
-        "_path",
-        "_query",
-        "_responder",
-        "_route",
-        "_started",
-        "_status",
+        "_ring",
+        "calls",
+        "max_bytes",
+        "method",
+        "metrics",
+        "params",
+        "parsed",
+        "path",
+        "query",
+        "route",
     )
 
     def __init__(
@@ -79,25 +77,62 @@ class HotCall:
         calls: HotCalls,
         route: HotRoute,
         params: Mapping[str, str],
-        head: RequestHead,
+        parsed: RequestHead,
         method: str,
         path: str,
         query: bytes,
-        headers: list[tuple[bytes, bytes]],
     ) -> None:
-        self._calls = calls
-        self._route = route
-        self._params = params
+        self.calls = calls
+        self.route = route
+        self.max_bytes = route.max_bytes
+        self.metrics = calls.metrics.route(route.template)
+        self.params = params
+        self.parsed = parsed
+        self.method = method
+        self.path = path
+        self.query = query
+        #: Who sends it, according to these keys.
+        self._caller: Caller | None = None
+        self._ring: KeyRing | None = None
+
+    def new_call(self, headers: HeaderList) -> HotCall:
+        return HotCall(self, headers)
+
+    def caller(self) -> Caller:
+        """Check the head, and return who sends it: once for as long as the keys are the same. Raises `ApiError`."""
+        control = self.calls.control
+        ring = control.ring
+        if self._caller is None or ring is not self._ring:
+            control.check(self.query, self.parsed.host, None)
+            self._caller, self._ring = control.authenticate(self.path, self.parsed.authorization), ring
+        return self._caller
+
+
+class HotCall:
+    """One request for a hot route."""
+
+    __slots__ = (
+        "_caller",
+        "_context",
+        "_head",
+        "_headers",
+        "_is_cancelled",
+        "_on_end",
+        "_pending",
+        "_responder",
+        "_started",
+        "_status",
+    )
+
+    def __init__(self, head: HotHead, headers: HeaderList) -> None:
         self._head = head
-        self._method = method
-        self._path = path
-        self._query = query
         self._headers = headers
         self._started = time.monotonic()
-        self._context = calls.recorder.begin(head, method, path)
+        self._context = head.calls.recorder.begin(head.parsed, head.method, head.path)
         self._caller: Caller | None = None
         self._responder: Responder | None = None
-        self._future: asyncio.Future[Response] | None = None
+        #: What the response is awaited from.
+        self._pending: AwaitedCalls | asyncio.Future[Response] | None = None
         self._on_end: Callable[[], None] | None = None
         self._is_cancelled = False
         #: Of the response; that of a client that has left before there was one.
@@ -105,31 +140,29 @@ class HotCall:
 
     def begin(self, responder: Responder, body: bytes) -> None:
         """The request is complete. Raises nothing."""
-        self._responder, head, control = responder, self._head, self._calls.control
-        is_post = self._method == "POST"
+        self._responder, head, method = responder, self._head, self._head.method
+        is_post = method == "POST"
         token = CURRENT.set(self._context)
         try:
-            control.check(self._query, head.host, None)
-            self._caller = caller = control.enter(self._path, head.authorization, is_post=is_post, now=self._started)
+            caller = head.caller()
+            head.calls.control.enter(caller, is_post=is_post, now=self._started)
+            self._caller = caller
+            if not is_post:
+                body = b""
             request = HotRequest(
-                self._method,
-                self._path,
-                self._query,
-                self._headers,
-                self._params,
-                caller,
-                body if is_post else b"",
-                responder,
+                method, head.path, head.query, head.parsed, self._headers, head.params, caller, body, responder
             )
-            answer = self._route.handler(request)
-            if isinstance(answer, Response):
+            answer = head.route.handler(request)
+            if isinstance(answer, AwaitedCalls):
+                self._pending = answer
+                answer.deliver_to(self._on_answer)
+            elif isinstance(answer, Response):
                 self._respond(answer)
-                return
-            self._future = answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(answer)
+            else:
+                self._pending = future = asyncio.ensure_future(answer)
+                future.add_done_callback(self._on_done)
         except Exception as error:
             self._fail(error)
-        else:
-            self._future.add_done_callback(self._on_done)
         finally:
             CURRENT.reset(token)
 
@@ -138,10 +171,20 @@ class HotCall:
         if self._is_cancelled:
             return
         self._is_cancelled = True
-        if self._future is not None:
-            self._future.cancel()
+        pending = self._pending
+        if isinstance(pending, AwaitedCalls):
+            pending.cancel()
+            self._end()
+        elif pending is not None:
+            pending.cancel()
         elif self._responder is None:  # its body is incomplete
             self._end()
+
+    def _on_answer(self, response: Response | None, error: BaseException | None) -> None:
+        if response is not None:
+            self._respond(response)
+        elif error is not None:
+            self._fail(error)
 
     def _on_done(self, future: asyncio.Future[Response]) -> None:
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
@@ -154,23 +197,24 @@ class HotCall:
 
     def _fail(self, error: BaseException) -> None:
         if not isinstance(error, ApiError):
-            request_id = self._head.request_id
-            log.error("request %s: %s %r failed", request_id, self._method, self._path, exc_info=error)
+            request_id, head = self._context.request_id, self._head
+            log.error("request %s: %s %r failed", request_id, head.method, head.path, exc_info=error)
             error = InternalError(f"The server had an error while processing your request. Its id is {request_id}.")
-        self._respond(error_response(error, self._path))
+        self._respond(error_response(error, self._head.path))
 
     def _respond(self, response: Response) -> None:
-        assert self._responder is not None
+        responder, calls, context = self._responder, self._head.calls, self._context
+        assert responder is not None
         self._status = response.status_code
-        headers = [*response.raw_headers, *self._calls.recorder.response_headers(self._context)]
+        headers = [*response.raw_headers, *calls.recorder.response_headers(context)]
         caller = self._caller
-        if caller is not None and caller.requests_per_minute is not None and self._method == "POST":
-            headers += self._calls.control.headers(caller, self._started)
+        if caller is not None and caller.requests_per_minute is not None and self._head.method == "POST":
+            headers += calls.control.headers(caller, self._started)
         frames: Sequence[bytes | memoryview]
         if isinstance(response, FrameResponse):
             frames, self._on_end = response.frames, response.take_on_end()
         elif isinstance(response, ErrorResponse):
-            self._calls.metrics.error(response.code, response.status_code)
+            calls.metrics.error(response.code, response.status_code)
             frames = [bytes(response.body)]
         elif type(response) is Response:
             frames = [bytes(response.body)]
@@ -179,10 +223,10 @@ class HotCall:
             return
         else:
             response.raw_headers = headers
-            self._responder.run(partial(self._stream, response), self._scope())
+            responder.run(partial(self._stream, response), self._scope())
             return
         try:
-            self._responder.respond(response.status_code, headers, frames, self._end)
+            responder.respond(response.status_code, headers, frames, self._end)
         except RuntimeError as error:  # a header that is not allowed
             on_end, self._on_end = self._on_end, None
             if on_end is not None:
@@ -209,21 +253,22 @@ class HotCall:
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "method": self._method,
-            "path": self._path,
+            "method": self._head.method,
+            "path": self._head.path,
             "headers": self._headers,
         }
 
     def _end(self) -> None:
         """The client has read the response, or has left."""
-        calls = self._calls
-        calls.metrics.request(self._route.template, self._status, time.monotonic() - self._started)
+        head = self._head
+        calls = head.calls
+        head.metrics.record(self._status, time.monotonic() - self._started)
         if self._caller is not None:
-            calls.control.leave(self._caller, is_post=self._method == "POST")
+            calls.control.leave(self._caller, is_post=head.method == "POST")
         # Through each of these the call refers to itself: results would be held until garbage is collected.
         on_end, self._on_end = self._on_end, None
         responder, self._responder = self._responder, None
-        self._future = None
+        self._pending = None
         self._is_cancelled = True  # nothing is left to be cancelled
         if on_end is not None:
             on_end()
@@ -231,6 +276,6 @@ class HotCall:
             self._record(0 if responder is None else responder.body_bytes)
 
     def _record(self, size: int) -> None:
-        owner = "" if self._caller is None else self._caller.owner
-        where = self._method, self._path, self._route.template
-        self._calls.recorder.end(self._context, *where, self._status, self._started, owner=owner, size=size)
+        owner, head = "" if self._caller is None else self._caller.owner, self._head
+        where = head.method, head.path, head.route.template
+        head.calls.recorder.end(self._context, *where, self._status, self._started, owner=owner, size=size)

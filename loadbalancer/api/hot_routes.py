@@ -25,12 +25,13 @@ from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.body_budget import BodyReservation
 from loadbalancer.api.content_coding import check_json
 from loadbalancer.api.http_helpers import read_whole, wait_first
+from loadbalancer.api.request_head import RequestHead
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 #: Paths of patterns that are remembered with what they matched.
 _MAX_MATCHES = 1024
-_PLAIN_JSON = (b"", b"application/json")
+_PLAIN_JSON = ("", "application/json")
 
 
 class Connection(Protocol):
@@ -55,13 +56,14 @@ class _FrameworkConnection(NamedTuple):
 class HotRequest:
     """A request whose body has arrived completely."""
 
-    __slots__ = ("_reservation", "body", "caller", "connection", "headers", "method", "params", "path", "query")
+    __slots__ = ("_reservation", "body", "caller", "connection", "head", "headers", "method", "params", "path", "query")
 
     def __init__(
         self,
         method: str,
         path: str,
         query: bytes,
+        head: RequestHead,
         headers: RawHeaders,
         params: Mapping[str, str],
         caller: Caller,
@@ -71,11 +73,13 @@ class HotRequest:
     ) -> None:
         """`path` is decoded, `params` are what its pattern matched. Names of headers are in lower case.
 
-        The `body` has no Content-Encoding any more. Its bytes count in the `reservation` until `release_body`.
+        `head` is what was found in the `headers`. The `body` has no Content-Encoding any more. Its bytes count in the
+        `reservation` until `release_body`.
         """
         self.method = method
         self.path = path
         self.query = query
+        self.head = head
         self.headers = headers
         self.params = params
         self.caller = caller
@@ -95,9 +99,9 @@ class HotRequest:
 
         Raises `InvalidRequest` if it names another character set, `UnsupportedMediaType` for a form.
         """
-        kind = self.header(b"content-type")
+        kind = self.head.content_type
         if kind not in _PLAIN_JSON:
-            check_json(kind.decode("latin-1"))
+            check_json(kind)
         return self.body.removeprefix(codecs.BOM_UTF8)
 
     def release_body(self) -> None:
@@ -146,6 +150,7 @@ def hot_request(request: Request, body: bytes) -> HotRequest:
         request.method,
         scope["path"],
         scope.get("query_string", b""),
+        state.head,
         scope["headers"],
         request.path_params,
         state.caller,

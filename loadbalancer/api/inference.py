@@ -52,7 +52,7 @@ class InferenceApi:
         )
         in_flight = self._tracker.accept_calls(spec, partial(_respond, call))
         request.release_body()
-        return in_flight.response
+        return in_flight
 
 
 def _header_size(request: HotRequest, body: bytes) -> int:

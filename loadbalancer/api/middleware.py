@@ -122,15 +122,15 @@ class ApiMiddleware:
             else:
                 await self._enter(scope, receive, sender.send)
         except Exception:
-            log.exception("request %s: %s %r failed", head.request_id, scope["method"], scope["path"])
+            log.exception("request %s: %s %r failed", context.request_id, scope["method"], scope["path"])
             if sender.status is not None:
                 raise  # the server closes the connection, so that the client notices the incomplete response
-            text = f"The server had an error while processing your request. Its id is {head.request_id}."
+            text = f"The server had an error while processing your request. Its id is {context.request_id}."
             await error_response(InternalError(text), scope["path"])(scope, receive, sender.send)
         finally:
             CURRENT.reset(token)
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.request(route, sender.status or 500, time.monotonic() - started)
+            self._metrics.route(route).record(sender.status or 500, time.monotonic() - started)
             if self._recorder.is_on:
                 caller = scope["state"].get("caller")
                 owner, status = "" if caller is None else caller.owner, sender.status or 500
@@ -145,7 +145,8 @@ class ApiMiddleware:
         head: RequestHead = state["head"]
         is_post, now = scope["method"] == "POST", time.monotonic()
         try:
-            caller = self._control.enter(scope["path"], head.authorization, is_post=is_post, now=now)
+            caller = self._control.authenticate(scope["path"], head.authorization)
+            self._control.enter(caller, is_post=is_post, now=now)
         except ApiError as error:
             await _reject(error, scope, receive, send)
             return

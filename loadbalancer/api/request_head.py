@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from loadbalancer.access.request_ids import new_request_id
+from loadbalancer.schema.media_types import parse_accept
 
 #: Bodies up to this size need no reservation: the server buffers so much of each connection in any case.
 SMALL_BYTES = 64 * 2**10
@@ -13,9 +14,11 @@ SMALL_BYTES = 64 * 2**10
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _NAMES = frozenset(
     {
+        b"accept",
         b"authorization",
         b"content-encoding",
         b"content-length",
+        b"content-type",
         b"host",
         b"idempotency-key",
         b"origin",
@@ -28,7 +31,19 @@ _NAMES = frozenset(
 class RequestHead:
     """What the headers say about the caller and the body. Of headers that are repeated, the first counts."""
 
-    __slots__ = ("authorization", "has_key", "host", "is_encoded", "length", "origin", "request_id", "traceparent")
+    __slots__ = (
+        "_given_id",
+        "accepted",
+        "authorization",
+        "content_type",
+        "has_key",
+        "host",
+        "is_encoded",
+        "length",
+        "media_type",
+        "origin",
+        "traceparent",
+    )
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Names of headers are in lower case."""
@@ -39,6 +54,11 @@ class RequestHead:
         self.host = found.get(b"host")
         self.origin = found.get(b"origin")
         self.authorization = found.get(b"authorization", "")
+        #: What the client accepts.
+        self.accepted = parse_accept(found.get(b"accept", ""))
+        #: Of the body, and without parameters, in lower case. Empty if there is none.
+        self.content_type = content_type = found.get(b"content-type", "")
+        self.media_type = content_type.partition(";")[0].strip().lower()
         length = found.get(b"content-length", "")
         #: Content-Length, or -1.
         self.length = int(length) if length.isdecimal() else -1
@@ -47,7 +67,11 @@ class RequestHead:
         self.has_key = b"idempotency-key" in found
         given_id = found.get(b"x-request-id", "")
         self.traceparent = found.get(b"traceparent", "")
-        self.request_id = given_id if given_id and _SAFE_ID.fullmatch(given_id) else new_request_id()
+        self._given_id = given_id if given_id and _SAFE_ID.fullmatch(given_id) else ""
+
+    def request_id(self) -> str:
+        """Return the id that the client has given to the request, or a new one."""
+        return self._given_id or new_request_id()
 
     @property
     def is_small(self) -> bool:

@@ -30,10 +30,10 @@ class RequestRecorder:
         """
         tracer, traceparent = self._tracer, head.traceparent
         if tracer is None:
-            return RequestContext(head.request_id, parse_traceparent(traceparent) if traceparent else None)
+            return RequestContext(head.request_id(), parse_traceparent(traceparent) if traceparent else None)
         if not traceparent and (method not in ("POST", "DELETE") or path.startswith(_INTERNAL)):
-            return RequestContext(head.request_id)
-        return tracer.begin(head.request_id, traceparent)
+            return RequestContext(head.request_id())
+        return tracer.begin(head.request_id(), traceparent)
 
     def response_headers(self, context: RequestContext) -> list[tuple[bytes, bytes]]:
         """Return the headers by which the client finds its request again."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from loadbalancer.access.token_limit import TokenLimiter
 from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.call_spec import CallSpec
+from loadbalancer.generation.deferred_callbacks import DeferredCallbacks
 from loadbalancer.generation.in_flight_call import AwaitedCalls, InFlightCalls, StreamedCalls
 from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.generation.text.in_flight_text import (
@@ -179,6 +180,8 @@ class RequestTracker:
         self.metrics = metrics
         self.memory = memory
         self._control = control
+        #: What the calls that end in this turn of the loop do in the next one.
+        self.deferred = DeferredCallbacks()
         self.flusher = StreamFlusher()
         self.token_limits = TokenLimiter()
         self.is_open = True
@@ -198,30 +201,30 @@ class RequestTracker:
         Raises `Unavailable` as well while no worker of the model can start, and `TooBusy` where the owner's clients do
         not read their images.
         """
-        return self._accept(job.model, job.owner, lambda: InFlightRequest(self, job))
+        return self._accept(InFlightRequest, job)
 
     def accept_calls(self, spec: CallSpec, respond: Callable[[AwaitedCalls], Any]) -> AwaitedCalls:
         """Queue the calls; see `AwaitedCalls`. Raises what `accept` raises."""
-        return self._accept(spec.model, spec.owner, lambda: AwaitedCalls(self, spec, respond))
+        return self._accept(AwaitedCalls, spec, respond)
 
     def stream_calls(self, spec: CallSpec) -> StreamedCalls:
         """Queue the calls of a stream. Raises what `accept` raises."""
-        return self._accept(spec.model, spec.owner, lambda: StreamedCalls(self, spec))
+        return self._accept(StreamedCalls, spec)
 
     def accept_texts(self, spec: TextSpec, respond: Callable[[AwaitedTexts], Any]) -> AwaitedTexts:
         """Queue the texts; see `AwaitedTexts`. Raises what `accept` raises."""
-        return self._accept_text(spec, lambda: AwaitedTexts(self, spec, respond))
+        return self._accept_text(AwaitedTexts, spec, respond)
 
     def stream_texts(
         self, spec: TextSpec, writer: EventWriter, respond: Callable[[StreamedTexts], Any]
     ) -> StreamedTexts:
         """Queue the texts of a stream; see `StreamedTexts`. Raises what `accept` raises."""
-        return self._accept_text(spec, lambda: StreamedTexts(self, spec, writer, respond))
+        return self._accept_text(StreamedTexts, spec, writer, respond)
 
-    def _accept_text(self, spec: TextSpec, submit: Callable[[], Request]) -> Request:
+    def _accept_text(self, kind: Callable[..., Request], spec: TextSpec, *arguments: Any) -> Request:
         charged = self.charge(spec)
         try:
-            return self._accept(spec.model, spec.owner, submit)
+            return self._accept(kind, spec, *arguments)
         except ApiError:
             self.token_limits.correct(spec.owner, charged, 0, time.monotonic())
             raise
@@ -242,14 +245,18 @@ class RequestTracker:
         further = (len(spec.inputs) - len(prompts)) * expect(spec.model, spec.owner, 0, limit)
         return first + further
 
-    def _accept(self, model: str, owner: str, submit: Callable[[], Request]) -> Request:
+    def _accept(
+        self, kind: Callable[..., Request], spec: GenerationSpec | CallSpec | TextSpec, *arguments: Any
+    ) -> Request:
+        """Make the request of this kind, which queues its tasks."""
+        model = spec.model
         if not self.is_open:
             raise shutting_down()
-        self.memory.check(owner)
+        self.memory.check(spec.owner)
         if model in self._control.start_failures and (reason := self.start_failure(model)):
             raise model_cannot_start(model, reason)
         try:
-            request = submit()
+            request = kind(self, spec, *arguments)
         except DeadlineUnreachable as late:
             text = f"The deadline cannot be met: {late}. Please try again later, or with a larger timeout_s."
             raise Unavailable(text, code="deadline_unreachable", retry_after_s=late.retry_after_s) from None

@@ -1,6 +1,7 @@
 """Calls in flight: the tasks of one request, and its response (`AwaitedCalls`) or stream (`StreamedCalls`).
 
-There is no task of asyncio for a request: its last update makes the response, which the HTTP server awaits as a future.
+There is neither a task nor a future of asyncio for a request that comes straight from the HTTP server. Its response is
+made in the turn of the loop after its last update, so that workers get their next tasks first.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from loadbalancer.context.request_context import CURRENT
@@ -109,52 +110,97 @@ class InFlightCalls(ABC):
             self._tracker.memory.add(self.job.owner, size)
 
 
+#: Takes a response, or the error in place of it.
+Receiver = Callable[[Any, BaseException | None], None]
+
+
 class AwaitedCalls(InFlightCalls):
-    """Calls that are answered at once, when the last of them has ended. A failed or cancelled `response` closes them.
+    """Calls that are answered at once, when the last of them has ended. They are closed if they fail or are cancelled.
 
     `respond` makes the response from the results or the failure: it returns it or a future of it, or raises.
     """
 
     def __init__(self, tracker: RequestTracker, spec: CallSpec, respond: Callable[[AwaitedCalls], Any]) -> None:
         self._respond = respond
-        self.response: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._receiver: Receiver | None = None
+        self._response: asyncio.Future[Any] | None = None
         super().__init__(tracker, spec)
-        self.response.add_done_callback(self._on_response)
 
     @property
     def results(self) -> list[CallResult]:
         """The results in the order of the inputs, when all are there."""
-        done = (self._results[task] for task in self.tasks)
-        return [CallResult(result.parts, result.frames) for result in done]
+        results = self._results
+        return [CallResult(results[task].parts, results[task].frames) for task in self.tasks]
+
+    @property
+    def response(self) -> asyncio.Future[Any]:
+        """The response as a future, in place of `deliver_to`. The calls are cancelled with it."""
+        future = self._response
+        if future is None:
+            self._response = future = asyncio.get_running_loop().create_future()
+            future.add_done_callback(self._on_response)
+            self._receiver = self._set_response
+        return future
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.response.__await__()
+
+    def deliver_to(self, receiver: Receiver) -> None:
+        """Pass the response, or the error, to the `receiver` in a later turn of the loop, unless it is cancelled.
+
+        This must be called in the turn that has queued the calls.
+        """
+        self._receiver = receiver
+
+    def cancel(self) -> None:
+        """The client has left: nobody wants the response."""
+        self._receiver = None
+        self.close()
 
     def _on_end(self) -> None:
-        if self.response.done():
-            return
-        try:
-            response = self._respond(self)
-        except ApiError as error:
-            self.response.set_exception(error)
-            return
-        if isinstance(response, asyncio.Future):
-            response.add_done_callback(self._take_response)
-        else:
-            self.response.set_result(response)
+        self._tracker.deferred.add(self._make_response)
 
     def _on_piece(self, update: TaskChunk | TaskCompleted) -> None:
         """Results wait for the last one, and chunks were not asked for."""
 
-    def _take_response(self, made: asyncio.Future[Any]) -> None:
-        error = None if made.cancelled() else made.exception()
-        if self.response.done():
+    def _make_response(self) -> None:
+        if self._receiver is None:
             return
-        if error is not None:
-            self.response.set_exception(error)
+        try:
+            response = self._respond(self)
+        except Exception as error:
+            self._deliver(None, error)
+            return
+        if isinstance(response, asyncio.Future):
+            response.add_done_callback(self._take_response)
         else:
-            self.response.set_result(made.result())
+            self._deliver(response, None)
+
+    def _take_response(self, made: asyncio.Future[Any]) -> None:
+        error = asyncio.CancelledError() if made.cancelled() else made.exception()
+        self._deliver(None if error is not None else made.result(), error)
+
+    def _deliver(self, response: Any, error: BaseException | None) -> None:
+        receiver, self._receiver = self._receiver, None
+        if error is not None:
+            self.close()
+        if receiver is not None:
+            receiver(response, error)
+
+    def _set_response(self, response: Any, error: BaseException | None) -> None:
+        future = self._response
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(response)
+        elif isinstance(error, asyncio.CancelledError):
+            future.cancel()
+        else:
+            future.set_exception(error)
 
     def _on_response(self, response: asyncio.Future[Any]) -> None:
-        if response.cancelled() or response.exception() is not None:
-            self.close()
+        if response.cancelled():
+            self.cancel()
 
 
 class StreamedCalls(InFlightCalls):

@@ -13,7 +13,7 @@ import httptools
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
-from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, DirectCall
+from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, DirectHead, HeaderList
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW
 from loadbalancer.schema.errors import ApiError
@@ -74,7 +74,7 @@ class MessageParser(asyncio.Protocol, abc.ABC):
         self._messages = 0
         # The current message
         self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: HeaderList = []
         self._incomplete_bytes = self._hosts = 0
         self._is_chunked = False
         #: Declared by the header Content-Length, or 0.
@@ -88,6 +88,8 @@ class MessageParser(asyncio.Protocol, abc.ABC):
         self._awaits_continue = self._expects_continue = False
         #: The request without the upgrade that it offers, to be parsed again.
         self._without_upgrade: bytes | None = None
+        #: Where the current message is a request that is taken directly, and whose connection is kept.
+        self._direct_head: DirectHead | None = None
         #: The last request, and the one whose response is next on the wire.
         self._last: Exchange | None = None
         self._active: Exchange | None = None
@@ -130,6 +132,7 @@ class MessageParser(asyncio.Protocol, abc.ABC):
         self._messages += 1
         self._incomplete_bytes = self._hosts = self._length = 0
         self._is_chunked = self._expects_continue = self._has_small_chunks = False
+        self._direct_head = None
         self.url = b""
         self.headers = []
 
@@ -188,12 +191,14 @@ class MessageParser(asyncio.Protocol, abc.ABC):
     def _add_exchange(self, method: bytes) -> None:
         """Take the request whose headers are complete, and let the application answer it if it is the next one."""
         version, direct = self._parser.get_http_version(), self.config.direct
-        call: DirectCall | None = None
+        head: DirectHead | None = None
         if direct is not None and self._length <= MAX_DIRECT_BYTES and not (self._is_chunked or self._expects_continue):
-            call = direct.find(method, self.url, self.headers)
+            head = direct.find(method, self.url, self.headers)
         # On a restricted connection a client does not hold its place with further requests.
         keep_alive = version != "1.0" and not self.restricted and self._parser.should_keep_alive()
-        scope = None if call is not None else self._scope(method, version)
+        if keep_alive:
+            self._direct_head = head
+        call, scope = (None, self._scope(method, version)) if head is None else (head.new_call(self.headers), None)
         name, expects = method.decode("ascii"), self._expects_continue
         exchange = self._last = Exchange(
             self, name, scope, call, self.headers, keep_alive=keep_alive, expects_continue=expects

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import httptools
 
 from loadbalancer.http_server.connection_table import client_of
+from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.input_budget import FREE_BYTES
 from loadbalancer.http_server.message_parser import HEALTH, SLICE, MessageParser, new_parser
 from loadbalancer.http_server.parse_queue import CHUNKS_PER_COST
+from loadbalancer.http_server.repeated_head import RepeatedHead, repeated_head
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
 from loadbalancer.schema.http_errors import InputMemoryFull, MalformedRequest
 
@@ -35,6 +37,8 @@ _BYTES_PER_CHUNK = 24
 MAX_CHUNKS_AT_ONCE = 500
 #: Unread rest of a body that is discarded after its response, so that the connection can be used again.
 MAX_DISCARD = 2**20
+#: Direct requests in a row with other heads than those before. After them, the heads of the connection are not kept.
+MAX_OTHER_HEADS = 8
 _HEALTH_REQUESTS = tuple(method + path + b" " for method in (b"GET ", b"HEAD ") for path in HEALTH)
 
 
@@ -49,6 +53,9 @@ class BoundedRequestParser(MessageParser):
         #: Bytes of this connection in the budget of all.
         self._counted_input = 0
         self._wire_bytes = 0
+        #: That of the last direct request, and how many in a row have had another one.
+        self._repeated_head: RepeatedHead | None = None
+        self._other_heads = 0
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -140,10 +147,16 @@ class BoundedRequestParser(MessageParser):
 
     def _parse_slices(self, data: bytes) -> None:
         """Parse up to the end of a request; the rest is parsed after its response."""
-        chunks, start, size = self._chunks, 0, len(data)
+        chunks, start, size, stage = self._chunks, 0, len(data), self._stage
+        repeated = self._repeated_head
+        if repeated is not None and stage == IDLE and (body := repeated.body_start(data)):
+            self._begin_repeated(repeated, data[body:])
+            return
         while start < size:
             stop = self._end_of_slice(data, start)
             self._parse(data if not start and stop >= size else memoryview(data)[start:stop])
+            if not start and stage <= IDLE and self._direct_head is not None:
+                self._remember_head(data[:stop])
             start = stop
             if start >= size or self._stage >= REFUSED or self.transport.is_closing():
                 return  # nobody would read the responses to what follows
@@ -157,6 +170,25 @@ class BoundedRequestParser(MessageParser):
                 if not is_blocked:
                     self._wait_for_turn()
                 return
+
+    def _remember_head(self, data: bytes) -> None:
+        """Keep the complete head of a direct request, unless those of this client differ each time."""
+        exchange, head = self._last, self._direct_head
+        if exchange is None or head is None or self._messages != 1 or self._body_bytes:
+            return  # the data are not exactly one head
+        self._other_heads += 1
+        is_kept = self._other_heads <= MAX_OTHER_HEADS
+        self._repeated_head = repeated_head(data, self.headers, exchange.method, self.url, head) if is_kept else None
+
+    def _begin_repeated(self, head: RepeatedHead, body: bytes) -> None:
+        """Begin a complete request whose head is that of the last one. The parser does not notice it."""
+        self._other_heads = 0
+        self._stage = HANDLING
+        self.url, self.headers = head.url, head.headers(len(body))
+        call = head.direct.new_call(self.headers)
+        exchange = self._last = self._active = Exchange(self, head.method, None, call, self.headers, keep_alive=True)
+        exchange.body, exchange.more_body = body, False
+        exchange.begin_call()
 
     def _end_of_slice(self, data: bytes, start: int) -> int:
         if self._stage == HEAD and start < len(_END_OF_HEAD):  # the end of the headers may have begun in earlier input

@@ -12,11 +12,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from loadbalancer.metrics.build import BuildCollector
 from loadbalancer.metrics.counts import CountCollector, CounterCollector
-from loadbalancer.metrics.histograms import HistogramCollector
 from loadbalancer.metrics.refusals import RefusalCounter
+from loadbalancer.metrics.requests import RouteCollector
 from loadbalancer.metrics.snapshot import Curves, SnapshotCollector
 from loadbalancer.metrics.texts import TextMetrics
-from loadbalancer.scheduling.model_statistics import SECONDS
 from wire.snapshot import Snapshot
 
 
@@ -50,31 +49,22 @@ class Metrics:
         refusals.add(lambda: self.refusals.counts)
         for collector in (self.in_flight, self.task_failures, self.events, refusals):
             self.registry.register(collector)
-        self._requests = CounterCollector("muster_http_requests", "Answered HTTP requests.", ("route", "status"))
         self._errors = CounterCollector(
             "muster_http_errors", "Error responses by the code in their body.", ("code", "status")
         )
         self._proxied = CounterCollector(
             "muster_proxied_requests", "Requests sent to another server, by outcome.", ("model", "outcome")
         )
-        self._latency = HistogramCollector(
-            "muster_http_request_duration_seconds",
-            "Seconds from the arrival of a request to the end of its response.",
-            "route",
-            SECONDS,
-        )
-        for collected in (self._requests, self._errors, self._proxied, self._latency):
+        self._routes = RouteCollector()
+        for collected in (self._routes, self._errors, self._proxied):
             self.registry.register(collected)
+        #: The metrics of a route, by its path.
+        self.route = self._routes.route
         self.texts = TextMetrics(self.registry)
 
     def proxied(self, model: str, outcome: str) -> None:
         """Count a request that was sent to another server."""
         self._proxied.add(model, outcome)
-
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Record an answered request."""
-        self._requests.add(route, status)
-        self._latency.observe(route, seconds)
 
     def error(self, code: str | None, status: int) -> None:
         """Record an error response. `code` is one of the API's constants, never text of a client."""

@@ -58,7 +58,7 @@ def sample_registry() -> CollectorRegistry:
     curve = StepCurve(Shape("64x64", 4096), 4, [(1, 0.1)])
     metrics = Metrics(_snapshot, lambda _: [curve])
     metrics.refusals.count("head_too_large", 0.0)
-    metrics.request("/v1/images/generations", 200, 1.0)
+    metrics.route("/v1/images/generations").record(200, 1.0)
     metrics.error("rate_limit_exceeded", 429)
     metrics.proxied(MODEL, "200")
     metrics.in_flight.add(lambda: {"tasks": 1})

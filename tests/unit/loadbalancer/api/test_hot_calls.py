@@ -396,3 +396,16 @@ def test_limits_of_a_key_count() -> None:
         assert answers.count(b'"owner": "ann"') == 2
         assert answers.count(b"x-ratelimit-limit-requests: 2\r\n") == 3
         assert application.through_framework == []
+
+
+def test_revoked_key_ends_on_an_open_connection() -> None:
+    keys = {"ann": ApiKey(fingerprint("secret"))}
+    with running(keys) as (application, service), service.connect() as connection:
+        request = post("/echo/a", b"text", b"Authorization: Bearer secret", close=False)
+        for ring, status in ((KeyRing(keys), 200), (KeyRing(keys), 200), (KeyRing({}), 401), (KeyRing(keys), 200)):
+            application.keys.ring = ring
+            connection.sendall(request)
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(4096)
+            assert statuses(answer) == [status]

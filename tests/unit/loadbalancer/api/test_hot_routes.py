@@ -17,6 +17,7 @@ from loadbalancer.api.app import add_error_handlers
 from loadbalancer.api.body_budget import BodyBudget, BodyReservation
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes
+from loadbalancer.api.request_head import RequestHead
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.schema.errors import InvalidRequest
 
@@ -52,7 +53,8 @@ def application() -> tuple[ASGIApp, FastAPI, HotRoutes]:
     hot.collect(router)
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {"caller": Caller("ann"), "body": BodyReservation(BODIES, "ann")}
+        head = RequestHead(scope["headers"])
+        scope["state"] = {"head": head, "caller": Caller("ann"), "body": BodyReservation(BODIES, "ann")}
         await app(scope, receive, send)
 
     return with_state, app, hot

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from configs.sections import Server
-from loadbalancer.api.direct_calls import Responder
+from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, HeaderList, Responder
 from loadbalancer.http_server.input_budget import FREE_BYTES
 from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
@@ -26,11 +26,17 @@ HTTP_1_0 = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 class AnswersAtOnce:
     """An application whose requests are all direct calls. It counts them."""
 
+    max_bytes = MAX_DIRECT_BYTES
+
     def __init__(self) -> None:
         self.direct, self.begun = self, 0
 
-    def find(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> AnswersAtOnce:
+    def find(self, method: bytes, target: bytes, headers: HeaderList) -> AnswersAtOnce:
         del method, target, headers
+        return self
+
+    def new_call(self, headers: HeaderList) -> AnswersAtOnce:
+        del headers
         return self
 
     def begin(self, responder: Responder, body: bytes) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from loadbalancer.api.direct_calls import Responder, ResponseWriter
+from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, HeaderList, Responder, ResponseWriter
 from tests.support.http_server import PATIENCE_S, echo, http_service, read_all
 
 REQUEST = b"POST /s HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}"
@@ -20,6 +20,8 @@ PART = b"x" * 50_000
 class PushesParts:
     """An application whose POST requests are answered by so many parts, one in each turn of the loop."""
 
+    max_bytes = MAX_DIRECT_BYTES
+
     def __init__(self, parts: int) -> None:
         self.direct, self.parts = self, parts
         self.writer: ResponseWriter | None = None
@@ -28,9 +30,13 @@ class PushesParts:
         self.ended = threading.Event()
         self.ends = 0
 
-    def find(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> PushesParts | None:
+    def find(self, method: bytes, target: bytes, headers: HeaderList) -> PushesParts | None:
         del target, headers
         return self if method == b"POST" else None
+
+    def new_call(self, headers: HeaderList) -> PushesParts:
+        del headers
+        return self
 
     def begin(self, responder: Responder, body: bytes) -> None:
         assert body == b"{}"

@@ -1,0 +1,64 @@
+"""The metrics of answered requests, by route."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from loadbalancer.metrics.histograms import add_histogram
+from loadbalancer.scheduling.histogram import Histogram
+from loadbalancer.scheduling.model_statistics import SECONDS
+
+
+class RouteMetrics:
+    """The answered requests of one route."""
+
+    __slots__ = ("counts", "seconds")
+
+    def __init__(self) -> None:
+        #: By status.
+        self.counts: Counter[int] = Counter()
+        self.seconds = Histogram(SECONDS)
+
+    def record(self, status: int, seconds: float) -> None:
+        """Count a request that took so long."""
+        self.counts[status] += 1
+        self.seconds.observe(seconds)
+
+
+class RouteCollector(Collector):
+    """Exports the metrics of all routes. A route is looked up once, and then records without its name."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, RouteMetrics] = {}
+
+    def route(self, path: str) -> RouteMetrics:
+        """Return the metrics of a route by its path, with names of parameters: one of a few."""
+        found = self._routes.get(path)
+        if found is None:
+            found = self._routes[path] = RouteMetrics()
+        return found
+
+    def describe(self) -> Iterator[Metric]:
+        """Return nothing, so that the registration needs no values."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families, with the routes that have answered a request."""
+        requests = CounterMetricFamily("muster_http_requests", "Answered HTTP requests.", labels=("route", "status"))
+        latency = HistogramMetricFamily(
+            "muster_http_request_duration_seconds",
+            "Seconds from the arrival of a request to the end of its response.",
+            labels=("route",),
+        )
+        for path, route in self._routes.items():
+            for status, count in route.counts.items():
+                requests.add_metric((path, str(status)), count)
+            if route.counts:
+                add_histogram(latency, (path,), route.seconds)
+        yield requests
+        yield latency
