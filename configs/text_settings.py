@@ -48,6 +48,9 @@ class TextLimits(Section):
     """Maximum number of alternatives per token with log-probabilities."""
 
 
+ToolFormatName = Literal["granite", "hermes", "jamba", "llama3_json", "mistral", "mistral_args", "phi4_mini_json"]
+
+
 class TextGeneration(Section):
     """A language model."""
 
@@ -65,7 +68,10 @@ class TextGeneration(Section):
     """File with a Jinja template in place of the model's own."""
     reasoning: tuple[str, str] | None = None
     """Texts around the reasoning, such as `["<think>", "</think>"]`. Default: what the chat template marks."""
-    tool_calls: tuple[str, str] | None = None
-    """Texts around a tool call, such as `["<tool_call>", "</tool_call>"]`. Default: what the chat template marks."""
+    tool_calls: ToolFormatName | tuple[str, str] | None = None
+    """How the model writes tool calls: a format by vLLM's name, or the texts around the JSON object of a call.
+
+    Such texts are `["<tool_call>", "</tool_call>"]`; with an empty second one, a list of calls follows the first.
+    Default: what the chat template shows."""
     defaults: TextDefaults = TextDefaults.model_construct()
     limits: TextLimits = TextLimits.model_construct()

@@ -15,7 +15,7 @@ import msgspec
 from wire.inputs import MAX_PARTS, Count, GenerationMode, Name, Part, Shape, TaskInputs
 from wire.text import TaskTokens, TextCounters, TextInfo
 
-PROTOCOL = 7
+PROTOCOL = 8
 
 #: Shapes whose step times a worker reports, and batch sizes of each.
 MAX_CURVES = 256
@@ -27,7 +27,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 ErrorStatus = Annotated[int, msgspec.Meta(ge=0, le=599)]
 SchemaText = Annotated[str, msgspec.Meta(max_length=2**16)]
 
-FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
+FailureKind = Literal["invalid", "context_length", "error", "out_of_memory", "unsafe"]
 #: Which requests of one size can share a forward pass.
 PassSharing = Literal["always", "equal_prompt_lengths", "never"]
 

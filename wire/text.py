@@ -96,6 +96,37 @@ class Markers(msgspec.Struct, frozen=True, array_like=True):
     begin: Name
     end: Name
 
+    @property
+    def marks(self) -> tuple[str, str]:
+        """Both texts."""
+        return self.begin, self.end
+
+
+CallStyle = Literal["object", "list", "named", "bare"]
+ArgumentsKey = Literal["arguments", "parameters"]
+
+
+class ToolCallFormat(msgspec.Struct, frozen=True, array_like=True):
+    """How a model writes tool calls. Empty texts are not there."""
+
+    #: Around each call of the styles `object` and `named`, and around the list of the style `list`.
+    begin: Name
+    end: Name
+    #: `object`: a JSON object with the name and the arguments. `list`: a JSON list of such objects.
+    #: `named`: the name, then the arguments as a JSON object.
+    #: `bare`: the text is such an object, or several with semicolons between them.
+    style: CallStyle = "object"
+    #: Key of the arguments in an object.
+    key: ArgumentsKey = "arguments"
+    #: Of the style `named`: before an id of the call, which models write after the name, and before the arguments.
+    before_id: Name = ""
+    before_arguments: Name = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The texts that are neither names nor JSON."""
+        return tuple(text for text in (self.begin, self.end, self.before_id, self.before_arguments) if text)
+
 
 class SamplingDefaults(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the checkpoint says of requests that leave these out. None: it says nothing."""
@@ -114,9 +145,8 @@ class TextInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     context_length: Count = 0
     #: It has a chat template.
     chat: bool = False
-    #: Its chat template takes tools; calls stand between these markers, each as a JSON object with `name` and
-    #: `arguments`.
-    tool_calls: Markers | None = None
+    #: Its chat template takes tools, and the model writes calls so.
+    tool_calls: ToolCallFormat | None = None
     #: A text has both markers, even where the chat template has put the first one into the prompt.
     reasoning: Markers | None = None
     vocabulary: Count = 0

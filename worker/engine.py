@@ -38,6 +38,12 @@ class TaskError(Exception):
         self.status = status
 
 
+def context_exceeded(context_length: int, prompt: str) -> TaskError:
+    """Return the error of a prompt that leaves no room for a result. `prompt`: what is known of its tokens."""
+    text = f"This model's maximum context length is {context_length} tokens, of the prompt and the result"
+    return TaskError("context_length", f"{text}. However, the prompt has {prompt} tokens.", 400)
+
+
 class UnsupportedModel(Exception):
     """The configured model is missing or of a kind that no engine can run. The text says which."""
 

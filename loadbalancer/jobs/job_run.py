@@ -33,6 +33,7 @@ from loadbalancer.scheduling.task import (
 from loadbalancer.schema.call_results import CallResult, InvalidResult, check_result, pack_result, unpack_result
 from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended, from_ended_call, from_ended_text
 from loadbalancer.schema.stream_events import Progress
+from loadbalancer.schema.text.text_requests import PROMPT_PARAMS
 from loadbalancer.storage.records import JobRecord, JobSpec, StoredCheckpoint, StoredImage
 from wire.text import TokenOutput
 
@@ -195,7 +196,7 @@ class JobRun:
     def _error(self, item: int, ended: TaskEnded) -> ApiError:
         """The error of the endpoint."""
         if self.record.order.text is not None:
-            return from_ended_text(ended)
+            return from_ended_text(ended, PROMPT_PARAMS[self.record.order.path])
         return from_ended_call(ended, f"instances[{item}]") if self.record.order.calls else from_ended(ended)
 
     def _on_tokens(self, item: int, output: TokenOutput) -> None:

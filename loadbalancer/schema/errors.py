@@ -242,7 +242,7 @@ def from_ended(ended: TaskEnded) -> ApiError:
         return TimedOut(f"The request timed out: {ended.message}.", retry_after_s=1)
     if ended.state is TaskState.CANCELLED:  # by the server: a client that cancels gets no response
         return shutting_down()
-    if ended.kind == "invalid":
+    if ended.kind in ("invalid", "context_length"):
         return InvalidRequest(ended.message)
     if ended.kind == "unsafe":
         return ContentRefused(ended.message)
@@ -258,7 +258,7 @@ def from_ended_call(ended: TaskEnded, param: str = "") -> ApiError:
         return from_ended(ended)
     if ended.status >= 400:  # a worker may send any number
         return EngineError(f"{place}{ended.message}", ended.status, param or None)
-    if ended.kind == "invalid":
+    if ended.kind in ("invalid", "context_length"):
         return InvalidRequest(f"{place}{ended.message}", param=param or None)
     if ended.kind == "out_of_memory":
         text = f"{place}the call does not fit the memory of the device: {ended.message}"
@@ -266,10 +266,12 @@ def from_ended_call(ended: TaskEnded, param: str = "") -> ApiError:
     return TaskFailed(f"{place}the call failed: {ended.message}", code="call_failed")
 
 
-def from_ended_text(ended: TaskEnded) -> ApiError:
-    """The error of a text that ended before its end."""
+def from_ended_text(ended: TaskEnded, prompt: str) -> ApiError:
+    """The error of a text that ended before its end. `prompt` is the name of the prompt in the request."""
     if ended.state in (TaskState.EXPIRED, TaskState.CANCELLED):
         return from_ended(ended)
+    if ended.kind == "context_length":
+        return InvalidRequest(ended.message, param=prompt, code="context_length_exceeded")
     if ended.kind == "invalid":
         return InvalidRequest(ended.message)
     if ended.kind == "out_of_memory":

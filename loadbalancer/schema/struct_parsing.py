@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from configs.text import clip, printable
+from loadbalancer.schema.allowed_values import allowed_values
 from loadbalancer.schema.errors import MAX_PARAM_CHARS, InvalidRequest
 
 Parsed = TypeVar("Parsed", bound=msgspec.Struct)
@@ -17,6 +18,9 @@ _AT = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`\Z", re.DOTALL)
 _TYPE = re.compile(r"Expected `(.*)`, got `(.*)`\Z", re.DOTALL)
+_ENUM = re.compile(r"Invalid (?:enum )?value (.*)\Z", re.DOTALL)
+#: The first half of a character without the second, as JavaScript writes a text that was cut within an emoji.
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
 _BOUND = re.compile(r"Expected `\w+` (.*)\Z", re.DOTALL)
 #: JSON's names of types that msgspec calls by Python's.
 _TYPES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "array": "a list"}
@@ -25,6 +29,7 @@ _BOUNDS = {
     ">": "greater than",
     "<=": "at most",
     "<": "less than",
+    "matching regex": "a text that matches",
     "of length <=": "of length up to",
     "of length >=": "of length at least",
 }
@@ -38,14 +43,16 @@ def parse_struct(decoder: msgspec.json.Decoder[Parsed], body: bytes | memoryview
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        known = [field.encode_name for field in msgspec.structs.fields(decoder.type)]
-        raise _to_error(str(error), known, path) from None
+        raise _to_error(str(error), decoder.type, path) from None
     except RecursionError:
         raise invalid_json("it is nested too deeply") from None
     except UnicodeDecodeError:
         raise invalid_json("it is not UTF-8") from None
     except msgspec.DecodeError as error:
-        raise invalid_json(str(error)) from None
+        reason = str(error)
+        if "surrogate" in reason or ("truncated" in reason and _HALF_CHARACTER.search(body)):
+            reason = "a text in it has half a character, a surrogate without its pair"
+        raise invalid_json(reason) from None
 
 
 def invalid_json(reason: str) -> InvalidRequest:
@@ -53,12 +60,13 @@ def invalid_json(reason: str) -> InvalidRequest:
     return InvalidRequest(f"The request body is not valid JSON: {clip(reason, 200)}.", code="invalid_json")
 
 
-def _to_error(text: str, known: list[str], path: str) -> InvalidRequest:
+def _to_error(text: str, kind: type[msgspec.Struct], path: str) -> InvalidRequest:
     place = _AT.search(text)
     text, place_in_body = (text[: place.start()], place[1]) if place else (text, "")
     outer = ".".join(name for name in (path, place_in_body) if name)
     if found := _UNKNOWN.fullmatch(text):
-        return unknown_parameter(_joined(outer, found[1]), known if not place_in_body else ())
+        known = [field.encode_name for field in msgspec.structs.fields(kind)] if not place_in_body else []
+        return unknown_parameter(_joined(outer, found[1]), known)
     if found := _MISSING.fullmatch(text):
         name = _joined(outer, found[1])
         return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
@@ -72,6 +80,10 @@ def _to_error(text: str, known: list[str], path: str) -> InvalidRequest:
         return InvalidRequest(
             f"Invalid type for '{name}': {got}. Expected {expected}.", param=name, code="invalid_type"
         )
+    if (found := _ENUM.fullmatch(text)) and (allowed := allowed_values(kind, place_in_body)):
+        supported = ", ".join(map(repr, allowed))
+        text = f"Invalid value for '{name}': {clip(found[1], 80)}. Supported: {supported}."
+        return InvalidRequest(text, param=name)
     return InvalidRequest(f"Invalid value for '{name}': {_constraint(text)}.", param=name)
 
 

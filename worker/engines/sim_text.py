@@ -21,12 +21,12 @@ from wire.messages import EngineInfo
 from wire.text import (
     ChatPrompt,
     FinishReason,
-    Markers,
     PlainPrompt,
     TextCounters,
     TextInfo,
     TextPrompt,
     TokenOutput,
+    ToolCallFormat,
     decode_prompt,
     encode_prompt,
     unpack_tokens,
@@ -41,6 +41,7 @@ from worker.engine import (
     TaskError,
     TaskResult,
     UnstreamedRow,
+    context_exceeded,
 )
 
 _WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
@@ -88,7 +89,7 @@ class SimTextEngine:
         info = TextInfo(
             context_length=_CONTEXT if length == "auto" else length,
             chat=True,
-            tool_calls=Markers("<tool_call>", "</tool_call>"),
+            tool_calls=ToolCallFormat("<tool_call>", "</tool_call>"),
             vocabulary=len(_WORDS),
         )
         return EngineInfo(
@@ -120,8 +121,7 @@ class SimTextEngine:
         info = self.info().text
         assert info is not None
         if tokens + 1 > info.context_length:
-            room = f"the prompt has {tokens} tokens, and the model's context {info.context_length}"
-            return TaskError("invalid", room, 400)
+            return context_exceeded(info.context_length, str(tokens))
         limit = min(inputs.max_tokens, info.context_length - tokens)
         return SimTextRow(inputs, text, tokens, tokens + done, done, limit)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Protocol
 
 import msgspec
 
@@ -11,10 +12,27 @@ from loadbalancer.schema.text.pieces import TextPiece
 #: Names of the member that holds the arguments.
 _ARGUMENTS = ("arguments", "parameters")
 _SPACE = " \t\r\n"
+#: Members of a call that no mark precedes. Any other object is content.
+_CALL_KEYS = ("name", *_ARGUMENTS, "type", "id")
 
 
 class MalformedCall(Exception):
     """The text is no call. Nothing of it was returned."""
+
+
+class ToolCallScanner(Protocol):
+    """Scans one call. Its arguments are returned as they come, once its name is known."""
+
+    @property
+    def is_begun(self) -> bool:
+        """The name was returned, so that this is a call whatever follows."""
+
+    @property
+    def is_done(self) -> bool:
+        """The call is complete."""
+
+    def feed(self, char: str) -> list[TextPiece]:
+        """Take in the next character. Raises `MalformedCall`, once `is_begun` never."""
 
 
 class _State(enum.Enum):
@@ -37,11 +55,14 @@ _FOLLOWING = {
 
 
 class CallScanner:
-    """Scans one object. Its arguments are returned as they come, once its name is known."""
+    """Implements `ToolCallScanner` for an object with the name and the arguments."""
 
-    def __init__(self, index: int) -> None:
-        """`index` is that of the call in the text."""
-        self._index = index
+    def __init__(self, index: int, *, is_marked: bool = True) -> None:
+        """`index` is that of the call in the text. `is_marked`: a mark before it says that it is a call.
+
+        Without, it must have arguments, and no members that no call has.
+        """
+        self._index, self._is_marked = index, is_marked
         self._state = _State.OBJECT
         self._key = self._name = ""
         #: Characters of the key or of a value that is needed as a whole.
@@ -53,16 +74,13 @@ class CallScanner:
         #: The value is an object of arguments, whose characters are passed on.
         self._passes = False
         self._has_arguments = False
-        #: The name was returned, so that this is a call whatever follows.
         self.is_begun = False
 
     @property
     def is_done(self) -> bool:
-        """The object is complete."""
         return self._state is _State.DONE
 
     def feed(self, char: str) -> list[TextPiece]:
-        """Take in the next character. Raises `MalformedCall`, once `is_begun` never."""
         if self._state is _State.IN_VALUE:
             return self._in_value(char)
         if self._state is _State.IN_KEY:
@@ -88,6 +106,8 @@ class CallScanner:
         self._token += char
         if self._ends_string(char):
             self._key, self._state = self._decoded(), _State.COLON
+            if not self._is_marked and not self.is_begun and self._key not in _CALL_KEYS:
+                raise MalformedCall
 
     def _begin_value(self, char: str) -> list[TextPiece]:
         self._state, self._token, self._depth = _State.IN_VALUE, "", 0
@@ -152,7 +172,7 @@ class CallScanner:
         return [begin, TextPiece("arguments", waiting, self._index)] if waiting else [begin]
 
     def _end(self) -> list[TextPiece]:
-        if not self._name:
+        if not self._name or not (self._is_marked or self._has_arguments):
             raise MalformedCall
         self._state = _State.DONE
         if self.is_begun:

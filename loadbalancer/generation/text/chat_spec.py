@@ -19,7 +19,14 @@ from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.text.chat_request import ChatRequest
 from loadbalancer.schema.text.json_bounds import JsonBounds, bounded_object, is_absent
 from loadbalancer.schema.text.messages import ChatMessage, template_messages
-from loadbalancer.schema.text.tools import Tool, ToolChoice, chosen_tool, json_schema_of, tool_definitions
+from loadbalancer.schema.text.tools import (
+    AnyToolChoice,
+    Tool,
+    chosen_tool,
+    json_schema_of,
+    offered_tools,
+    tool_definitions,
+)
 from wire.messages import EngineInfo
 from wire.text import ChatPrompt, TextInfo, encode_prompt
 
@@ -110,7 +117,7 @@ def schema_bounds(limits: TextLimits) -> JsonBounds:
 def chat_prompt(
     messages: Sequence[ChatMessage],
     tools: Sequence[Tool],
-    tool_choice: str | ToolChoice | None,
+    tool_choice: AnyToolChoice | None,
     arguments: dict[str, Any],
     limits: TextLimits,
     info: TextInfo | None,
@@ -129,7 +136,7 @@ def chat_prompt(
         text = f"Invalid value for '{place}': {len(messages)} messages. At most {limits.max_messages} are allowed"
         raise InvalidRequest(f"{text} (text.limits.max_messages).", param=place)
     choice = chosen_tool(tool_choice, tools)
-    definitions = tool_definitions(tools, limits.max_tools, schema_bounds(limits))
+    definitions = offered_tools(tool_choice, tool_definitions(tools, limits.max_tools, schema_bounds(limits)))
     has_tools = bool(tools) and choice != "none"
     if has_tools:
         _check_has_tools(info, model)

@@ -58,4 +58,4 @@ def completion_spec(
         logprobs_name="logprobs",
         json_schema=json_schema_of(request.response_format, schema_bounds(limits)),
     )
-    return text_spec(request, model, inputs, frames, settings, caller, OutputFormat())
+    return text_spec(request, model, inputs, frames, settings, caller, OutputFormat(), prompt_param="prompt")

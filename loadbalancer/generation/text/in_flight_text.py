@@ -128,7 +128,7 @@ class InFlightTexts(ABC):
         choice = self._running.get(update.task)
         if choice is None:
             if isinstance(update, TaskEnded) and not self._running:  # it ended while it was submitted
-                self.end(from_ended_text(update))
+                self.end(from_ended_text(update, self.job.prompt_param))
             return
         if isinstance(update, TaskTokens):
             if not self._has_parsers:
@@ -147,7 +147,7 @@ class InFlightTexts(ABC):
                 self.end()
         elif isinstance(update, TaskEnded):  # one failed text fails the request
             del self._running[update.task]
-            self.end(from_ended_text(update))
+            self.end(from_ended_text(update, self.job.prompt_param))
 
     def _count_tokens(self, task: str, choice: TextChoice) -> None:
         first, generated = self._first_token_at.get(task), choice.generated_tokens

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import enum
 
-from loadbalancer.generation.text.call_scanner import CallScanner, MalformedCall
+from loadbalancer.generation.text.call_scanner import CallScanner, MalformedCall, ToolCallScanner
+from loadbalancer.generation.text.named_call_scanner import NamedCallScanner
 from loadbalancer.schema.text.pieces import TextPiece
-from wire.text import Markers
+from wire.text import Markers, ToolCallFormat
 
-_LIST = " \t\r\n,[]"
+#: Between calls.
+_LIST = " \t\r\n,;[]"
 
 
 class _Mode(enum.Enum):
@@ -29,7 +31,9 @@ class _Mode(enum.Enum):
 class OutputParser:
     """Implements `TextParser`."""
 
-    def __init__(self, reasoning: Markers | None, tool_calls: Markers | None, *, parallel_calls: bool = True) -> None:
+    def __init__(
+        self, reasoning: Markers | None, tool_calls: ToolCallFormat | None, *, parallel_calls: bool = True
+    ) -> None:
         """None: there is none of it. Without `parallel_calls`, only the first tool call is returned."""
         self._reasoning, self._calls = reasoning, tool_calls
         self._parallel_calls = parallel_calls
@@ -38,7 +42,7 @@ class OutputParser:
         self._is_blank = True
         #: Text that may be the beginning of a mark.
         self._buffer = ""
-        self._scanner: CallScanner | None = None
+        self._scanner: ToolCallScanner | None = None
         self._number = 0
         #: What has been scanned since the last complete call, in case that it is none.
         self._raw = ""
@@ -83,7 +87,7 @@ class OutputParser:
             case _Mode.SPACE:
                 self._buffer = self._buffer.lstrip()
                 if self._buffer:
-                    self._mode = _Mode.CONTENT
+                    self._mode = _Mode.CALLS if self._begins_bare_call(self._buffer) else _Mode.CONTENT
                 return True
             case _Mode.CONTENT:
                 return self._content(pieces)
@@ -94,19 +98,27 @@ class OutputParser:
         text = self._buffer.lstrip()
         if not text:
             return False
-        for markers, mode in ((self._reasoning, _Mode.REASONING), (self._calls, _Mode.CALLS)):
-            if markers is None:
+        calls = self._calls
+        if self._begins_bare_call(text):
+            self._enter(_Mode.CALLS, text, self._buffer[: -len(text)])
+            return True
+        begins = ((self._reasoning, _Mode.REASONING), (calls, _Mode.CALLS))
+        for markers, mode in begins:
+            if markers is None or not markers.begin:
                 continue
             if text.startswith(markers.begin):
-                self._enter(mode, text[len(markers.begin) :], markers)
+                self._enter(mode, text[len(markers.begin) :], markers.begin)
                 return True
             if markers.begin.startswith(text):
                 return False
         self._mode = _Mode.CONTENT
         return self._content(pieces)
 
-    def _enter(self, mode: _Mode, rest: str, markers: Markers) -> None:
-        self._mode, self._buffer, self._raw = mode, rest, markers.begin
+    def _begins_bare_call(self, text: str) -> bool:
+        return self._calls is not None and self._calls.style == "bare" and text.startswith("{")
+
+    def _enter(self, mode: _Mode, rest: str, before: str) -> None:
+        self._mode, self._buffer, self._raw = mode, rest, before
 
     def _reason(self, pieces: list[TextPiece]) -> bool:
         assert self._reasoning is not None
@@ -115,7 +127,7 @@ class OutputParser:
             self._is_blank = not self._buffer
         before, end, after = self._buffer.partition(self._reasoning.end)
         if end:
-            self._mode, self._buffer = _Mode.SPACE, after
+            self._leave(after)
             text = before.rstrip()
         else:
             certain = before[: len(before) - _held(before, [self._reasoning.end])].rstrip()
@@ -126,13 +138,13 @@ class OutputParser:
 
     def _content(self, pieces: list[TextPiece]) -> bool:
         text, markers = self._buffer, self._calls
-        if markers is None:
+        if markers is None or not markers.begin:
             self._buffer = ""
             pieces.append(TextPiece("content", text))
             return False
         before, begin, after = text.partition(markers.begin)
         if begin:
-            self._enter(_Mode.CALLS, after, markers)
+            self._enter(_Mode.CALLS, after, markers.begin)
         else:
             before = text[: len(text) - _held(text, [markers.begin])]
             self._buffer = text[len(before) :]
@@ -156,7 +168,7 @@ class OutputParser:
                 if char in _LIST:
                     self._raw += char
                     continue
-                scanner = CallScanner(self._number)
+                scanner = self._new_scanner(self._calls)
             try:
                 pieces += scanner.feed(char)
             except MalformedCall:
@@ -165,8 +177,16 @@ class OutputParser:
             self._scanner, self._raw = scanner, self._raw + char
             if scanner.is_done:
                 self._scanner, self._raw, self._number = None, "", self._number + 1
+                if self._calls.style == "named" and not end:
+                    self._leave(text[place + 1 :])
+                    return True
         self._buffer = ""
         return False
+
+    def _new_scanner(self, form: ToolCallFormat) -> ToolCallScanner:
+        if form.style == "named":
+            return NamedCallScanner(self._number, form.before_id, form.before_arguments)
+        return CallScanner(self._number, is_marked=form.style != "bare")
 
     def _leave(self, rest: str) -> None:
         self._mode, self._buffer, self._raw = _Mode.SPACE, rest, ""

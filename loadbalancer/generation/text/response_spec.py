@@ -17,8 +17,19 @@ from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.text.messages import CalledFunction, ChatMessage, ToolCall
 from loadbalancer.schema.text.response_answer import ResponseEcho
-from loadbalancer.schema.text.response_request import INCLUDED, InputItem, ResponseRequest, ResponseToolChoice
+from loadbalancer.schema.text.response_request import (
+    INCLUDED,
+    AnyResponseChoice,
+    InputItem,
+    ResponseAllowedTools,
+    ResponseRequest,
+    ResponseToolChoice,
+)
 from loadbalancer.schema.text.tools import (
+    AllowedTool,
+    AllowedTools,
+    AllowedToolsChoice,
+    AnyToolChoice,
     FunctionDefinition,
     NamedFunction,
     ResponseFormat,
@@ -79,6 +90,7 @@ def response_spec(
         caller.owner,
         caller.weight,
         output=output,
+        prompt_param="input",
         tokens_per_minute=caller.tokens_per_minute,
     )
 
@@ -107,8 +119,8 @@ def _without_nulls(given: msgspec.Struct) -> dict[str, Any]:
     return {name: value for name, value in found.items() if not (isinstance(value, msgspec.Raw) and not bytes(value))}
 
 
-def _echo_choice(choice: str | ResponseToolChoice | None) -> Any:
-    return {"type": "function", "name": choice.name} if isinstance(choice, ResponseToolChoice) else choice or "auto"
+def _echo_choice(choice: AnyResponseChoice | None) -> Any:
+    return msgspec.to_builtins(choice) if isinstance(choice, msgspec.Struct) else choice or "auto"
 
 
 def _check_included(include: list[str] | None) -> None:
@@ -130,9 +142,12 @@ def _tools(request: ResponseRequest) -> list[Tool]:
     ]
 
 
-def _choice(choice: str | ResponseToolChoice | None) -> str | ToolChoice | None:
+def _choice(choice: AnyResponseChoice | None) -> AnyToolChoice | None:
     if isinstance(choice, ResponseToolChoice):
-        return ToolChoice("function", NamedFunction(choice.name))
+        return ToolChoice(NamedFunction(choice.name))
+    if isinstance(choice, ResponseAllowedTools):
+        allowed = [AllowedTool("function", NamedFunction(tool.name)) for tool in choice.tools]
+        return AllowedToolsChoice(AllowedTools(choice.mode, allowed))
     return choice
 
 

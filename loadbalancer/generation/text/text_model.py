@@ -59,6 +59,8 @@ def text_spec(
     settings: Settings,
     caller: Caller,
     output: OutputFormat,
+    *,
+    prompt_param: str = "messages",
 ) -> TextSpec:
     """Return the request of `n` tasks for each prompt. Choice i of a prompt has the seed `seed + i`."""
     n = choice_count(request.n, settings, model)
@@ -77,6 +79,7 @@ def text_spec(
         caller.weight,
         choices=n,
         output=output,
+        prompt_param=prompt_param,
         tokens_per_minute=caller.tokens_per_minute,
     )
 

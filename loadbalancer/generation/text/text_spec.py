@@ -36,5 +36,7 @@ class TextSpec:
     #: Number of choices of each prompt.
     choices: int = 1
     output: OutputFormat = OutputFormat()
+    #: Name of the prompt in the request.
+    prompt_param: str = "messages"
     #: Limit of the API key.
     tokens_per_minute: int | None = None

@@ -9,7 +9,7 @@ import msgspec
 
 from loadbalancer.schema.text.fields import NEUTRAL, CommonFields, Ignored, Unsupported, check_supported
 from loadbalancer.schema.text.messages import ChatMessage
-from loadbalancer.schema.text.tools import ResponseFormat, Tool, ToolChoice
+from loadbalancer.schema.text.tools import AnyToolChoice, ResponseFormat, Tool
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TemplateArguments = Annotated[
@@ -48,7 +48,7 @@ class ChatRequest(CommonFields, frozen=True, forbid_unknown_fields=True, kw_only
     ) = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | ToolChoice | None = None
+    tool_choice: AnyToolChoice | None = None
     reasoning_effort: (
         Annotated[
             ReasoningEffort,

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from configs.text import clip
 from loadbalancer.schema.errors import InvalidRequest
-from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import Priority, Timeout
 
 #: The most that the wire takes. The configuration may allow less.
@@ -135,10 +135,10 @@ def check_supported(request: msgspec.Struct, neutral: Mapping[str, tuple[Any, ..
         value = getattr(request, name)
         if value is None or any(type(value) is type(each) and value == each for each in values):
             continue
-        allowed = " or ".join(_json(each) for each in values)
-        text = f"Unsupported parameter: '{name}' ({shorten(value)})."
+        allowed = " or ".join(dict.fromkeys(_json(each) for each in values))
+        text = f"Unsupported parameter: '{name}' ({clip(_json(value), 80)})."
         if allowed:
-            text = f"Unsupported value for '{name}': {shorten(value)}. Only {allowed} is supported."
+            text = f"Unsupported value for '{name}': {clip(_json(value), 80)}. Only {allowed} is supported."
         raise InvalidRequest(text, param=name, code="unsupported_value" if allowed else "unsupported_parameter")
 
 

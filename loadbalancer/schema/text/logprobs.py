@@ -56,8 +56,13 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int, alternative
     for text in texts:
         offsets.append(offset)
         offset += len(text)
-    top = [{_text(token): logprob for token, logprob in each.top} for each in tokens] if alternatives else None
+    top = [_alternatives(each) for each in tokens] if alternatives else None
     return CompletionLogprobs(texts, [each.logprob for each in tokens], top, offsets)
+
+
+def _alternatives(each: TokenLogprob) -> dict[str, float]:
+    """The most probable tokens, and the chosen one where it is none of them: OpenAI has it always."""
+    return {_text(token): logprob for token, logprob in [*each.top, (each.token, each.logprob)]}
 
 
 def _text(token: bytes) -> str:

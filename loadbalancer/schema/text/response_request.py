@@ -63,11 +63,29 @@ class ResponseTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
-class ResponseToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ResponseToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     """The one function that the model has to call."""
+
+    name: FunctionName
+
+
+class ResponseAllowedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function of `ResponseAllowedTools`."""
 
     type: Literal["function"]
     name: FunctionName
+
+
+class ResponseAllowedTools(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    """Some of the tools. The others are not in the prompt."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ResponseAllowedTool], msgspec.Meta(min_length=1)]
+
+
+AnyResponseChoice = str | ResponseToolChoice | ResponseAllowedTools
 
 
 class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,7 +133,7 @@ class ResponseRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, k
     stream: Annotated[bool, msgspec.Meta(description="Respond with server-sent events.")] | None = None
     stream_options: StreamOptions | None = None
     tools: list[ResponseTool] | None = None
-    tool_choice: str | ResponseToolChoice | None = None
+    tool_choice: AnyResponseChoice | None = None
     parallel_tool_calls: (
         Annotated[bool, msgspec.Meta(description="False: only the first tool call of a text is returned.")] | None
     ) = None

@@ -19,6 +19,8 @@ _decoders: dict[str, msgspec.json.Decoder[Any]] = {
     RESPONSE_PATH: msgspec.json.Decoder(ResponseRequest),
 }
 TEXT_PATHS = tuple(_decoders)
+#: Name of the prompt in the request, by its path.
+PROMPT_PARAMS = {CHAT_PATH: "messages", COMPLETION_PATH: "prompt", RESPONSE_PATH: "input"}
 
 
 def parse_text(path: str, body: bytes | memoryview) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from configs.text import clip
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.text.json_bounds import JsonBounds, bounded_object, is_absent
 
@@ -42,11 +43,35 @@ class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: FunctionName
 
 
-class ToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     """The one function that the model has to call."""
+
+    function: NamedFunction
+
+
+class AllowedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function of `AllowedTools`."""
 
     type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tools that the model may call, and whether it has to."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], msgspec.Meta(min_length=1)]
+
+
+class AllowedToolsChoice(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    """Some of the tools. The others are not in the prompt."""
+
+    allowed_tools: AllowedTools
+
+
+AnyToolChoice = str | ToolChoice | AllowedToolsChoice
 
 
 class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,25 +126,46 @@ def tool_definitions(tools: Sequence[Tool], max_tools: int, bounds: JsonBounds) 
         definition: dict[str, Any] = {"name": function.name, "description": function.description or ""}
         if not is_absent(function.parameters):
             place = f"tools[{index}].function.parameters"
-            definition["parameters"] = bounded_object(function.parameters, place, bounds)
-        if function.strict:
-            definition["strict"] = True
+            definition["parameters"] = _parameters(function.parameters, place, bounds)
         if function.strict:
             definition["strict"] = True
         found[function.name] = {"type": "function", "function": definition}
     return list(found.values())
 
 
-def chosen_tool(choice: str | ToolChoice | None, tools: Sequence[Tool]) -> str:
+def _parameters(given: msgspec.Raw, place: str, bounds: JsonBounds) -> dict[str, Any]:
+    """Return the schema of a function's arguments, which are an object. Raises `InvalidRequest`."""
+    schema = bounded_object(given, place, bounds)
+    kind = schema.get("type", "object")
+    if kind != "object" and kind != ["object"]:
+        text = f"Invalid value for '{place}.type': {clip(msgspec.json.encode(kind).decode(), 80)}. Must be \"object\"."
+        raise InvalidRequest(text, param=f"{place}.type")
+    return schema
+
+
+def offered_tools(choice: AnyToolChoice | None, definitions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the definitions that the model may choose from. Raises `InvalidRequest` for the name of no tool."""
+    if not isinstance(choice, AllowedToolsChoice):
+        return definitions
+    by_name = {each["function"]["name"]: each for each in definitions}
+    names = dict.fromkeys(each.function.name for each in choice.allowed_tools.tools)
+    for name in names:
+        if name not in by_name:
+            raise _unknown_function(name)
+    return [by_name[name] for name in names]
+
+
+def chosen_tool(choice: AnyToolChoice | None, tools: Sequence[Tool]) -> str:
     """Return `auto`, `none`, `required` or the name of a tool. Raises `InvalidRequest`."""
     if choice is None:
         return "auto" if tools else "none"
     if isinstance(choice, ToolChoice):
         name = choice.function.name
         if all(tool.function.name != name for tool in tools):
-            text = f"Invalid value for 'tool_choice': 'tools' has no function named '{name}'."
-            raise InvalidRequest(text, param="tool_choice")
+            raise _unknown_function(name)
         return name
+    if isinstance(choice, AllowedToolsChoice):
+        return choice.allowed_tools.mode
     if choice not in _CHOICES:
         text = "Invalid value for 'tool_choice': Supported: 'auto', 'none', 'required', or a function."
         raise InvalidRequest(text, param="tool_choice")
@@ -129,3 +175,9 @@ def chosen_tool(choice: str | ToolChoice | None, tools: Sequence[Tool]) -> str:
             raise InvalidRequest(text, param="tool_choice")
         return "none"
     return choice
+
+
+def _unknown_function(name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid value for 'tool_choice': 'tools' has no function named '{name}'.", param="tool_choice"
+    )

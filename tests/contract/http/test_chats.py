@@ -202,8 +202,9 @@ def test_deep_schema_is_refused(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_too_long_prompt_has_a_status(api: openai.OpenAI, stream: bool) -> None:
-    with pytest.raises(openai.BadRequestError, match="context"):
+    with pytest.raises(openai.BadRequestError, match="maximum context length is") as caught:
         ask(api, text="x" * 200_000, stream=stream)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
 
 
 def test_too_large_body_is_refused(http: httpx.Client) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from wire.inputs import TextInputs
 from wire.text import FinishReason, TextPrompt, TokenLogprob, TokenOutput
-from worker.engine import TaskError
+from worker.engine import TaskError, context_exceeded
 from worker.engines.text.grammar import Grammar
 from worker.engines.text.stop_texts import StopTexts
 from worker.engines.text.tokenization import Tokenization
@@ -36,8 +36,7 @@ class Generation:
         self.prompt = list(encoded.tokens)
         room = context_length - len(self.prompt)
         if room < 1:
-            size = f"the prompt has {len(self.prompt)} tokens"
-            raise TaskError("invalid", f"{size}; with the result, the model's context is {context_length} tokens", 400)
+            raise context_exceeded(context_length, str(len(self.prompt)))
         #: Maximum number of generated tokens.
         self.limit = min(inputs.max_tokens, room)
         self.tokens: list[int] = []

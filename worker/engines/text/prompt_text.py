@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.engine import TaskError
+from worker.engine import context_exceeded
 
 #: A text has fewer characters than this for each of its tokens, but for long runs of space.
 _CHARS_PER_TOKEN = 8
@@ -22,8 +22,4 @@ def check_text(tokenizer: Any, text: str, max_tokens: int | None, **options: Any
         return
     count = len(tokenizer.encode(text[: _CHARS_PER_TOKEN * max_tokens], **options))
     if count > max_tokens + 1:  # the last token may be another one in the whole text
-        raise _invalid(f"the prompt has more than {count} tokens, and the model's context {max_tokens}")
-
-
-def _invalid(message: str) -> TaskError:
-    return TaskError("invalid", message, 400)
+        raise context_exceeded(max_tokens, f"more than {count}")

@@ -11,8 +11,8 @@ from worker.engine import TaskError
 
 #: Compilation takes quadratic time in the properties of one object: about 0.1 s for so many.
 _MAX_PROPERTIES = 512
-#: Between two parts of a JSON text. Without a bound, some models never end it.
-_WHITE_SPACE = r"[ \n\t]{0,64}"
+#: Between two parts of a JSON text: as usual writers indent it. With more freedom, small models fill it with space.
+_WHITE_SPACE = r"( |\n[ \t]{0,64})?"
 _KNOWN_DRAFT = "json-schema.org/draft"
 
 

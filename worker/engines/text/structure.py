@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from wire.inputs import TextInputs
-from wire.text import ChatPrompt, Markers, TextPrompt
+from wire.text import ChatPrompt, Markers, TextPrompt, ToolCallFormat
 from worker.engine import TaskError
 from worker.engines.text.schemas import schema_rule
 from worker.engines.text.tools import tool_rules
@@ -24,7 +24,7 @@ class TextFormat(NamedTuple):
     """How a model marks the parts of its texts."""
 
     reasoning: Markers | None
-    tool_calls: Markers | None
+    tool_calls: ToolCallFormat | None
     #: Returns the id of a token that only its id matches, no text; None for any other text.
     special_id: Callable[[str], int | None]
 
@@ -58,8 +58,9 @@ def text_grammar(inputs: TextInputs, prompt: TextPrompt, form: TextFormat, *, op
         answers.append("json")
     if tools:
         assert form.tool_calls is not None
-        rules += [*tool_rules(tools, choice), *_call_rules(form, form.tool_calls)]
-        answers = _tool_answers(choice, answers)
+        if form.tool_calls.style != "bare" or choice != "auto" or answers:  # nothing marks where a free text has calls
+            rules += [*tool_rules(tools, choice, form.tool_calls, form.marker), *_call_rules(form, form.tool_calls)]
+            answers = _tool_answers(choice, answers)
     if not answers:
         return None
     start = ["start: answer"]
@@ -85,24 +86,27 @@ def _tools(prompt: TextPrompt, form: TextFormat) -> tuple[list[dict[str, Any]], 
     return (prompt.tools if form.tool_calls is not None else []), prompt.tool_choice
 
 
-def _call_rules(form: TextFormat, markers: Markers) -> list[str]:
-    """Return the rules `call`, `calls` and `free_calls`: each call between markers, or a list after the only one."""
-    begin, more = form.marker(markers.begin), _MAX_CALLS - 1
-    if not markers.end:
+def _call_rules(form: TextFormat, calls: ToolCallFormat) -> list[str]:
+    """Return the rules `call`, `calls` and, where marks begin them, `free_calls`."""
+    more = _MAX_CALLS - 1
+    if calls.style == "bare":
+        return ["call: function", f'calls: function ("; " function){{0,{more}}}']
+    begin, end = form.marker(calls.begin), f" SPACE? {form.marker(calls.end)}" if calls.end else ""
+    head = form.text_until("call_head", calls.begin)
+    if calls.style == "list":
         return [
-            f'call: {begin} SPACE? "[" function "]"',
+            f'call: {begin} SPACE? "[" function "]"{end}',
             f"calls: {begin} call_list",
-            f'call_list: SPACE? "[" function (", " function){{0,{more}}} "]"',
+            f'call_list: SPACE? "[" function (", " function){{0,{more}}} "]"{end}',
             "free_calls: (call_head call_list)?",
-            *form.text_until("call_head", markers.begin),
+            *head,
         ]
-    end = form.marker(markers.end)
     return [
         f"call: {begin} call_body",
-        f"call_body: SPACE? function SPACE? {end}",
+        f"call_body: {'SPACE? ' if calls.style == 'object' else ''}function{end}",
         f"calls: call (SPACE? call){{0,{more}}}",
         "free_calls: (call_head call_body)*",
-        *form.text_until("call_head", markers.begin),
+        *head,
     ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from tokenizers import Tokenizer
 
 from wire.inputs import TextInputs
-from wire.text import ChatPrompt, Markers, TextPrompt
+from wire.text import ChatPrompt, Markers, TextPrompt, ToolCallFormat
 from worker.engine import TaskError
 from worker.engines.text.grammar import Grammar, Grammars
 from worker.engines.text.structure import TextFormat, is_free, text_grammar
@@ -27,7 +27,7 @@ class StructuredOutput:
         eos_ids: Collection[int],
         added: Mapping[int, str],
         reasoning: Markers | None,
-        tool_calls: Markers | None,
+        tool_calls: ToolCallFormat | None,
     ) -> None:
         """`added`: texts of the tokens that are not the model's own."""
         self._tokenizer, self._vocabulary, self._eos_ids, self._added = tokenizer, vocabulary, eos_ids, added

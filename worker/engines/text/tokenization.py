@@ -16,12 +16,13 @@ from worker.engine import TaskError, UnsupportedModel
 from worker.engines.text.chat_template import ChatTemplate
 from worker.engines.text.detokenizer import Detokenizer
 from worker.engines.text.generation_config import read_generation_config, sampling_defaults, token_ids
-from worker.engines.text.markers import find_reasoning, find_tool_calls
+from worker.engines.text.markers import find_reasoning
 from worker.engines.text.model_files import locate_files
 from worker.engines.text.prompt_text import encode_text
 from worker.engines.text.recent_results import RecentResults
 from worker.engines.text.structured_output import StructuredOutput
 from worker.engines.text.token_bytes import TokenBytes
+from worker.engines.text.tool_formats import configured_tool_calls, find_tool_calls
 
 _RECENT_PROMPTS = 16
 #: Of a chat template, for one chat.
@@ -79,8 +80,9 @@ class Tokenization:
         self.token_bytes = TokenBytes(tokenizer.backend_tokenizer, added)
         template = self._template.text or ""
         self._reasoning = _markers(self._settings.reasoning) or find_reasoning(template, added.values())
-        self._tool_calls = _markers(self._settings.tool_calls) or find_tool_calls(self._template.tools_text)
-        visible = {text for pair in (self._reasoning, self._tool_calls) if pair for text in (pair.begin, pair.end)}
+        configured = configured_tool_calls(self._settings.tool_calls)
+        self._tool_calls = configured or find_tool_calls(self._template.tools_text)
+        visible = {text for form in (self._reasoning, self._tool_calls) if form is not None for text in form.marks}
         self._recent = RecentResults[EncodedPrompt](_RECENT_PROMPTS)
         #: Special tokens without those of reasoning and tool calls: they have no text.
         self.hidden_ids = frozenset(token for text, token in self._special.items() if text not in visible)

@@ -1,12 +1,13 @@
-"""The grammar of tool calls: each is a JSON object with `name` and `arguments` between the model's markers."""
+"""The grammar of tool calls: their names and arguments, without what stands around them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from wire.text import ToolCallFormat
 from worker.engine import TaskError
 from worker.engines.text.schemas import schema_rule
 
@@ -15,12 +16,17 @@ _MAX_CHARS = 262_144
 #: Keywords that name arguments in other ways than `properties`.
 _OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "anyOf", "oneOf", "allOf", "$ref"}
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+#: The id of a call, as Mistral's models write it.
+_CALL_ID = "/[a-zA-Z0-9]{9}/"
 
 
-def tool_rules(tools: Sequence[dict[str, Any]], choice: str) -> list[str]:
-    """Return the rules `function` and `arguments_N` for the objects of calls that `choice` allows.
+def tool_rules(
+    tools: Sequence[dict[str, Any]], choice: str, form: ToolCallFormat, symbol: Callable[[str], str]
+) -> list[str]:
+    """Return the rules `function` and `arguments_N` for the calls that `choice` allows.
 
-    `choice`: `auto`, `required` or the name of a function. Raises `TaskError` for tools with an error.
+    `choice`: `auto`, `required` or the name of a function. `symbol` returns the grammar's symbol of a mark. Raises
+    `TaskError` for tools with an error.
     """
     functions = [_function(f"tools.{i}", tool) for i, tool in enumerate(tools)]
     allowed = [i for i, (name, _) in enumerate(functions) if choice in ("auto", "required", name)]
@@ -29,8 +35,14 @@ def tool_rules(tools: Sequence[dict[str, Any]], choice: str) -> list[str]:
     rules = [f"function: {' | '.join(f'function_{i}' for i in allowed)}"]
     for i in allowed:
         name, arguments = functions[i]
-        head = json.dumps(f'{{"name": "{name}", "arguments": ')
-        rules += [f'function_{i}: {head} arguments_{i} "}}"', f"arguments_{i}: {arguments}"]
+        if form.style == "named":
+            call_id = f"{symbol(form.before_id)} {_CALL_ID} " if form.before_id else ""
+            middle = f"{symbol(form.before_arguments)} " if form.before_arguments else ""
+            rules.append(f"function_{i}: {json.dumps(name)} {call_id}{middle}arguments_{i}")
+        else:
+            head = json.dumps(f'{{"name": "{name}", "{form.key}": ')
+            rules.append(f'function_{i}: {head} arguments_{i} "}}"')
+        rules.append(f"arguments_{i}: {arguments}")
     if sum(map(len, rules)) > _MAX_CHARS:
         raise _invalid(f"tools: their JSON schemas have more than {_MAX_CHARS} characters")
     return rules

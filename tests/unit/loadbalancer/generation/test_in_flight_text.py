@@ -27,9 +27,9 @@ from loadbalancer.schema.text.chat_stream import ChatEvents
 from loadbalancer.schema.text.response_answer import ResponseEcho
 from wire.inputs import Sampling, TextInputs
 from wire.messages import PROTOCOL, EngineInfo, Hello
-from wire.text import FinishReason, Markers, TextInfo, TokenLogprob, TokenOutput
+from wire.text import FinishReason, Markers, TextInfo, TokenLogprob, TokenOutput, ToolCallFormat
 
-INFO = TextInfo(chat=True, tool_calls=Markers("<call>", "</call>"), reasoning=Markers("<think>", "</think>"))
+INFO = TextInfo(chat=True, tool_calls=ToolCallFormat("<call>", "</call>"), reasoning=Markers("<think>", "</think>"))
 TEXT = ["<think>", "why", "</think>", "so ", '<call>{"name": "f", ', '"arguments": {"a"', ": 1}}</call>"]
 ECHO = ResponseEcho(None, None, 1.0, 1.0, [], "auto", {}, {}, {})
 
@@ -203,6 +203,14 @@ async def test_failure_before_the_first_text_has_a_status(harness: Harness) -> N
         await texts.response
     await turn()
     assert harness.is_idle
+
+
+async def test_too_long_prompt_is_named(harness: Harness) -> None:
+    texts = harness.stream()
+    harness.scheduler._notify(TaskEnded(texts.tasks[0], TaskState.FAILED, "context_length", "too long"))
+    with pytest.raises(InvalidRequest, match="too long") as caught:
+        await texts.response
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
 
 
 async def test_failure_in_a_stream_is_its_last_event(harness: Harness) -> None:

@@ -11,16 +11,24 @@ from hypothesis import strategies as st
 
 from loadbalancer.generation.text.output_parser import OutputParser
 from loadbalancer.schema.text.pieces import ParsedCall, ParsedText, TextPiece, merged, parsed_text
-from wire.text import Markers
+from wire.text import Markers, ToolCallFormat
 
-THINK, CALL = Markers("<think>", "</think>"), Markers("<call>", "</call>")
+THINK, CALL = Markers("<think>", "</think>"), ToolCallFormat("<call>", "</call>")
 THINK_AND_CALL = (THINK.begin, THINK.end, CALL.begin, CALL.end)
 ARGUMENTS = '{"a": "}<\\"/call>", "b": [1, {"c": null}]}'
 GOOD = f'{{"name": "f", "arguments": {ARGUMENTS}}}'
 
 
-def parse(parts: list[str], *, parallel_calls: bool = True) -> ParsedText:
-    parser = OutputParser(THINK, CALL, parallel_calls=parallel_calls)
+BARE = ToolCallFormat("", "", "bare", "parameters")
+LIST = ToolCallFormat("[CALLS]", "", "list")
+NAMED = ToolCallFormat("[CALLS]", "", "named", before_arguments="[ARGS]")
+WITH_ID = ToolCallFormat("[CALLS]", "", "named", before_id="[ID]", before_arguments="[ARGS]")
+ENCLOSED = ToolCallFormat("<f>", "</f>", "named")
+BARE_CALL = f'{{"name": "f", "parameters": {ARGUMENTS}}}'
+
+
+def parse(parts: list[str], *, parallel_calls: bool = True, form: ToolCallFormat = CALL) -> ParsedText:
+    parser = OutputParser(THINK, form, parallel_calls=parallel_calls)
     pieces: list[TextPiece] = []
     for part in parts:
         pieces += parser.feed(part)
@@ -60,6 +68,53 @@ def test_text_is_divided(text: str, content: str, reasoning: str, calls: list[An
     expected = ParsedText(content, reasoning, [ParsedCall(*call) for call in calls])
     assert parse([text]) == expected
     assert parse(list(text)) == expected, "character by character"
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "content", "calls"),
+    [
+        (BARE, BARE_CALL, "", [("f", ARGUMENTS)]),
+        (BARE, f"\n{BARE_CALL}; {BARE_CALL}", "", [("f", ARGUMENTS)] * 2),
+        (BARE, f'{{"type": "function", "name": "f", "parameters": {ARGUMENTS}}}', "", [("f", ARGUMENTS)]),
+        (BARE, GOOD, "", [("f", ARGUMENTS)]),
+        (BARE, f'{{"parameters": {ARGUMENTS}, "name": "f"}}', "", [("f", ARGUMENTS)]),
+        (BARE, f"<think>x</think>{BARE_CALL}", "", [("f", ARGUMENTS)]),
+        (BARE, f"{BARE_CALL} and more", "and more", [("f", ARGUMENTS)]),
+        (BARE, BARE_CALL[:-9], "", [("f", ARGUMENTS[:-8])]),
+        (BARE, '{"sum": 7}', '{"sum": 7}', []),
+        (BARE, ' \n{"sum": 7}', ' \n{"sum": 7}', []),
+        (BARE, '{"name": "Ada", "age": 36}', '{"name": "Ada", "age": 36}', []),
+        (BARE, '{"name": "Ada"}', '{"name": "Ada"}', []),
+        (BARE, '{"name": "Ada"', '{"name": "Ada"', []),
+        (BARE, f"Call {BARE_CALL}", f"Call {BARE_CALL}", []),
+        (BARE, '<think>x</think>\n{"sum": 7}', '{"sum": 7}', []),
+        (BARE, "{}", "{}", []),
+        (BARE, "", "", []),
+        (LIST, f"[CALLS][{GOOD}, {GOOD}]", "", [("f", ARGUMENTS)] * 2),
+        (NAMED, f"[CALLS]f[ARGS]{ARGUMENTS}", "", [("f", ARGUMENTS)]),
+        (NAMED, f"Well. [CALLS]f[ARGS]{ARGUMENTS}[CALLS]g{{}}", "Well. ", [("f", ARGUMENTS), ("g", "{}")]),
+        (NAMED, f"[CALLS] f [ARGS] {ARGUMENTS} so", "so", [("f", ARGUMENTS)]),
+        (NAMED, '[CALLS]f[ARGS]{"a": 1', "", [("f", '{"a": 1')]),
+        (NAMED, "[CALLS]f[AR", "[CALLS]f[AR", []),
+        (NAMED, "[CALLS]no name[ARGS]{}", "[CALLS]no name[ARGS]{}", []),
+        (NAMED, "[CALLS]" + "x" * 600, "[CALLS]" + "x" * 600, []),
+        (WITH_ID, f"[CALLS]f[ID]abcdefghi[ARGS]{ARGUMENTS}", "", [("f", ARGUMENTS)]),
+        (ENCLOSED, f"<f>f{ARGUMENTS}</f>\n<f>g{{}}</f>", "", [("f", ARGUMENTS), ("g", "{}")]),
+    ],
+)
+def test_formats_of_other_models(form: ToolCallFormat, text: str, content: str, calls: list[Any]) -> None:
+    result = parse([text], form=form)
+    assert (result.content, result.calls) == (content, [ParsedCall(*call) for call in calls])
+    assert parse(list(text), form=form) == result, "character by character"
+
+
+@given(data=st.data(), form=st.sampled_from([BARE, LIST, NAMED, WITH_ID, ENCLOSED]))
+def test_any_division_of_any_format(data: st.DataObject, form: ToolCallFormat) -> None:
+    fragments = [*form.marks, BARE_CALL, GOOD, "f", ARGUMENTS, ";", "{", "}", '"name"', "[", " ", "x"]
+    text = data.draw(st.lists(st.sampled_from(fragments), max_size=10).map("".join))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert parse(parts, form=form) == parse([text], form=form)
 
 
 #: Parts of texts that are nearly calls.

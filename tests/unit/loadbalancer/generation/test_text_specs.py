@@ -16,18 +16,18 @@ from loadbalancer.schema.text.text_requests import CHAT_PATH, COMPLETION_PATH, R
 from wire.messages import EngineInfo
 from wire.text import (
     ChatPrompt,
-    Markers,
     PlainPrompt,
     SamplingDefaults,
     TextInfo,
     TokenPrompt,
+    ToolCallFormat,
     decode_prompt,
 )
 
 INFO = TextInfo(
     4096,
     chat=True,
-    tool_calls=Markers("<t>", "</t>"),
+    tool_calls=ToolCallFormat("<t>", "</t>"),
     vocabulary=100,
     defaults=SamplingDefaults(temperature=0.6, top_k=20, top_p=0.9),
 )
@@ -186,6 +186,25 @@ def test_choice_of_a_tool(path: str, tools: Any, choice: Any, given: str | None)
     assert made.tool_choice == {"named": "f", None: "auto"}.get(given, given)
     assert made.tools[0]["function"] == {"description": ""} | TOOL["function"]  # type: ignore[operator]
     assert spec.output.tools == (given != "none")
+
+
+OTHER = {"type": "function", "function": {"name": "g"}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+@pytest.mark.parametrize("path", [CHAT_PATH, RESPONSE_PATH])
+def test_some_tools_are_allowed(path: str, mode: str) -> None:
+    tools: list[Any] = [TOOL, OTHER]
+    allowed: Any = {"mode": mode, "tools": [{"type": "function", "function": {"name": "g"}}]}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
+    if path == RESPONSE_PATH:
+        tools = [{"type": "function"} | tool["function"] for tool in tools]
+        choice = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "g"}]}
+    made = prompt(resolve(path, tools=tools, tool_choice=choice))
+    assert [tool["function"]["name"] for tool in made.tools] == ["g"]
+    assert made.tool_choice == mode
+    with pytest.raises(ApiError, match="no function named 'g'"):
+        resolve(path, tools=tools[:1], tool_choice=choice)
 
 
 @pytest.mark.parametrize(

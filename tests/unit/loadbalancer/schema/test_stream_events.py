@@ -113,6 +113,7 @@ def test_edit_events_have_their_own_names() -> None:
         (TaskState.EXPIRED, None, 504, "timeout", True),
         (TaskState.CANCELLED, None, 503, "shutting_down", True),
         (TaskState.FAILED, "invalid", 400, "invalid_value", False),
+        (TaskState.FAILED, "context_length", 400, "invalid_value", False),
         (TaskState.FAILED, "unsafe", 400, "content_policy_violation", False),
         (TaskState.FAILED, "out_of_memory", 500, "out_of_memory", False),
         (TaskState.FAILED, "error", 500, "generation_failed", False),

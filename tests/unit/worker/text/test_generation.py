@@ -116,8 +116,9 @@ def test_a_full_context_ends_the_text() -> None:
     prompt = len(tokenization().encode(PlainPrompt("Once")))
     text = generation(context=prompt + 2)
     assert (text.limit, outputs(text, ids("abc"))[-1].finish) == (2, "length")
-    with pytest.raises(TaskError, match=f"the prompt has {prompt} tokens; .* context is {prompt} tokens"):
+    with pytest.raises(TaskError, match=f"context length is {prompt} tokens.* has {prompt} tokens") as caught:
         generation(context=prompt)
+    assert caught.value.kind == "context_length"
 
 
 def test_nothing_that_ends_a_text_comes_before_the_minimum() -> None:

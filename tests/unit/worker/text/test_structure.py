@@ -10,7 +10,7 @@ import torch
 
 from tests.support import text_models
 from wire.inputs import Sampling, TextInputs
-from wire.text import ChatPrompt, Markers, PlainPrompt, TextPrompt
+from wire.text import ChatPrompt, PlainPrompt, TextPrompt, ToolCallFormat
 from worker.engine import TaskError
 from worker.engines.text.generation import Generation
 from worker.engines.text.grammar import Grammar, Grammars
@@ -257,26 +257,57 @@ def test_only_named_arguments_are_generated(
     assert (follow(generation(chat("f", tools)), ids(call)) == f"{call}|") is is_call
 
 
-def test_white_space_in_json_is_bounded() -> None:
+@pytest.mark.parametrize(
+    ("space", "is_kept"), [("", True), (" ", True), ("\n    ", True), ("\n\t", True), ("  ", False), ("\n\n", False)]
+)
+def test_white_space_in_json_is_that_of_writers(space: str, is_kept: bool) -> None:
+    written = f'{{{space}"a":{space}1}}'
+    assert (follow(generation(chat(tools=[]), "{}"), ids(written)) == f"{written}|") is is_kept
+
+
+def test_indentation_in_json_is_bounded() -> None:
     text = generation(chat(tools=[]), "{}")
-    assert len(follow(text, [*ids("{"), *ids("\n") * 100])) <= 65
+    assert len(follow(text, [*ids("{\n"), *ids(" ") * 100])) <= 66
 
 
-def test_special_markers_and_lists_of_calls() -> None:
-    """As Mistral's models write them: one special token, then a list."""
+ARGUMENTS = '{"city": "X"}'
+MARK = "<|im_start|>"
+
+
+@pytest.mark.parametrize(
+    ("form", "call"),
+    [
+        (ToolCallFormat(MARK, "", "list"), f'{MARK}[{{"name": "get", "arguments": {ARGUMENTS}}}]'),
+        (ToolCallFormat("<c>", "</c>", "list"), f'<c>[{{"name": "get", "arguments": {ARGUMENTS}}}]</c>'),
+        (ToolCallFormat(MARK, "", "named", before_arguments="[ARGS]"), f"{MARK}get[ARGS]{ARGUMENTS}"),
+        (ToolCallFormat("[C]", "", "named", "arguments", "[ID]", MARK), f"[C]get[ID]abcdefghi{MARK}{ARGUMENTS}"),
+        (ToolCallFormat("<c>", "</c>", "named"), f"<c>get{ARGUMENTS}</c>"),
+        (ToolCallFormat("", "", "bare", "parameters"), f'{{"name": "get", "parameters": {ARGUMENTS}}}'),
+    ],
+)
+def test_formats_of_calls(form: ToolCallFormat, call: str) -> None:
+    """As models of different families write them; a mark may be a special token."""
     own = tokenization()
     added = {token: each.content for token, each in own.tokenizer.added_tokens_decoder.items()}
     grammars = Grammars(own.tokenizer.backend_tokenizer, own.vocabulary, own.eos_ids, added)
-    form = TextFormat(None, Markers("<|im_start|>", ""), grammars.special_id)
-    text = 'Hi <|im_start|>[{"name": "get", "arguments": {"city": "X"}}]'
     for choice, start in (("auto", "Hi "), ("required", ""), ("get", "")):
-        lark = text_grammar(inputs(), chat(choice), form, opens_reasoning=False)
+        lark = text_grammar(inputs(), chat(choice), TextFormat(None, form, grammars.special_id), opens_reasoning=False)
+        if form.style == "bare" and choice == "auto":
+            assert lark is None, "nothing marks where a call begins"
+            continue
         assert lark is not None
         grammar = grammars.compile(lark, is_free=choice == "auto")
-        for token in ids(text.removeprefix("Hi ") if not start else text):
+        for token in ids(start + call):
             assert token in allowed(grammar)
             grammar.accept(token)
         assert EOS in allowed(grammar)
+
+
+def test_bare_calls_beside_a_schema() -> None:
+    form = TextFormat(None, ToolCallFormat("", "", "bare", "parameters"), lambda text: None)
+    lark = text_grammar(inputs('{"type": "integer"}'), chat(), form, opens_reasoning=False)
+    assert lark is not None
+    assert "answer: json | calls" in lark
 
 
 def test_a_prompt_within_the_reasoning() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support import text_models
-from wire.text import ChatPrompt, Markers
+from wire.text import ChatPrompt, Markers, ToolCallFormat
 from worker.engine import TaskError
 from worker.engines.text.tokenization import Tokenization
 
@@ -27,7 +27,7 @@ class Family(NamedTuple):
     #: A first message of the user, with the generation prompt.
     first: str
     reasoning: Markers | None = None
-    tool_calls: Markers | None = None
+    tool_calls: ToolCallFormat | None = None
     opens_reasoning: bool = False
 
 
@@ -68,7 +68,7 @@ INSTRUCTIONS = Family(
     ("<s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
     "<s>[INST]Be short.\n\nHi[/INST]<think>\nHm.\n</think>\n\nHello<|im_end|>[INST]Hi[/INST]",
     "<s>[INST]Hi[/INST]",
-    tool_calls=Markers("[TOOL_CALLS]", ""),
+    tool_calls=ToolCallFormat("[TOOL_CALLS]", "", "list"),
 )
 TURNS = Family(
     """\
@@ -112,7 +112,7 @@ CHATML = Family(
     "<|im_start|>assistant\n",
     "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
     reasoning=Markers("<think>", "</think>"),
-    tool_calls=Markers("<tool_call>", "</tool_call>"),
+    tool_calls=ToolCallFormat("<tool_call>", "</tool_call>"),
 )
 FAMILIES = {
     "chatml": CHATML,

@@ -5,22 +5,23 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.model_settings import Model
-from configs.text_settings import TextGeneration, TextLimits
+from configs.text_settings import TextGeneration, TextLimits, ToolFormatName
 from tests.support import text_models
 from wire.inputs import Sampling, TextInputs
-from wire.text import ChatPrompt, Markers, PlainPrompt, SamplingDefaults
+from wire.text import ChatPrompt, Markers, PlainPrompt, SamplingDefaults, ToolCallFormat
 from worker.engine import TaskError, UnsupportedModel
 from worker.engines.text.generation import Generation
-from worker.engines.text.markers import find_reasoning, find_tool_calls
+from worker.engines.text.markers import find_reasoning
 from worker.engines.text.time_limit import TimeLimitExceeded, call_within
 from worker.engines.text.tokenization import Tokenization, load_tokenization
+from worker.engines.text.tool_formats import TOOL_FORMATS, find_tool_calls
 
 
 @functools.cache
@@ -43,8 +44,13 @@ def test_bytes_of_special_and_unknown_tokens() -> None:
     assert tokenization().token_bytes[999_999] == b""
 
 
-THINK, CALL = Markers("<think>", "</think>"), Markers("<tool_call>", "</tool_call>")
+THINK, CALL = Markers("<think>", "</think>"), ToolCallFormat("<tool_call>", "</tool_call>")
 HERMES = '{% if tools %}<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call>{% endif %}'
+#: As Llama 3.1 writes a call.
+LLAMA = (
+    """{% if tools %}{{ '{"name": "' + tool_call.name + '", ' }}"""
+    """{{ '"parameters": '}}{{ tool_call.arguments | tojson }}{{ "}" }}{% endif %}"""
+)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +66,22 @@ HERMES = '{% if tools %}<tool_call>\n{"name": <name>, "arguments": <object>}\n</
         (
             '{% if tools %}[TOOL_CALLS][{\'{"name": "\' + name + \'", "arguments": \'}]{% endif %}',
             None,
-            Markers("[TOOL_CALLS]", ""),
+            TOOL_FORMATS["mistral"],
         ),
-        ('{% if tools %}[TOOL_CALLS]name[ARGS]{"arguments": 1}{% endif %}', None, None),
+        ("{% if tools %}[TOOL_CALLS]{{ name + '[ARGS]' + arguments }}{% endif %}", None, TOOL_FORMATS["mistral_args"]),
+        (
+            "{% if tools %}[TOOL_CALLS]{{ name + '[CALL_ID]' + id + '[ARGS]' + arguments }}{% endif %}",
+            None,
+            ToolCallFormat("[TOOL_CALLS]", "", "named", before_id="[CALL_ID]", before_arguments="[ARGS]"),
+        ),
+        (LLAMA, None, TOOL_FORMATS["llama3_json"]),
+        (LLAMA.replace("tool_call.arguments", "tool.parameters"), None, None),
+        (LLAMA.replace("'}}{{ tool_call.arguments", "' + call.function.arguments"), None, TOOL_FORMATS["llama3_json"]),
+        ("{% if tools %}respond with <|tool_call|> followed by a JSON list{% endif %}", None, TOOL_FORMATS["granite"]),
+        (HERMES.replace("tool_call>", "tool_calls>"), None, TOOL_FORMATS["jamba"]),
     ],
 )
-def test_templates_show_the_markers(template: str, reasoning: Markers | None, calls: Markers | None) -> None:
+def test_templates_show_the_markers(template: str, reasoning: Markers | None, calls: ToolCallFormat | None) -> None:
     assert (find_reasoning(template, ()), find_tool_calls(template)) == (reasoning, calls)
 
 
@@ -73,10 +89,22 @@ def test_tokens_show_the_markers_of_reasoning() -> None:
     assert find_reasoning("", ["<think>", "</think>"]) == THINK
 
 
-def test_settings_name_the_markers() -> None:
-    settings = TextGeneration(reasoning=("<r>", "</r>"), tool_calls=("<c>", "</c>"))
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (("<c>", "</c>"), ToolCallFormat("<c>", "</c>")),
+        (("<c>", ""), ToolCallFormat("<c>", "", "list")),
+        *TOOL_FORMATS.items(),
+    ],
+)
+def test_settings_name_the_markers(setting: Any, expected: ToolCallFormat) -> None:
+    settings = TextGeneration(reasoning=("<r>", "</r>"), tool_calls=setting)
     info = text_models.tokenization(settings=settings).info(100)
-    assert (info.reasoning, info.tool_calls) == (Markers("<r>", "</r>"), Markers("<c>", "</c>"))
+    assert (info.reasoning, info.tool_calls) == (Markers("<r>", "</r>"), expected)
+
+
+def test_every_configured_format_is_known() -> None:
+    assert set(get_args(ToolFormatName)) == set(TOOL_FORMATS)
 
 
 def test_markers_have_a_text_even_if_they_are_special_tokens() -> None:
@@ -134,7 +162,7 @@ def test_prompts_far_beyond_the_context_are_not_tokenized() -> None:
     settings = TextGeneration(limits=TextLimits(max_prompt_chars=100_000_000))
     own = text_models.tokenization(settings=settings)
     for prompt in (PlainPrompt("ab " * 1_000_000), ChatPrompt([{"role": "user", "content": "ab " * 1_000_000}])):
-        with pytest.raises(TaskError, match=r"more than .* tokens, and the model's context 100"):
+        with pytest.raises(TaskError, match=r"context length is 100 tokens.* has more than .* tokens"):
             own.encode_prompt(prompt, 100)
 
 
