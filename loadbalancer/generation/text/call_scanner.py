@@ -24,7 +24,7 @@ class ToolCallScanner(Protocol):
     """Scans one call. Its arguments are returned as they come, once its name is known."""
 
     @property
-    def is_begun(self) -> bool:
+    def is_started(self) -> bool:
         """The name was returned, so that this is a call whatever follows."""
 
     @property
@@ -32,7 +32,7 @@ class ToolCallScanner(Protocol):
         """The call is complete."""
 
     def feed(self, char: str) -> list[TextPiece]:
-        """Take in the next character. Raises `MalformedCall`, once `is_begun` never."""
+        """Take in the next character. Raises `MalformedCall`, once `is_started` never."""
 
 
 class _State(enum.Enum):
@@ -74,7 +74,7 @@ class CallScanner:
         #: The value is an object of arguments, whose characters are passed on.
         self._passes = False
         self._has_arguments = False
-        self.is_begun = False
+        self.is_started = False
 
     @property
     def is_done(self) -> bool:
@@ -98,7 +98,7 @@ class CallScanner:
         following = _FOLLOWING.get((self._state, char))
         if following is not None:
             self._state, self._token = following, char
-        elif not self.is_begun:  # else what stands between the rest of its members does not matter
+        elif not self.is_started:  # else what stands between the rest of its members does not matter
             raise MalformedCall
         return []
 
@@ -106,7 +106,7 @@ class CallScanner:
         self._token += char
         if self._ends_string(char):
             self._key, self._state = self._decoded(), _State.COLON
-            if not self._is_marked and not self.is_begun and self._key not in _CALL_KEYS:
+            if not self._is_marked and not self.is_started and self._key not in _CALL_KEYS:
                 raise MalformedCall
 
     def _begin_value(self, char: str) -> list[TextPiece]:
@@ -143,7 +143,7 @@ class CallScanner:
         return False
 
     def _pass(self, char: str) -> list[TextPiece]:
-        if self.is_begun:
+        if self.is_started:
             return [TextPiece("arguments", char, self._index)]
         self._waiting += char
         return []
@@ -166,7 +166,7 @@ class CallScanner:
         return []
 
     def _begin(self) -> list[TextPiece]:
-        self.is_begun = True
+        self.is_started = True
         waiting, self._waiting = self._waiting, ""
         begin = TextPiece("call", self._name, self._index)
         return [begin, TextPiece("arguments", waiting, self._index)] if waiting else [begin]
@@ -175,7 +175,7 @@ class CallScanner:
         if not self._name or not (self._is_marked or self._has_arguments):
             raise MalformedCall
         self._state = _State.DONE
-        if self.is_begun:
+        if self.is_started:
             return []
         self._waiting = self._waiting or "{}"
         return self._begin()
@@ -185,6 +185,6 @@ class CallScanner:
         try:
             return msgspec.json.decode(self._token, type=str)
         except (msgspec.MsgspecError, UnicodeError):
-            if self.is_begun:
+            if self.is_started:
                 return ""
             raise MalformedCall from None

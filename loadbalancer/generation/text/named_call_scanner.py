@@ -21,16 +21,16 @@ class NamedCallScanner:
         self._head = ""
         self._depth = 0
         self._in_string = self._is_escaped = False
-        self.is_begun = self.is_done = False
+        self.is_started = self.is_done = False
 
     def feed(self, char: str) -> list[TextPiece]:
-        if not self.is_begun:
+        if not self.is_started:
             if char != "{":
                 self._head += char
                 if len(self._head) > _MAX_HEAD_CHARS:
                     raise MalformedCall
                 return []
-            self.is_begun, self._depth = True, 1
+            self.is_started, self._depth = True, 1
             return [TextPiece("call", self._name(), self._index), TextPiece("arguments", char, self._index)]
         self._follow(char)
         self.is_done = not self._depth
@@ -44,7 +44,7 @@ class NamedCallScanner:
             head = head.partition(self._before_id)[0]
         name = head.strip()
         if not _NAME.fullmatch(name):
-            self.is_begun = False
+            self.is_started = False
             raise MalformedCall
         return name
 

@@ -70,7 +70,7 @@ class OutputParser:
                 return [TextPiece("reasoning", text)] if text else []
             case _Mode.SPACE:
                 return []
-            case _Mode.CALLS if self._scanner is None or self._scanner.is_begun:
+            case _Mode.CALLS if self._scanner is None or self._scanner.is_started:
                 rest = text.strip(_LIST)
                 return [TextPiece("content", rest)] if rest and self._scanner is None else []
             case _Mode.CALLS:
