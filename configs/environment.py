@@ -5,7 +5,6 @@ A list or a section is JSON; a list of texts may also be separated by commas. An
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from configs.fields import (
     section_of,
     with_field_names,
 )
+from configs.text import closest
 
 PREFIX = "MUSTER_"
 #: Environment variable with a client's API key. It is not a setting.
@@ -103,8 +103,8 @@ def _path(settings: type[BaseModel], name: str, models: Sequence[str]) -> list[s
         path.append(_model(rest.pop(0), models))
     path = field_path(settings, path + [part.lower() for part in rest])
     if annotation_at(settings, path) is None:
-        near = difflib.get_close_matches(name.upper(), _known_names(settings, models), n=1)
-        raise _InvalidVariable(f"no such setting; {f'did you mean {near[0]}?' if near else 'see --print-config'}")
+        near = closest(name.upper(), _known_names(settings, models))
+        raise _InvalidVariable(f"no such setting; {f'did you mean {near}?' if near else 'see --print-config'}")
     return path
 
 
@@ -115,8 +115,8 @@ def _model(part: str, models: Sequence[str]) -> str:
         return meant[0]
     if meant:
         raise _InvalidVariable(f"this may mean the models {' and '.join(meant)}; set it in the file")
-    near = difflib.get_close_matches(part.lower(), [name.lower() for name in models], n=1)
-    hint = f"did you mean {PREFIX}MODELS__{_upper(near[0])}__...? " if near else ""
+    near = closest(part.lower(), [name.lower() for name in models])
+    hint = f"did you mean {PREFIX}MODELS__{_upper(near)}__...? " if near else ""
     raise _InvalidVariable(
         f"no model {part!r}; {hint}configured: {', '.join(models)}. "
         "A model is added in the file, or by MUSTER_MODELS as a JSON object"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from configs.environment import read_variables
 from configs.fields import Tree, annotation_at, field_path, section_of, with_field_names
 from configs.scaling import NAMES_ELSEWHERE
 from configs.settings import Settings
-from configs.text import clip, escaped
+from configs.text import clip, closest, escaped
 from configs.user_engine import with_absolute_paths
 from configs.yaml_file import InvalidYaml, KeyPath, read_yaml_file
 
@@ -169,8 +168,8 @@ def _allowed_keys(path: list[str]) -> list[str]:
 def _suggest(key: str, allowed: list[str]) -> str:
     name = key.split("__", maxsplit=1)[0]
     other = NAMES_ELSEWHERE.get(name, "")
-    near = [other] if other.split(".")[0] in allowed else difflib.get_close_matches(name, allowed, n=1)
-    hint = f"did you mean `{near[0]}`? " if near else ""
+    near = other if other.split(".")[0] in allowed else closest(name, allowed)
+    hint = f"did you mean `{near}`? " if near else ""
     return f"unknown key; {hint}allowed: {', '.join(allowed)}"
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +103,8 @@ def _fits_socket(path: Path) -> bool:
 
 def _short_dir() -> Path:
     """Return a private folder with a short path. Raises `OSError`."""
+    import tempfile  # with what it imports 0.4 MB, for a rare case
+
     user = os.getuid()
     for place in (Path("/run/user") / str(user), Path("/tmp"), Path("/var/tmp"), Path(tempfile.gettempdir())):  # noqa: S108 - private_dir
         folder = place / f"muster-{user}"

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def clip(text: str, limit: int) -> str:
     """Shorten the text to `limit` characters, with `...` at the end if something is missing."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def closest(word: str, known: Iterable[str], min_similarity: float = 0.6) -> str | None:
+    """Return the known word that is most similar, for the hint of an error; None if none is similar enough."""
+    import difflib  # a program that meets no mistake needs none of it
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=min_similarity)), None)
 
 
 def is_utf8(text: str) -> bool:

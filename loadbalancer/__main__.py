@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal. Returns the exit status: 0 stopped, 2 startup failed."""
     detach_standard_streams()
+    # FastAPI compares each parameter with the models of pydantic's first version, if that can be imported: 1.5 MB.
+    sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]
     settings = settings_from(_parser().parse_args(argv))
     configure_logging(
         settings.log_level, as_json=settings.logging.format == "json", program="loadbalancer", context=log_fields

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
-from configs.text import clip
+from configs.text import clip, closest
 
 #: Paths of other APIs without a counterpart.
 _REASONS = {
@@ -37,4 +36,4 @@ def _nearest(path: str, known: list[str]) -> str | None:
     for candidate in (lower, f"/v1{lower}", lower.replace("/v1/v1", "/v1", 1)):
         if candidate in known:
             return candidate
-    return next(iter(difflib.get_close_matches(lower, known, n=1, cutoff=_MIN_SIMILARITY)), None)
+    return closest(lower, known, _MIN_SIMILARITY)

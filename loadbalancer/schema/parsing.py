@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -10,7 +9,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.text import clip, printable
+from configs.text import clip, closest, printable
 from loadbalancer.schema.body_limits import MAX_ENTRIES, check_entries, check_size_without_images
 from loadbalancer.schema.errors import MAX_PARAM_CHARS, InvalidRequest
 from loadbalancer.schema.requests import LoraRequest
@@ -111,8 +110,8 @@ def _too_many_members(members: Iterable[str], request: type[BaseModel]) -> Inval
 
 
 def _unknown_parameter(path: str, name: str, known: type[BaseModel]) -> InvalidRequest:
-    near = difflib.get_close_matches(name, known.model_fields, n=1) if len(name) <= MAX_PARAM_CHARS else []
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = closest(name, known.model_fields) if len(name) <= MAX_PARAM_CHARS else None
+    hint = f" Did you mean '{near}'?" if near else ""
     return InvalidRequest(f"Unknown parameter: {shorten(path)}.{hint}", param=path, code="unknown_parameter")
 
 

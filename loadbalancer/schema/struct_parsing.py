@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TypeVar
 
 import msgspec
 
-from configs.text import clip, printable
+from configs.text import clip, closest, printable
 from loadbalancer.schema.allowed_values import allowed_values
 from loadbalancer.schema.errors import MAX_PARAM_CHARS, InvalidRequest
 
@@ -89,8 +88,8 @@ def _to_error(text: str, kind: type[msgspec.Struct], path: str) -> InvalidReques
 
 def unknown_parameter(name: str, known: list[str] | tuple[str, ...] = ()) -> InvalidRequest:
     """The error of a member that the request does not have. It names the nearest of the known ones."""
-    near = difflib.get_close_matches(name, known, n=1) if len(name) < MAX_PARAM_CHARS else []
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = closest(name, known) if len(name) < MAX_PARAM_CHARS else None
+    hint = f" Did you mean '{near}'?" if near else ""
     return InvalidRequest(f"Unknown parameter: {clip(repr(name), 80)}.{hint}", param=name, code="unknown_parameter")
 
 

@@ -15,8 +15,8 @@ MODELS = {"accelerate", "diffusers", "numpy", "peft", "scipy", "torch", "transfo
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
-        ("loadbalancer.__main__", MODELS | {"PIL", "aiohttp", "psutil", "rich"}),
-        ("controller.serve", MODELS | {"PIL", "aiohttp", "fastapi", "pynvml", "rich", "uvicorn", "zmq"}),
+        ("loadbalancer.__main__", MODELS | {"PIL", "aiohttp", "difflib", "psutil", "rich"}),
+        ("controller.serve", MODELS | {"PIL", "aiohttp", "difflib", "fastapi", "pynvml", "rich", "uvicorn", "zmq"}),
     ],
 )
 def test_idle_program_has_not_imported(program: str, absent: set[str]) -> None:
