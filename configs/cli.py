@@ -10,7 +10,7 @@ from pathlib import Path
 
 from configs.checkpoint_files import checkpoint_problems, is_hub_id
 from configs.fields import Tree
-from configs.load import DEFAULT_FILE, ConfigError, load
+from configs.load import DEFAULT_FILE, ConfigError, load, replaced_limits
 from configs.model_settings import Model
 from configs.sections import expand_home
 from configs.settings import Settings
@@ -86,6 +86,8 @@ def _check_files(file: Path, settings: Settings) -> int:
     for name, model in settings.models.items():
         if model.engine == "diffusion" and is_hub_id(model.path):
             print(f"{file}: models.{name}.path = {model.path!r}: no such folder or file here; taken for a hub id")
+    for text in replaced_limits(file):
+        print(text)
     if not any(problems.values()):
         print(f"{file}: valid; serves {', '.join(settings.models)}")
         return 0
@@ -109,6 +111,12 @@ def config_reader(args: argparse.Namespace) -> Callable[[], Settings]:
     """Return a function that reads the same configuration again. It raises `ConfigError`."""
     given = vars(args)
     return lambda: load(given.get("config"), _overrides(given))
+
+
+def limit_warnings(args: argparse.Namespace) -> list[str]:
+    """Return what `replaced_limits` finds in the same configuration. Raises `ConfigError`."""
+    given = vars(args)
+    return replaced_limits(given.get("config"), _overrides(given))
 
 
 def to_yaml(settings: Settings) -> str:

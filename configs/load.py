@@ -59,13 +59,46 @@ def load(file: Path | None = None, overrides: Tree | None = None, *, needs_model
     `overrides` are the settings of the command line. `file` replaces the default file completely. Without
     `needs_models`, a file that names no models gets those of the default file.
     """
+    return _validated(_read_sources(file, overrides, needs_models=needs_models))
+
+
+def replaced_limits(file: Path | None = None, overrides: Tree | None = None) -> list[str]:
+    """Return a sentence for each number of workers of a model that one for every model replaces. Raises `ConfigError`.
+
+    An option or variable for every model is meant to replace what the file says of one: that is not listed.
+    """
+    sources = _read_sources(file, overrides)
+    settings = _validated(sources)
+    general = {name: getattr(settings, name) for name in ("min_workers", "max_workers")}
+    found = []
+    for model, own in ((name, each.scaling) for name, each in settings.models.items()):
+        applied = settings.scaling(model)
+        for name in ("min_workers", "max_workers", "initial_workers"):
+            path, value, other = ("models", model, "scaling", name), getattr(own, name), getattr(applied, name)
+            causes = [
+                f"{key} is {given} for every model ({_origin((key,), sources)})"
+                for key, given in general.items()
+                if given is not None and _precedence((key,), sources) <= _precedence(path, sources)
+            ]
+            if value != other and causes:
+                place = f"{_origin(path, sources)}: {'.'.join(path)} = {value}"
+                found.append(f"{escaped(place)}: {other} is used, because {' and '.join(causes)}")
+    return found
+
+
+def _read_sources(file: Path | None, overrides: Tree | None, *, needs_models: bool = True) -> list[ConfigSource]:
+    """Return all origins of settings in ascending precedence. Raises `ConfigError`."""
     from_file = _with_engine_paths(read_yaml(file or DEFAULT_FILE), (file or DEFAULT_FILE).parent)
     if not needs_models and "models" not in from_file.values:
         usual = read_yaml(DEFAULT_FILE).values["models"]
         from_file = from_file._replace(values={**from_file.values, "models": usual})
     models = from_file.values.get("models")
     from_environment = read_environment(list(models) if isinstance(models, dict) else [])
-    sources = [from_file, from_environment, ConfigSource("command line", overrides or {})]
+    return [from_file, from_environment, ConfigSource("command line", overrides or {})]
+
+
+def _validated(sources: list[ConfigSource]) -> Settings:
+    """Raises `ConfigError`."""
     merged: Tree = {}
     for source in sources:
         merged = _merge(merged, source.values)
@@ -150,14 +183,20 @@ def _existing_path(tree: Any, location: tuple[int | str, ...]) -> list[str]:
 
 def _origin(path: KeyPath, sources: list[ConfigSource]) -> str:
     """Return the source of highest precedence that sets the key, with the line if it is a file."""
-    for source in reversed(sources) if path else ():
-        node: Any = source.values
+    number = _precedence(path, sources)
+    return sources[0].name if number < 0 else sources[number].places.get(path, sources[number].name)
+
+
+def _precedence(path: KeyPath, sources: list[ConfigSource]) -> int:
+    """Return the number of the last source that sets the key; -1 if none does."""
+    for number in range(len(sources) - 1, -1, -1) if path else ():
+        node: Any = sources[number].values
         parts = list(path)
         while parts and isinstance(node, dict) and parts[0] in node:
             node = node[parts.pop(0)]
         if not parts:
-            return source.places.get(path, source.name)
-    return sources[0].name
+            return number
+    return -1
 
 
 def _allowed_keys(path: list[str]) -> list[str]:

@@ -57,9 +57,9 @@ class Settings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Minimum level of log lines."""
     min_workers: MachineCount | None = Field(default=None, ge=0)
-    """Replaces `scaling.min_workers` of every model."""
+    """Replaces `scaling.min_workers` of every model, with a warning if one sets another number beside it."""
     max_workers: MachineCount | None = Field(default=None, ge=1)
-    """Replaces `scaling.max_workers` of every model."""
+    """Replaces `scaling.max_workers` of every model, with a warning if one sets another number beside it."""
     server: Server = Server.model_construct()
     logging: Logging = Logging.model_construct()
     access: Access = Access.model_construct()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -17,7 +18,15 @@ from filelock import FileLock, Timeout
 from setproctitle import setproctitle
 
 from configs.addresses import bind_all, listen_addresses
-from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, config_reader, settings_from
+from configs.cli import (
+    EXIT_USAGE,
+    HelpFormatter,
+    add_config_options,
+    add_server_options,
+    config_reader,
+    limit_warnings,
+    settings_from,
+)
 from configs.data_dir import DataDirCheck
 from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
@@ -109,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = settings.logging.format == "json"
     configure_logging(settings.log_level, multiline=True, as_json=as_json, program="controller")
     rotate_own_log(settings.data_dir, settings.logging)
+    for text in limit_warnings(args):
+        log.warning("%s", text)
     if (files := raise_open_file_limit()) < MIN_OPEN_FILES:
         print(
             f"cannot start: only {files} files may be open, and {MIN_OPEN_FILES} are needed; raise `ulimit -n`",
@@ -131,11 +142,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         with lock:
-            asyncio.run(_allocate(settings, config_reader(args), console, terminal))
+            asyncio.run(_allocate(settings, functools.partial(_read_again, args), console, terminal))
     except (SetupError, BalancerStartupError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return EXIT_USAGE
     return 0
+
+
+def _read_again(args: argparse.Namespace) -> Settings:
+    """Raises `ConfigError`."""
+    settings = config_reader(args)()
+    for text in limit_warnings(args):
+        log.warning("%s", text)
+    return settings
 
 
 def _terminal_console() -> Console | None:

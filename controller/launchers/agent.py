@@ -156,7 +156,8 @@ class AgentLauncher:
         if state.report is None:  # it has just connected
             return
         self._is_silent = False
-        self._take_in(state.hello.session, state.report, now)
+        # Ages in the report count from its arrival at the balancer.
+        self._take_in(state.hello.session, state.report, self._last_report_at)
 
     def _lose(self, now: float) -> None:
         """Count every worker as lost, once."""
@@ -167,6 +168,7 @@ class AgentLauncher:
         self._processes.clear()
 
     def _take_in(self, session: str, report: AgentReport, now: float) -> None:
+        """Take in a report that arrived at `now`."""
         if report.epoch > self._epoch:  # the clock was set back since an earlier controller
             self._epoch = report.epoch + 1
             self._pending = [NumberedOrder(n, each.order) for n, each in enumerate(self._pending, 1)]

@@ -75,13 +75,14 @@ class ControlLoop:
         """Serve until cancelled. Raises `BalancerStartupError`."""
         next_tick = maintenance_by = 0.0
         while True:
-            now = time.monotonic()
             if self._reload_requested:
                 self._reload_requested = False
                 self._reload()
-            if now >= next_tick:
+            is_due = time.monotonic() >= next_tick
+            if is_due:
                 await self._machines.exchange(self._balancer)
-            is_due = self._poll_processes(now) or now >= next_tick
+            now = time.monotonic()  # no event of the exchange is later
+            is_due |= self._poll_processes(now)
             if is_due:
                 await self._tick(now)
                 next_tick = now + (_TICK_INTERVAL_S if self._is_ready else _POLL_INTERVAL_S)

@@ -12,7 +12,7 @@ import pytest
 from configs import samplers
 from configs.cli import to_yaml
 from configs.environment import CLIENT_KEY
-from configs.load import DEFAULT_FILE, ConfigError, load
+from configs.load import DEFAULT_FILE, ConfigError, load, replaced_limits
 from configs.paths import internal_token, run_dir, worker_address
 from configs.sections import Section
 from scripts.generate.config_schema import documented_schema
@@ -83,6 +83,61 @@ def test_top_level_bounds_replace_each_models(
     file = write(tmp_path, f"models: {{m: {{engine: sim, scaling: {own}}}}}")
     scaling = load(file, {"min_workers": min_workers, "max_workers": max_workers}).scaling("m")
     assert (scaling.min_workers, scaling.max_workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "variable", "expected"),
+    [
+        ("", "min_workers: 3", None, []),
+        ("min_workers: 3", "min_workers: 3", None, []),
+        ("min_workers: 2", "max_workers: auto", None, []),
+        (
+            "min_workers: 2",
+            "min_workers: 3",
+            None,
+            ["FILE:3: models.m.scaling.min_workers = 3: 2 is used, because min_workers is 2 for every model (FILE:1)"],
+        ),
+        (
+            "max_workers: 1\n",
+            "min_replicas: 2, initial_replicas: 2, max_replicas: auto",
+            None,
+            [
+                f"FILE:4: models.m.scaling.{name} = {own}: 1 is used, because max_workers is 1 for every model (FILE:1)"
+                for name, own in (("min_workers", 2), ("max_workers", "auto"), ("initial_workers", 2))
+            ],
+        ),
+        (
+            "min_workers: 5",
+            "max_workers: 4",
+            None,
+            ["FILE:3: models.m.scaling.max_workers = 4: 5 is used, because min_workers is 5 for every model (FILE:1)"],
+        ),
+        (
+            "min_workers: 2",
+            "batch: 1",
+            ("MUSTER_MODELS__M__SCALING__MIN_WORKERS", "4"),
+            [
+                "environment: MUSTER_MODELS__M__SCALING__MIN_WORKERS: models.m.scaling.min_workers = 4: "
+                + "2 is used, because min_workers is 2 for every model (FILE:1)"
+            ],
+        ),
+        ("", "min_workers: 3", ("MUSTER_MIN_WORKERS", "4"), []),
+    ],
+)
+def test_replaced_limits_are_listed_with_their_place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    general: str,
+    own: str,
+    variable: tuple[str, str] | None,
+    expected: list[str],
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv(*variable)
+    own = own.replace("batch: 1", "")
+    file = write(tmp_path, f"{general}\nmodels:\n  m: {{engine: sim, scaling: {{{own}}}}}")
+    assert replaced_limits(file) == [text.replace("FILE", str(file)) for text in expected]
+    assert replaced_limits(file, {"min_workers": 4, "max_workers": 5}) == [], "an option is meant to replace them"
 
 
 @pytest.mark.parametrize(

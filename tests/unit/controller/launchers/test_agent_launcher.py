@@ -108,6 +108,19 @@ def pair() -> Pair:
     return made
 
 
+def test_ages_count_from_the_arrival_of_the_report(pair: Pair) -> None:
+    loading = AgentProcess("box:w", "m", "sim:0", 7, 5.0, "g", drained_s=1.0, loaded_s=2.0)
+    pair.agent.running["box:w"] = loading
+    ended = AgentProcess("box:v", "m", "sim:0", 8, 5.0, "g")
+    pair.launcher.start("box:v", "m", "box/sim:0")
+    pair.agent.exits.append(AgentExit(1, ended, 1.0, 0))
+    reported_at = pair.now - 3.0
+    pair.exchange(silent_s=3.0)
+    [child], [gone] = pair.launcher.poll()
+    assert (child.started_at, child.loaded_at, child.drained_at) == (reported_at - 5, reported_at - 2, reported_at - 1)
+    assert (gone.process.started_at, gone.at) == (reported_at - 5, reported_at - 1)
+
+
 def test_order_that_is_lost_is_sent_again(pair: Pair) -> None:
     pair.launcher.start("box:w", "m", "box/sim:0")
     pair.exchange(lose=True)
