@@ -397,6 +397,8 @@ class Workers(Section):
     """Maximum number of workers on other machines that connect with the same key."""
     listen: str | None = Field(default=None, pattern=r"^tcp://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$")
     """Address `tcp://ADDRESS:PORT` for workers on other machines. Each needs a key (`scripts/keys add-worker`)."""
+    share_after_s: Seconds = 30.0
+    """With `listen`: time that machines have to join before workers up to `min_workers` share devices of this one."""
 
     @model_validator(mode="after")
     def _lost_after_two_heartbeats(self) -> Workers:

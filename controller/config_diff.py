@@ -18,7 +18,7 @@ from configs.text import clip
 
 #: Settings that only the controller reads.
 _TOP = ("min_workers", "max_workers")
-_WORKERS = ("start_timeout_s", "drain_timeout_s")
+_WORKERS = ("start_timeout_s", "drain_timeout_s", "share_after_s")
 #: Settings of a model that the balancer reads too. They keep their old values, so that all programs agree.
 _BALANCERS = ("engine", "loras", "defaults", "quality", "limits", "cold_start_proxy")
 _BALANCERS_BATCHING = ("mode",)

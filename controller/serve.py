@@ -47,6 +47,7 @@ from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.device_monitor import load_measured_memory, monitor_devices
 from controller.runtime.inventory import (
     HostDevices,
+    awaits_machines,
     build_host_devices,
     build_models,
     build_pool,
@@ -175,7 +176,7 @@ async def _allocate(
     cluster = await _join_cluster(settings, console) if settings.launcher == "ray" else None
     gpus = [] if cluster is not None else _gpus(settings)
     devices = [Device(gpu.device, gpu.total_bytes) for gpu in gpus]
-    machine = build_host_devices(settings, devices, cpu_cores())
+    machine = build_host_devices(settings, devices, cpu_cores(), awaits_machines=awaits_machines(settings, 0.0))
     models = _models(settings, machine)
     try:
         data_dir = DataDirCheck(settings.data_dir)
@@ -200,7 +201,9 @@ async def _allocate(
         machines,
         StateFile(run_dir(settings.data_dir)),
         read_settings=read_settings,
-        build_models=lambda fresh, machines: _models(fresh, build_host_devices(fresh, devices, cpu_cores(), machines)),
+        build_models=lambda fresh, machines, awaits: _models(
+            fresh, build_host_devices(fresh, devices, cpu_cores(), machines, awaits_machines=awaits)
+        ),
         device_names={gpu.device: gpu.name for gpu in gpus},
     )
     starting = max_starting(settings, machine)
@@ -294,7 +297,9 @@ def _models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
     required, places = sum(models[name].limits.min_workers for name in real), len(machine.gpus) or machine.cores
     if required > places:
         available = f"{places} GPUs" if machine.gpus else f"{places} CPU slots"
-        log.warning("min_workers require %d workers, but there are only %s: some will share", required, available)
+        share_s = settings.workers.share_after_s
+        rest = f"the others wait {share_s:g} s for machines to join" if machine.awaits_machines else "some will share"
+        log.warning("min_workers require %d workers, but there are only %s: %s", required, available, rest)
     if shortage := memory_shortage(required, available_memory()):
         log.warning("%s", shortage)
     return models

@@ -28,6 +28,7 @@ from controller.config_diff import ConfigChange, diff_settings, generation
 from controller.launchers.machines import MachinesLauncher
 from controller.planning.machines import Machine
 from controller.planning.rolling_update import UpdatePolicy
+from controller.runtime.inventory import awaits_machines
 from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_report
 from controller.runtime.state_file import StateFile
 from controller.types import WorkerLimits
@@ -54,10 +55,13 @@ class ControlPlaneAgent:
         state_file: StateFile,
         *,
         read_settings: Callable[[], Settings],
-        build_models: Callable[[Settings, Sequence[Machine]], Mapping[str, ModelState]],
+        build_models: Callable[[Settings, Sequence[Machine], bool], Mapping[str, ModelState]],
         device_names: Mapping[str, str],
     ) -> None:
-        """`read_settings` raises `ConfigError`, `build_models` raises `SetupError`."""
+        """`read_settings` raises `ConfigError`, `build_models` raises `SetupError`.
+
+        `build_models` takes the other machines, and whether more are awaited.
+        """
         self.settings = settings
         self._autoscaler = autoscaler
         self._balancer = balancer
@@ -67,9 +71,9 @@ class ControlPlaneAgent:
         self._build_models = build_models
         self._device_names = device_names
         self._machines: Sequence[Machine] = ()
-        #: The machines that the models' devices were taken from.
-        self._built_for: list[object] = []
+        #: The machines that the models' devices were taken from, and whether more were awaited.
         self._started_at = time.monotonic()
+        self._built_for: list[object] = [awaits_machines(settings, 0.0)]
         self._overrides = Overrides()
         self._decisions = DecisionLog()
         #: Number of the newest decision that the balancer has.
@@ -101,11 +105,12 @@ class ControlPlaneAgent:
             (machine.name, tuple(device.name for device in machine.devices), tuple(machine.unusable_models))
             for machine in machines
         ]
-        if devices == self._built_for:
+        awaits = awaits_machines(self.settings, time.monotonic() - self._started_at)
+        if [awaits, *devices] == self._built_for:
             return
-        self._built_for = [*devices]
+        self._built_for = [awaits, *devices]
         try:
-            fresh = self._build_models(self.settings, machines)
+            fresh = self._build_models(self.settings, machines, awaits)
         except SetupError as error:
             log.error("the devices of the machines are not used: %s", error)
             return
@@ -187,7 +192,8 @@ class ControlPlaneAgent:
         Raises `ConfigError`, `SetupError`, `InvalidCommand` and `OSError`; then nothing has changed.
         """
         changed = diff_settings(self.settings, self._read_settings())
-        fresh = self._build_models(changed.settings, self._machines)
+        awaits = awaits_machines(changed.settings, time.monotonic() - self._started_at)
+        fresh = self._build_models(changed.settings, self._machines, awaits)
         overrides = request_restart(self._overrides, models, list(fresh), time.time())
         self._launcher.update_settings(changed.settings)
         self.settings = changed.settings

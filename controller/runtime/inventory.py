@@ -41,6 +41,8 @@ class HostDevices:
     machines: Sequence[Machine] = ()
     #: Whether this machine has none, because all workers run on others.
     remote_only: bool = False
+    #: Whether workers without a device of their own wait for more machines instead of sharing one.
+    awaits_machines: bool = False
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -59,13 +61,25 @@ class HostDevices:
 
 
 def build_host_devices(
-    settings: Settings, gpus: Sequence[Device], cores: int, machines: Sequence[Machine] = ()
+    settings: Settings,
+    gpus: Sequence[Device],
+    cores: int,
+    machines: Sequence[Machine] = (),
+    *,
+    awaits_machines: bool = False,
 ) -> HostDevices:
     if settings.launcher == "ray":
         return HostDevices([], 0, (), machines, remote_only=True)
     sizes = [group.memory for group in settings.devices.simulated for _ in range(group.count)]
     slots = cores if settings.devices.cpu_slots == "auto" else settings.devices.cpu_slots
-    return HostDevices(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)], machines)
+    simulated = [Device(f"sim:{number}", size) for number, size in enumerate(sizes)]
+    return HostDevices(gpus, slots, simulated, machines, awaits_machines=awaits_machines)
+
+
+def awaits_machines(settings: Settings, uptime_s: float) -> bool:
+    """Return whether machines may still join, so that no worker needs to share a device yet."""
+    workers = settings.workers
+    return settings.launcher == "local" and workers.listen is not None and uptime_s < workers.share_after_s
 
 
 def build_pool(
@@ -80,15 +94,16 @@ def build_pool(
 def build_models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
     """Return every model with its limits and the devices of its workers. Raises `SetupError`."""
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
-    total_min = sum(settings.scaling(name).min_workers for name in real)
+    minimum = {name: 0 if machine.awaits_machines else settings.scaling(name).min_workers for name in settings.models}
+    total_min = sum(minimum[name] for name in real)
     unbounded = _default_sim_devices(settings, machine)
     found = {}
     for name, model in settings.models.items():
         scaling = settings.scaling(name)
         slots = (
-            _real_slots(name, machine, scaling.min_workers, total_min)
+            _real_slots(name, machine, minimum[name], total_min)
             if name in real
-            else _simulated_slots(name, machine, scaling.min_workers, unbounded)
+            else _simulated_slots(name, machine, minimum[name], unbounded)
         )
         places = _places(settings, model, machine, slots)
         if name not in real and unbounded:

@@ -18,6 +18,8 @@ from configs.sections import Section
 from scripts.generate.config_schema import documented_schema
 
 ROOT = Path(__file__).parents[3]
+VARIABLE = "MUSTER_MODELS__M__SCALING__MIN_WORKERS"
+GENERAL = "min_workers is 2 for every model (FILE:1)"
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -115,10 +117,9 @@ def test_top_level_bounds_replace_each_models(
         (
             "min_workers: 2",
             "batch: 1",
-            ("MUSTER_MODELS__M__SCALING__MIN_WORKERS", "4"),
+            (VARIABLE, "4"),
             [
-                "environment: MUSTER_MODELS__M__SCALING__MIN_WORKERS: models.m.scaling.min_workers = 4: "
-                + "2 is used, because min_workers is 2 for every model (FILE:1)"
+                f"environment: {VARIABLE}: models.m.scaling.min_workers = 4: 2 is used, because {GENERAL}",
             ],
         ),
         ("", "min_workers: 3", ("MUSTER_MIN_WORKERS", "4"), []),

@@ -12,6 +12,7 @@ from configs.load import ConfigError, load
 from configs.settings import Settings
 from controller.planning.machines import Machine
 from controller.runtime.inventory import (
+    awaits_machines,
     build_host_devices,
     build_models,
     build_pool,
@@ -216,6 +217,49 @@ def test_devices_of_other_machines(settings: Any, local: list[int], machines: li
     [model] = build_models(one, build_host_devices(one, gpus(*local), 2, machines)).values()
     assert model.slots == slots
     assert model.limits.max_workers == len(slots)
+
+
+@pytest.mark.parametrize(
+    ("local", "machines", "simulated", "waiting", "shared"),
+    [
+        ([], [], False, ["cpu:0", "cpu:1"], ["cpu:0", "cpu:1", "cpu:2"]),
+        ([24], [], False, ["cuda:0"], ["cuda:0"] * 3),
+        ([24], [box("a", "cuda:0")], False, ["cuda:0", "a/cuda:0"], ["cuda:0", "a/cuda:0", "cuda:0"]),
+        ([24], [box("a", "cuda:0", "cuda:1")], False, *[["cuda:0", "a/cuda:0", "a/cuda:1"]] * 2),
+        ([], [], True, ["sim:0"], ["sim:0"] * 3),
+    ],
+)
+def test_devices_are_shared_only_once_no_machine_is_awaited(
+    settings: Any, local: list[int], machines: list[Machine], simulated: bool, waiting: list[str], shared: list[str]
+) -> None:
+    model = {"engine": "sim"} if simulated else {}
+    one = settings(
+        {"m": model | {"scaling": {"min_workers": 3}}},
+        devices={"simulated": [{"memory": "24GiB"}]} if simulated else {},
+    )
+    found = []
+    for awaits in (True, False):
+        host = build_host_devices(one, gpus(*local), 2, machines, awaits_machines=awaits)
+        [built] = build_models(one, host).values()
+        found.append(built.slots)
+        assert (built.limits.min_workers, built.limits.max_workers) == (3, 3)
+    assert found == [waiting, shared]
+
+
+@pytest.mark.parametrize(
+    ("workers", "launcher", "uptime_s", "expected"),
+    [
+        ({}, "local", 0.0, False),
+        ({"listen": "tcp://127.0.0.1:5555"}, "local", 29.0, True),
+        ({"listen": "tcp://127.0.0.1:5555"}, "local", 30.0, False),
+        ({"listen": "tcp://127.0.0.1:5555"}, "ray", 0.0, False),
+        ({"listen": "tcp://127.0.0.1:5555", "share_after_s": 0}, "local", 0.0, False),
+    ],
+)
+def test_machines_are_awaited_for_a_time(
+    settings: Any, workers: dict[str, Any], launcher: str, uptime_s: float, expected: bool
+) -> None:
+    assert awaits_machines(settings({"m": {}}, workers=workers, launcher=launcher), uptime_s) is expected
 
 
 def test_simulated_devices_of_other_machines(settings: Any) -> None:
