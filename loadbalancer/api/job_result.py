@@ -70,11 +70,6 @@ async def _predictions(
     yield b"]}"
 
 
-async def text_events(record: JobRecord, load: Callable[[int], Awaitable[StoredImage]]) -> bytes:
-    """Return the events of a job that has generated its texts."""
-    return StoredTexts(record, [(await load(item)).image for item in range(len(record.order.inputs))]).events()
-
-
 async def _texts(
     record: JobRecord, load: Callable[[int], Awaitable[StoredImage]], first: StoredImage
 ) -> AsyncIterator[bytes]:

@@ -72,6 +72,11 @@ class JobRun:
         return f"<JobRun {self.record.id}, {len(self._missing)} of {len(self._steps)} images missing, {self.failure!r}>"
 
     @property
+    def texts(self) -> Mapping[int, TextChoice]:
+        """The texts under way, by index in the job."""
+        return self._texts
+
+    @property
     def is_finished(self) -> bool:
         return self.failure is not None or not self._missing
 
@@ -257,7 +262,9 @@ class JobSubscriber(ResultStream):
         progress: ProgressReader,
         load: ImageLoader,
         on_close: Callable[[JobSubscriber], None],
+        texts: Callable[[], Mapping[int, TextChoice]] = dict,
     ) -> None:
+        """`texts` returns those under way, by index in the job."""
         super().__init__(
             GenerationSpec(spec.model, spec.images, 0.0, spec.priority), [str(item) for item in range(len(spec.inputs))]
         )
@@ -265,6 +272,7 @@ class JobSubscriber(ResultStream):
         self._progress = progress
         self._load = load
         self._on_close = on_close
+        self.texts = texts
         self._published: set[int] = set()
 
     def progress(self) -> Iterator[Progress]:

@@ -213,6 +213,7 @@ class JobManager:
             lambda: run.waiting_progress(self._progress(run).position) if run.task is None else run.image_progress(),
             load,
             run.subscribers.discard,
+            lambda: run.texts,
         )
         run.subscribers.add(subscriber)
         subscriber.add_items(items)

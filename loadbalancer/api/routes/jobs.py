@@ -15,7 +15,7 @@ from loadbalancer.api.call_stream import CallStream
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import json_response, read_json, run_while_connected
 from loadbalancer.api.idempotency import HEADER, key_of_request, reused
-from loadbalancer.api.job_result import JobResult, job_bytes, text_events
+from loadbalancer.api.job_result import JobResult, job_bytes
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
@@ -24,6 +24,7 @@ from loadbalancer.api.text.job_stream import JobTextStream
 from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.call_validation import call_model, instances_spec
+from loadbalancer.generation.text.followed_texts import FollowedTexts
 from loadbalancer.generation.text.text_model import text_model
 from loadbalancer.generation.text.text_resolution import resolve_text, text_options
 from loadbalancer.generation.text.text_spec import TextSpec
@@ -218,18 +219,18 @@ class _JobsApi:
             _job_not_found(job)
         spec, add_result = subscriber.spec, None
         if spec.text is not None:
-            record = await self.find(request, job)
-            return JobTextStream(subscriber, partial(self._text_events, request, record.id))
+            try:
+                texts = FollowedTexts(await self.find(request, job))
+            except BaseException:
+                subscriber.close()
+                raise
+            return JobTextStream(subscriber, texts)
         if spec.calls:
             return CallStream(subscriber, spec.model)
         if spec.response_format == "url":
             link = self._link(request, job, spec)
             add_result = partial(_link_result, link)
         return EventStream(subscriber, edit=spec.path == _EDITS, add_result=add_result)
-
-    async def _text_events(self, request: Request, job: str) -> bytes:
-        """The events of a job that has generated its texts."""
-        return await text_events(await self.find(request, job), partial(self._image, job))
 
     def _link(self, request: Request, job: str, spec: JobSpec) -> Callable[[int], Awaitable[str]]:
         """Return a function from the index of an image to its URL."""

@@ -30,11 +30,19 @@ class GeneratedTexts(Protocol):
 
 
 def usage_of(choices: Sequence[TextChoice], per_prompt: int) -> TextUsage:
-    """Return the tokens of these choices. Those of the same prompt count it once."""
-    first = choices[::per_prompt]
+    """Return the tokens of these choices. Those of the same prompt count it once.
+
+    The first of them that is computed fills the cache for the others: its prompt is the one that counts.
+    """
+    prompt = cached = 0
+    for start in range(0, len(choices), per_prompt):
+        known = [choice for choice in choices[start : start + per_prompt] if choice.prompt_tokens]
+        if known:
+            prompt += known[0].prompt_tokens
+            cached += min(choice.cached_tokens for choice in known)
     return text_usage(
-        sum(choice.prompt_tokens for choice in first),
-        sum(choice.cached_tokens for choice in first),
+        prompt,
+        cached,
         sum(choice.generated_tokens for choice in choices),
         sum(choice.reasoning_tokens for choice in choices),
     )

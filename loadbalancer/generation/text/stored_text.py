@@ -14,7 +14,7 @@ from loadbalancer.generation.text.response_writer import ResponseWriter
 from loadbalancer.schema.text.chat_stream import ChatEvents
 from loadbalancer.schema.text.completion_stream import CompletionEvents
 from loadbalancer.schema.text.response_answer import ResponseEcho
-from loadbalancer.schema.text.text_requests import CHAT_PATH, COMPLETION_PATH
+from loadbalancer.schema.text.text_requests import CHAT_PATH, COMPLETION_PATH, RESPONSE_PATH
 from loadbalancer.schema.text.usage import TextUsage
 from loadbalancer.storage.records import JobRecord, TextOptions
 from wire.inputs import TextInputs
@@ -34,50 +34,55 @@ class StoredTexts:
     def __init__(self, record: JobRecord, stored: Sequence[bytes]) -> None:
         """`stored` are the texts of all choices. Raises `msgspec.MsgspecError` for others."""
         spec = record.order
-        self._options = spec.text or TextOptions()
-        self._path, self._digits = spec.path, record.id.rpartition("_")[2]
-        self._created = int(record.ended or record.created)
-        self._inputs = [each for each in spec.inputs if isinstance(each, TextInputs)]
+        self._record = record
         self.model = spec.model
-        self.alternatives = self._inputs[0].logprobs
-        self.choices = [_choice(index, _decode(data)) for index, data in enumerate(stored)]
+        self.alternatives = next((each.logprobs for each in spec.inputs if isinstance(each, TextInputs)), None)
+        self.choices = [restored_text(index, data) for index, data in enumerate(stored)]
 
     @property
     def usage(self) -> TextUsage:
-        return usage_of(self.choices, self._options.choices)
+        return usage_of(self.choices, (self._record.order.text or TextOptions()).choices)
 
     def answer(self) -> msgspec.Struct:
         """Return the response of the endpoint."""
-        if self._path == CHAT_PATH:
-            return chat_answer(self, self._id, self._created)
-        if self._path == COMPLETION_PATH:
-            return completion_answer(self, self._id, self._created)
-        return self._response_writer().answer(self)
-
-    def events(self) -> bytes:
-        """Return the events of the endpoint's stream, each text in one piece."""
-        writer = self._writer()
-        return writer.news(self, self.choices) + writer.end(self)
-
-    @property
-    def _id(self) -> str:
-        return f"{'chatcmpl' if self._path == CHAT_PATH else 'cmpl'}-{self._digits}"
-
-    def _writer(self) -> ChatWriter | CompletionWriter | ResponseWriter:
-        if self._path == CHAT_PATH:
-            chat = ChatEvents(self._id, self._created, self.model, include_usage=True, continuous_usage=False)
-            return ChatWriter(chat, self._id, wants_logprobs=self.alternatives is not None)
-        if self._path == COMPLETION_PATH:
-            events = CompletionEvents(self._id, self._created, self.model, include_usage=True, continuous_usage=False)
-            return CompletionWriter(events, alternatives=self.alternatives)
-        return self._response_writer()
-
-    def _response_writer(self) -> ResponseWriter:
-        echo = msgspec.json.decode(self._options.echo or b"{}", type=ResponseEcho)
-        return ResponseWriter(self._digits, self._created, self.model, echo)
+        record, created = self._record, int(self._record.created)
+        if record.order.path == CHAT_PATH:
+            return chat_answer(self, _response_id(record), created)
+        if record.order.path == COMPLETION_PATH:
+            return completion_answer(self, _response_id(record), created)
+        return _response_writer(record).answer(self)
 
 
-def _choice(index: int, stored: StoredText) -> TextChoice:
+def restored_text(index: int, data: bytes) -> TextChoice:
+    """Return a stored text. Raises `msgspec.MsgspecError` for anything else."""
     choice = TextChoice(index)
-    choice.restore(stored)
+    choice.restore(_decode(data))
     return choice
+
+
+def job_writer(record: JobRecord) -> ChatWriter | CompletionWriter | ResponseWriter:
+    """Return what writes the events of the endpoint's stream, with usage."""
+    spec, created = record.order, int(record.created)
+    alternatives = next((each.logprobs for each in spec.inputs if isinstance(each, TextInputs)), None)
+    if spec.path == RESPONSE_PATH:
+        return _response_writer(record)
+    id_ = _response_id(record)
+    if spec.path == CHAT_PATH:
+        chat = ChatEvents(id_, created, spec.model, include_usage=True, continuous_usage=False)
+        return ChatWriter(chat, id_, wants_logprobs=alternatives is not None)
+    events = CompletionEvents(id_, created, spec.model, include_usage=True, continuous_usage=False)
+    return CompletionWriter(events, alternatives=alternatives)
+
+
+def _response_id(record: JobRecord) -> str:
+    return f"{'chatcmpl' if record.order.path == CHAT_PATH else 'cmpl'}-{_digits(record)}"
+
+
+def _digits(record: JobRecord) -> str:
+    return record.id.rpartition("_")[2]
+
+
+def _response_writer(record: JobRecord) -> ResponseWriter:
+    options = record.order.text or TextOptions()
+    echo = msgspec.json.decode(options.echo or b"{}", type=ResponseEcho)
+    return ResponseWriter(_digits(record), int(record.created), record.order.model, echo)

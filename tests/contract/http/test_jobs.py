@@ -168,6 +168,26 @@ def test_text_job_has_the_response_of_its_endpoint(alice: httpx.Client, path: st
     assert text.rstrip().endswith("[DONE]") or "response.incomplete" in text
 
 
+def contents(lines: Iterator[str]) -> Iterator[str]:
+    """Yield the text in the events of a chat's stream."""
+    for line in lines:
+        if line.startswith("data: {"):
+            for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                yield choice["delta"].get("content", "")
+
+
+def test_text_job_is_told_while_it_runs(alice: httpx.Client) -> None:
+    body = CHAT | {"model": "words", "max_tokens": 500}
+    job = alice.post("/v1/jobs", json={"path": "/v1/chat/completions", "body": body}).json()["id"]
+    with alice.stream("GET", f"/v1/jobs/{job}/events") as followed:
+        parts = contents(followed.iter_lines())
+        text = next(part for part in parts if part)
+        assert alice.get(f"/v1/jobs/{job}").json()["state"] == "running", "the text comes before its end"
+        with alice.stream("GET", f"/v1/jobs/{job}/events") as late:
+            assert "".join(contents(late.iter_lines())) == expected_text(3, 500)
+        assert text + "".join(parts) == expected_text(3, 500)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
