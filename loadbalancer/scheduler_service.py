@@ -15,14 +15,12 @@ from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.scheduling.events import (
     Effect,
     Event,
-    MessageReceived,
     NotifyListener,
     ProxyFinished,
     RecordTask,
     RequestProxied,
     SendMessage,
     TasksCancelled,
-    TasksSubmitted,
     Tick,
     WorkerLost,
 )
@@ -43,6 +41,7 @@ from wire.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 Listener = Callable[[TaskUpdate], None]
+_LAST_UPDATES = (TaskCompleted, TaskEnded)
 _TICK_S = 0.25
 #: A tick that is late by more than this finds unread messages.
 _SUSPENDED_S = 1.0
@@ -139,10 +138,13 @@ class SchedulerService:
         still run these tasks for an earlier balancer process. `already_counted`: `request_proxied` has counted
         them as arrivals. `context` is by default that of the current request.
         """
-        now, request = time.monotonic(), os.urandom(16).hex()
+        now, count = time.monotonic(), len(inputs)
         context = context or CURRENT.get()
         if context is not None:
-            context.on_submit(model, len(inputs), now)
+            context.on_submit(model, count, now)
+        if not task_ids:
+            request = os.urandom(16).hex()
+            task_ids = [f"{request}-{i:03}" for i in range(count)]
         tasks = [
             Task(
                 name,
@@ -155,29 +157,26 @@ class SchedulerService:
                 weight,
                 steps=item.steps,
                 sources=frames,
-                siblings=len(inputs),
+                siblings=count,
                 may_be_running=may_be_running,
                 context=context,
             )
-            for name, item, frames in zip(
-                task_ids or [f"{request}-{i:03}" for i in range(len(inputs))],
-                inputs,
-                own_frames or [sources] * len(inputs),
-                strict=True,
-            )
+            for name, item, frames in zip(task_ids, inputs, own_frames or [sources] * count, strict=True)
         ]
         for task, state in zip(tasks, checkpoints, strict=bool(checkpoints)):
             if state is not None:
                 task.resume_from(state)
-        for task in tasks:
-            self._listeners[task.id] = listener
+        names = list(task_ids)
+        self._listeners.update(dict.fromkeys(names, listener))
         try:
-            self._handle(TasksSubmitted(tasks, already_counted))
+            effects = self._scheduler.submit(tasks, now, already_counted=already_counted)
         except Exception:
-            for task in tasks:
-                self._listeners.pop(task.id, None)
+            for name in names:
+                self._listeners.pop(name, None)
             raise
-        return [task.id for task in tasks]
+        if effects:
+            self._carry_out(effects, now)
+        return names
 
     def request_proxied(self, model: str, inputs: Sequence[TaskInputs]) -> None:
         """Count a request to another server as arrivals; `proxy_finished` has to follow."""
@@ -267,7 +266,7 @@ class SchedulerService:
             self._socket.send(outbox)
 
     def _notify(self, update: TaskUpdate) -> None:
-        is_last = isinstance(update, TaskCompleted | TaskEnded)
+        is_last = isinstance(update, _LAST_UPDATES)
         listener = self._listeners.pop(update.task, None) if is_last else self._listeners.get(update.task)
         if listener is None:
             return
@@ -279,20 +278,23 @@ class SchedulerService:
     def _on_messages(self, received: Sequence[ReceivedMessage]) -> None:
         """Take in everything that one wake-up has received, then fill the slots that it has freed."""
         now = time.monotonic()
+        scheduler = self._scheduler
         for worker, envelope, is_local in received:
             try:
-                self._carry_out(self._scheduler.apply(MessageReceived(worker, envelope), now), now)
+                effects = scheduler.receive(worker, envelope, now)
+                if effects:
+                    self._carry_out(effects, now)
             except Exception:  # an error here must not affect the messages of other workers
                 self._errors["unhandled"] += 1
                 log.exception("failed on a %s of %r", type(envelope.message).__name__, worker)
                 continue
             if isinstance(envelope.message, Hello):
-                if is_local and worker in self._scheduler.connected_workers():
+                if is_local and worker in scheduler.connected_workers():
                     self._processes.watch(worker, envelope.message.pid)
                 else:
                     self._processes.unwatch(worker)
         try:
-            self._carry_out(self._scheduler.assign(now), now)
+            self._carry_out(scheduler.assign(now), now)
         except Exception:
             self._errors["unhandled"] += 1
             log.exception("failed to assign tasks")

@@ -45,6 +45,7 @@ Message = TypeVar("Message", ToBalancer, ToWorker)
 Envelope = TypeVar("Envelope", WorkerEnvelope, BalancerEnvelope)
 
 _encoder = msgspec.msgpack.Encoder()
+_WITH_FRAMES = (Finished, Progress, Chunk, Preempted)
 
 
 def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> list[Frame]:
@@ -60,7 +61,7 @@ def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> 
 
 
 def frame_count(message: ToBalancer | ToWorker) -> int:
-    if isinstance(message, Progress | Chunk | Finished | Preempted):
+    if isinstance(message, _WITH_FRAMES):
         return message.frames
     return sum([task.frames for task in message.tasks]) if isinstance(message, Assign) else 0
 

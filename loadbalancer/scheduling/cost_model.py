@@ -14,8 +14,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from cachetools import LRUCache
+from typing import TypeVar
 
 from loadbalancer.scheduling.worker import Worker, full_batch_step_cost
 from wire.inputs import NO_SHAPE, Shape
@@ -30,6 +29,9 @@ _MAX_OVERHEAD = 1.0
 _MAX_SHAPES = 256
 #: Cost of every step until one was measured: only the number of steps counts then.
 _UNMEASURED_STEP_S = 1.0
+
+
+_Measured = TypeVar("_Measured")
 
 
 @dataclass(slots=True)
@@ -66,8 +68,9 @@ class CostModel:
         #: Ratio of a task's time in a full batch to its time in a batch of its own.
         self.batch_slowdown = 1.0
         self._usual: Shape | None = None
-        self._single_s: LRUCache[Shape, float] = LRUCache(_MAX_SHAPES)
-        self._finished_s: LRUCache[Shape, _RunningMean] = LRUCache(_MAX_SHAPES)
+        #: Seconds of a step in a batch of one, and per step of finished tasks; the latest measured ones come last.
+        self._single_s: dict[Shape, float] = {}
+        self._finished_s: dict[Shape, _RunningMean] = {}
         self._overhead = _RunningMean(1.0)
         self._meters: dict[str, _WorkMeter] = {}
         self._worker_of: dict[str, str] = {}
@@ -111,7 +114,7 @@ class CostModel:
                 if curve.points:
                     single[curve.shape].append(min(curve.points)[1])
         for shape, seconds in single.items():
-            self._single_s[shape] = sum(seconds) / len(seconds)
+            _remember(self._single_s, shape, sum(seconds) / len(seconds))
 
     def on_start(self, task: str, worker: Worker, now: float) -> None:
         """Start to measure the work of a task in the worker's batch."""
@@ -141,9 +144,8 @@ class CostModel:
         """Learn from the work of one finished task."""
         if steps <= 0 or work_s <= 0:
             return
-        finished = self._finished_s.get(shape)
-        if finished is None:
-            finished = self._finished_s[shape] = _RunningMean()
+        finished = self._finished_s.get(shape) or _RunningMean()
+        _remember(self._finished_s, shape, finished)
         finished.add(work_s / steps)
         single_s = self._single_s.get(shape) or self._scaled_step_s(shape)
         if single_s:
@@ -185,13 +187,13 @@ class CostModel:
         """Return the measured seconds of a step of a task that runs alone; None if not measured."""
         return self._single_s.get(shape) or self._scaled_step_s(shape)
 
-    def step_s(self, shape: Shape) -> float | None:
-        """Return the seconds per step with its part of the overhead; None if not measured."""
+    def work_s(self, shape: Shape, steps: int) -> float | None:
+        """Return the seconds of work of so many steps with their part of the overhead; None if not measured."""
         finished = self._finished_s.get(shape)
         if finished is not None:
-            return finished.value
+            return steps * finished.value
         single_s = self._single_s.get(shape) or self._scaled_step_s(shape)
-        return None if single_s is None else single_s * self._overhead.value
+        return None if single_s is None else steps * single_s * self._overhead.value
 
     def batch_step_s(self, shape: Shape, worker: Worker, tasks: int) -> float | None:
         """Return the seconds per step in the worker's batch of `tasks`, with its part of the overhead.
@@ -204,18 +206,21 @@ class CostModel:
     def overhead(self, shape: Shape) -> float:
         """Return the ratio of a task's time to that of its steps, bounded; 1 if not measured."""
         finished, single_s = self._finished_s.get(shape), self._single_s.get(shape)
-        return 1.0 if finished is None or single_s is None else min(finished.value / single_s, 1.0 + _MAX_OVERHEAD)
-
-    def work_s(self, shape: Shape, steps: int) -> float | None:
-        """Return the seconds of work of so many steps; None if not measured."""
-        step_s = self.step_s(shape)
-        return None if step_s is None else steps * step_s
+        return 1.0 if finished is None or not single_s else min(finished.value / single_s, 1.0 + _MAX_OVERHEAD)
 
     def _scaled_step_s(self, shape: Shape) -> float | None:
         """Return the seconds of a step in a batch of one, scaled by volume from the usual shape; None if unknown."""
         if self._usual is None or self._usual not in self._single_s:
             return None
         return self._single_s[self._usual] * shape.volume / self._usual.volume
+
+
+def _remember(measured: dict[Shape, _Measured], shape: Shape, value: _Measured) -> None:
+    """Note a measurement of the shape. Of too many, the one whose last measurement is the oldest is forgotten."""
+    measured.pop(shape, None)
+    measured[shape] = value
+    if len(measured) > _MAX_SHAPES:
+        del measured[next(iter(measured))]
 
 
 def _slowdown(worker: Worker, shape: Shape, tasks: int) -> float:

@@ -25,7 +25,8 @@ class FairShare:
     def __init__(self) -> None:
         self._clock = 0.0
         self._tags: dict[str, float] = {}
-        #: Tag and name of the waiting owners, as a heap. Entries may be outdated: `_tags` decides.
+        #: Tag and name of the waiting owners, as a heap. Entries may be outdated: `_tags` decides. Each waiting owner
+        #: has an entry whose tag is not above its own.
         self._heap: list[tuple[float, str]] = []
         self._waiting: set[str] = set()
 
@@ -39,11 +40,19 @@ class FairShare:
 
     def first(self) -> str | None:
         """Return the owner to serve next; None where none waits."""
-        while self._heap:
-            tag, owner = self._heap[0]
-            if owner in self._waiting and self._tags[owner] == tag:
+        heap = self._heap
+        while heap:
+            tag, owner = heap[0]
+            if owner not in self._waiting:
+                heapq.heappop(heap)
+                continue
+            now = self._tags[owner]
+            if now == tag:
                 return owner
-            heapq.heappop(self._heap)
+            if now > tag:  # it was charged since
+                heapq.heapreplace(heap, (now, owner))
+            else:
+                heapq.heappop(heap)
         return None
 
     def order(self, waiting: Mapping[str, Iterable[tuple[Item, float]]]) -> Iterator[Item]:
@@ -58,10 +67,13 @@ class FairShare:
                 heapq.heappush(turns, (tag + following[1], owner, items))
 
     def join(self, owner: str) -> None:
+        """Mark the owner as waiting. Idempotent."""
         if owner not in self._waiting:
-            self._tags[owner] = self.tag(owner)
+            self._tags[owner] = tag = max(self._tags.get(owner, self._clock), self._clock)
             self._waiting.add(owner)
-            self._push(owner)
+            heapq.heappush(self._heap, (tag, owner))
+            if len(self._heap) > 2 * len(self._waiting) + _CLEAN_UP_ABOVE:
+                self._rebuild()
 
     def leave(self, owner: str) -> None:
         """Mark the owner as not waiting. Idempotent."""
@@ -74,24 +86,22 @@ class FairShare:
 
     def charge(self, owner: str, work_s: float, weight: float = 1.0, *, takes_turn: bool = False) -> None:
         """Add work to the owner's tag; negative work is a refund. Where it `takes_turn`, the clock advances to it."""
-        tag = self.tag(owner)
-        if takes_turn:
-            self._clock = max(self._clock, tag)
-        charged = tag + work_s / weight
-        self._tags[owner] = charged
-        if owner in self._waiting:
-            self._push(owner)
+        tag, waits = self._tags.get(owner, self._clock), owner in self._waiting
+        if not waits:
+            tag = max(tag, self._clock)
+        if takes_turn and tag > self._clock:
+            self._clock = tag
+        self._tags[owner] = charged = tag + work_s / weight
+        if waits and charged < tag:
+            heapq.heappush(self._heap, (charged, owner))
+            if len(self._heap) > 2 * len(self._waiting) + _CLEAN_UP_ABOVE:
+                self._rebuild()
 
     def rescale(self, factor: float) -> None:
         """Multiply all tags: the unit of work has changed."""
         self._clock *= factor
         self._tags = {owner: tag * factor for owner, tag in self._tags.items()}
         self._rebuild()
-
-    def _push(self, owner: str) -> None:
-        heapq.heappush(self._heap, (self._tags[owner], owner))
-        if len(self._heap) > 2 * len(self._waiting) + _CLEAN_UP_ABOVE:
-            self._rebuild()
 
     def _rebuild(self) -> None:
         self._heap = [(self._tags[owner], owner) for owner in self._waiting]

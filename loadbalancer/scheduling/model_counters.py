@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from typing import NamedTuple
 
 from configs.scaling import Scaling
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.waiting_times import WAIT_BUCKETS, wait_bucket
+from loadbalancer.scheduling.waiting_times import WAIT_BOUNDS, WAIT_BUCKETS
 from wire.inputs import Shape
 from wire.snapshot import ArrivalBucket
 
@@ -21,53 +22,45 @@ _REPORTED_S = 120.0
 
 
 class SlidingWindow:
-    """Counts events over the last `span_s` seconds, in buckets of one second, which bound its memory."""
+    """Counts events and their work over the last `span_s` seconds, in buckets of one second, which bound its memory."""
 
     def __init__(self, span_s: float = WINDOW_S) -> None:
         self._span_s = span_s
+        #: Second of the clock, events, their work in seconds, and the largest work of one.
         self._buckets: deque[list[float]] = deque(maxlen=int(span_s) + 2)
+        self._latest: list[float] = [-math.inf, 0, 0.0, 0.0]
 
     def __repr__(self) -> str:
         return f"<SlidingWindow of {self._span_s:g} s, {len(self._buckets)} buckets>"
 
-    def add(self, count: int, now: float) -> None:
-        second = now // 1.0
-        if self._buckets and self._buckets[-1][0] == second:
-            self._buckets[-1][1] += count
+    def add(self, count: int, now: float, work_s: float = 0.0) -> None:
+        """Count `count` events of so much work each."""
+        second, latest = now // 1.0, self._latest
+        if latest[0] == second:
+            latest[1] += count
+            latest[2] += count * work_s
+            if work_s > latest[3]:
+                latest[3] = work_s
         else:
-            self._buckets.append([second, count])
+            self._latest = [second, count, count * work_s, work_s]
+            self._buckets.append(self._latest)
 
-    def count(self, now: float) -> int:
-        """Return the events of the last `span_s` seconds, exact to a second."""
-        return int(sum(count for second, count in self._buckets if second > now - self._span_s))
+    def count(self, now: float, span_s: float | None = None) -> int:
+        """Return the events of the last seconds, of all that are counted or of fewer, exact to a second."""
+        after = now - (self._span_s if span_s is None else span_s)
+        return int(sum(bucket[1] for bucket in self._buckets if bucket[0] > after))
 
-    def rate(self, now: float) -> float:
-        return self.count(now) / self._span_s
+    def rate(self, now: float, span_s: float | None = None) -> float:
+        """Return the events per second."""
+        return self.count(now, span_s) / (self._span_s if span_s is None else span_s)
 
-
-class ArrivalHistory:
-    """The arrivals of the last `span_s` seconds by second, with their work."""
-
-    def __init__(self, span_s: float) -> None:
-        self._span_s = span_s
-        #: With seconds of the clock.
-        self._buckets: deque[ArrivalBucket] = deque(maxlen=int(span_s) + 2)
-
-    def add(self, count: int, work_s: float, now: float) -> None:
-        """Count `count` tasks of so much work each; 0 if it is unknown."""
-        second, total_s = int(now), count * work_s
-        if self._buckets and self._buckets[-1].second == second:
-            last = self._buckets.pop()
-            count, total_s, work_s = last.tasks + count, last.work_s + total_s, max(last.largest_s, work_s)
-        self._buckets.append(ArrivalBucket(second, count, total_s, work_s))
-
-    def buckets(self, now: float, uptime_s: float) -> tuple[ArrivalBucket, ...]:
-        """Return the buckets, with the seconds of the uptime in which all their arrivals are past."""
+    def arrivals(self, now: float, uptime_s: float, span_s: float) -> tuple[ArrivalBucket, ...]:
+        """Return the last seconds one by one, as the seconds of the uptime in which all their events are past."""
         started = now - uptime_s
         return tuple(
-            ArrivalBucket(math.ceil(one.second - started), one.tasks, round(one.work_s, 3), round(one.largest_s, 3))
-            for one in self._buckets
-            if one.second > now - self._span_s
+            ArrivalBucket(math.ceil(second - started), int(count), round(work_s, 3), round(largest_s, 3))
+            for second, count, work_s, largest_s in self._buckets
+            if second > now - span_s
         )
 
 
@@ -84,12 +77,11 @@ class ModelCounters:
     """Counters of one model, over the periods of its scaling configuration."""
 
     def __init__(self, config: Scaling) -> None:
+        self._config = config
         self._max_wait_s = config.slo.max_wait_s
-        self.completions = SlidingWindow()
-        self.arrivals = SlidingWindow()
-        self.arrivals_short_window = SlidingWindow(config.look_back_period_s)
-        self.arrivals_long_window = SlidingWindow(config.rate_window_s)
-        self.recent_arrivals = ArrivalHistory(max(_REPORTED_S, 2 * config.interval_s))
+        self._reported_s = max(_REPORTED_S, 2 * config.interval_s)
+        spans = WINDOW_S, config.look_back_period_s, config.rate_window_s, self._reported_s
+        self._arrivals, self._completions = SlidingWindow(max(spans)), SlidingWindow()
         #: Tasks started for the first time, and those of them that had waited longer than `slo.max_wait_s`.
         self.started_total = 0
         self.started_late_total = 0
@@ -106,9 +98,7 @@ class ModelCounters:
 
     def on_arrival(self, shape: Shape, steps: int, count: int, now: float, work_s: float | None = None) -> None:
         """Count the arrival of `count` tasks of this shape in so many steps, and of so much work, each."""
-        self.recent_arrivals.add(count, work_s or 0.0, now)
-        for window in (self.arrivals, self.arrivals_short_window, self.arrivals_long_window):
-            window.add(count, now)
+        self._arrivals.add(count, now, work_s or 0.0)
         self.arrived_total += count
         if count == 1:
             self._latest.append((shape, steps))
@@ -125,15 +115,32 @@ class ModelCounters:
 
     def on_start(self, waited_s: float) -> None:
         self.started_total += 1
-        self.waits[wait_bucket(waited_s)] += 1
+        self.waits[bisect_left(WAIT_BOUNDS, waited_s)] += 1
         self.started_late_total += waited_s > self._max_wait_s
+
+    def on_complete(self, now: float) -> None:
+        self._completions.add(1, now)
+        self.completed_total += 1
+
+    # ---- questions
+
+    def arrival_rate(self, now: float) -> float:
+        return self._arrivals.rate(now, WINDOW_S)
+
+    def service_rate(self, now: float) -> float:
+        return self._completions.rate(now)
+
+    def arrivals_short_window(self, now: float) -> int:
+        return self._arrivals.count(now, self._config.look_back_period_s)
+
+    def arrivals_long_window(self, now: float) -> int:
+        return self._arrivals.count(now, self._config.rate_window_s)
+
+    def recent_arrivals(self, now: float, uptime_s: float) -> tuple[ArrivalBucket, ...]:
+        return self._arrivals.arrivals(now, uptime_s, self._reported_s)
 
     def totals(self) -> Totals:
         return Totals((self.arrived_total, self.completed_total, self.tokens_total), tuple(self.waits))
-
-    def on_complete(self, now: float) -> None:
-        self.completions.add(1, now)
-        self.completed_total += 1
 
     def mean_work_s(self, costs: CostModel) -> float | None:
         """Return the mean work of the latest tasks in seconds; None if unknown."""

@@ -87,9 +87,11 @@ class ModelStatistics:
         """Count a task that has ended, with its work."""
         state = task.state
         kind = _KINDS[type(task.inputs)]
-        if (kind, state) not in self.ended:  # the other outcomes begin with 0
+        count = self.ended.get((kind, state))
+        if count is None:  # the other outcomes begin with 0
             self.ended.update({(kind, outcome.value): 0 for outcome in OUTCOMES})
-        self.ended[kind, state] += 1
+            count = 0
+        self.ended[kind, state] = count + 1
         self._owners.on_end(self._model, task.owner, state, task.work_s, len(task.tokens))
         started = task.first_started
         if started is None:

@@ -51,6 +51,8 @@ class ModelQueue:
         self, max_tasks: int, *, priority_s: float = 60.0, step_s: Callable[[Shape], float] = lambda _: 1.0
     ) -> None:
         self.max_tasks = max_tasks
+        #: Number of waiting tasks.
+        self.count = 0
         #: Forward passes that the waiting tasks still need, by shape.
         self.steps: Counter[Shape] = Counter()
         self._priority_s = priority_s
@@ -63,11 +65,6 @@ class ModelQueue:
         self._ages: list[tuple[float, str]] = []
         #: The isolated tasks in their order.
         self.isolated: SortedDict[_SortKey, Task] = SortedDict()
-
-    @property
-    def count(self) -> int:
-        """Number of waiting tasks."""
-        return len(self._entries)
 
     def __iter__(self) -> Iterator[Task]:
         """Yield the waiting tasks in the order in which they would be served if nothing else happened."""
@@ -100,21 +97,23 @@ class ModelQueue:
 
     def push(self, task: Task) -> None:
         """Add a task at the place that its owner, priority and age give it."""
-        key, steps = self._key(task), task.remaining_work
-        self._entries[task.id] = entry = (*key, task)
+        shape, steps, created = task.shape, task.remaining_work, task.created
+        entry = (created - task.priority * self._priority_s, created, task.id, task)
+        self._entries[task.id] = entry
         if task.isolated:
-            self.isolated[key] = task
+            self.isolated[entry[:3]] = task
         else:
             own = self._owners.get(task.owner)
             if own is None:
                 own = self._owners[task.owner] = OwnerQueue()
                 self._shares.join(task.owner)
             own.tasks.add(entry)
-            own.steps[task.shape] = own.steps.get(task.shape, 0) + steps
+            own.steps[shape] = own.steps.get(shape, 0) + steps
             own.weight = task.weight
-        self.steps[task.shape] = self.steps.get(task.shape, 0) + steps
+        self.count += 1
+        self.steps[shape] = self.steps.get(shape, 0) + steps
         heapq.heappush(self._ages, (task.created, task.id))
-        if len(self._ages) > 2 * len(self._entries) + _CLEAN_UP_ABOVE:
+        if len(self._ages) > 2 * self.count + _CLEAN_UP_ABOVE:
             self._ages = [(created, name) for _, created, name, _ in self._entries.values()]
             heapq.heapify(self._ages)
 
@@ -125,7 +124,17 @@ class ModelQueue:
 
     def remove(self, task: Task) -> None:
         """Remove a task without serving it. Raises `KeyError` if it is not in this queue."""
-        entry, steps = self._entries.pop(task.id), task.remaining_work
+        self._remove(task, task.remaining_work)
+
+    def take(self, task: Task) -> None:
+        """Remove a task that goes to a worker, and charge its owner. Raises `KeyError` if it is not in this queue."""
+        steps = task.remaining_work
+        work_s = steps * self._step_s(task.shape)
+        self._shares.charge(task.owner, work_s, task.weight, takes_turn=not task.isolated)
+        self._remove(task, steps)
+
+    def _remove(self, task: Task, steps: int) -> None:
+        entry = self._entries.pop(task.id)
         if task.isolated:
             del self.isolated[entry[:3]]
         else:
@@ -134,17 +143,17 @@ class ModelQueue:
                 del self._owners[task.owner]
                 self._shares.leave(task.owner)
             else:
-                own.tasks.remove(entry)
+                if own.tasks[0] is entry:
+                    own.tasks.pop(0)
+                else:
+                    own.tasks.remove(entry)
                 _subtract(own.steps, task.shape, steps)
-        _subtract(self.steps, task.shape, steps)
-        if not self._entries:
+        self.count -= 1
+        if self.count:
+            _subtract(self.steps, task.shape, steps)
+        else:
+            self.steps.clear()
             self._ages.clear()
-
-    def take(self, task: Task) -> None:
-        """Remove a task that goes to a worker, and charge its owner. Raises `KeyError` if it is not in this queue."""
-        work_s = task.remaining_work * self._step_s(task.shape)
-        self._shares.charge(task.owner, work_s, task.weight, takes_turn=not task.isolated)
-        self.remove(task)
 
     def charge(self, task: Task, steps: int) -> None:
         """Charge the owner of a task that was taken for additional steps; negative steps are a refund."""

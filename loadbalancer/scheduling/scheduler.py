@@ -41,7 +41,6 @@ from wire.messages import (
     Ack,
     Bye,
     Cancel,
-    Capacity,
     Chunk,
     EngineInfo,
     Failed,
@@ -63,6 +62,9 @@ from wire.text import TaskTokens
 _MAX_INVALID_RESULTS = 2
 #: Rejected workers that the log names; each can come as often and under as many names as it likes.
 _MAX_NAMED = 1000
+_ABOUT_TASK = (Finished, Progress, Started, Chunk, Failed, Preempted)
+#: A worker that sends one of these has freed the task's slot.
+_RELEASING = (Finished, Failed, Preempted)
 _NO_LINKS: Mapping[str, LinkBytes] = MappingProxyType({})
 
 
@@ -103,10 +105,16 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Process the event and fill free slots; return the effects. Raises `QueueFull`, see `apply`."""
-        effects = self.apply(event, now)
-        submitted = {task.id for task in event.tasks} if isinstance(event, TasksSubmitted) else ()
-        effects += self.store.assign(now, submitted, everywhere=isinstance(event, Tick))
-        return effects + self._preempt_and_rebalance(now) if isinstance(event, Tick) else effects
+        if isinstance(event, TasksSubmitted):
+            return self.submit(event.tasks, now, already_counted=event.already_counted)
+        effects, is_tick = self.apply(event, now), isinstance(event, Tick)
+        effects += self.store.assign(now, everywhere=is_tick)
+        return effects + self._preempt_and_rebalance(now) if is_tick else effects
+
+    def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> list[Effect]:
+        """Queue the tasks of one request, all or none, and fill free slots: `TasksSubmitted`. Raises `QueueFull`."""
+        self.store.submit(tasks, now, already_counted=already_counted)
+        return self.store.assign(now, tasks)
 
     def assign(self, now: float) -> list[Effect]:
         """Fill free slots, after one or more calls of `apply`."""
@@ -116,7 +124,7 @@ class Scheduler:
         """Process the event without filling free slots. Raises `QueueFull` for `TasksSubmitted` without room."""
         match event:
             case MessageReceived(worker, envelope):
-                return self._on_message(worker, envelope, now)
+                return self.receive(worker, envelope, now)
             case TasksSubmitted(tasks, already_counted):
                 self.store.submit(tasks, now, already_counted=already_counted)
             case TasksCancelled(names, reason):
@@ -217,7 +225,8 @@ class Scheduler:
 
     # ---- workers
 
-    def _on_message(self, name: str, envelope: WorkerEnvelope, now: float) -> list[Effect]:
+    def receive(self, name: str, envelope: WorkerEnvelope, now: float) -> list[Effect]:
+        """Take in a worker's message without filling free slots; see `MessageReceived`."""
         message = envelope.message
         if isinstance(message, Hello):
             return self._on_hello(name, message, now)
@@ -226,19 +235,17 @@ class Scheduler:
             return self._on_unknown_worker(name, message, now)
         self.registry.touch(worker, now)
         self.store.note_change(worker.hello.model)
-        match message:
-            case Capacity(slots, ahead):
-                self.registry.set_capacity(worker, slots, ahead)
-                return []
-            case Heartbeat():
-                self.registry.on_heartbeat(worker, message, now)
-                return [SendMessage(name, Ack(self._heartbeat_s))]
-            case Bye(reason, crashed):
-                return self._on_worker_lost(name, clean_text(reason), now, crashed=crashed)
-            case Tokens(tasks):
-                return [effect for each in tasks for effect in self._on_tokens(worker, each, now)]
-            case _:
-                return self._on_task_message(worker, message, envelope.frames, now)
+        if isinstance(message, Tokens):
+            return [effect for each in message.tasks for effect in self._on_tokens(worker, each, now)]
+        if isinstance(message, _ABOUT_TASK):
+            return self._on_task_message(worker, message, envelope.frames, now)
+        if isinstance(message, Bye):
+            return self._on_worker_lost(name, clean_text(message.reason), now, crashed=message.crashed)
+        if isinstance(message, Heartbeat):
+            self.registry.on_heartbeat(worker, message, now)
+            return [SendMessage(name, Ack(self._heartbeat_s))]
+        self.registry.set_capacity(worker, message.slots, message.ahead)
+        return []
 
     def _on_unknown_worker(self, name: str, message: ToBalancer, now: float) -> list[Effect]:
         """Ask for a Hello: once for all messages that were on their way, and again where the request was lost."""
@@ -295,13 +302,15 @@ class Scheduler:
         frames: Sequence[Frame],
         now: float,
     ) -> list[Effect]:
-        released = isinstance(message, Finished | Failed | Preempted)
+        released = isinstance(message, _RELEASING)
         if not self.registry.on_task_message(worker, message.task, message.attempt, now, released=released):
             self.counters["stale"] += 1
             return []
         task, store = self.tasks.get(message.task), self.store
         if task is None or task.worker != worker.id or task.attempt != message.attempt:
             return []  # the task ended while the worker still held it; only the slot matters
+        if isinstance(message, Finished):
+            return self._on_finished(worker, task, message, frames, now)
         if frames and isinstance(message, Progress | Preempted):
             message, frames, dropped = drop_invalid(message, frames, task.inputs, self._max_result_bytes)
             self.counters.update(dropped)
@@ -313,8 +322,6 @@ class Scheduler:
                 return [*store.mark_started(task, now), *updates]
             case Chunk(index=index, part=part):
                 return self._on_chunk(worker, task, index, part, frames, now)
-            case Finished():
-                return self._on_finished(worker, task, message, frames, now)
             case Failed(kind=kind, message=text, status=status):
                 return store.finish(task, TaskState.FAILED, kind, clean_text(text), now, status)
             case Preempted(step=step):
@@ -325,10 +332,11 @@ class Scheduler:
     ) -> list[Effect]:
         error = result_error(message.parts, frames, task.inputs, self._max_result_bytes)
         worker.on_result(valid=not error)
-        if error:
-            return self._on_invalid_result(worker, task, error, now)
-        started = self.store.mark_started(task, now)
-        return [*started, *self.store.complete(task, message, frames, now)]
+        return (
+            self._on_invalid_result(worker, task, error, now)
+            if error
+            else self.store.complete(task, message, frames, now)
+        )
 
     def _on_chunk(
         self, worker: Worker, task: Task, index: int, part: Part, frames: Sequence[Frame], now: float

@@ -20,7 +20,7 @@ from loadbalancer.context.request_context import RequestContext
 from loadbalancer.scheduling.text_work import NO_PROMPT, PromptSteps
 from wire.codec import Frame
 from wire.inputs import Part, Shape, TaskInputs, TextInputs
-from wire.messages import FailureKind
+from wire.messages import Assignment, FailureKind
 from wire.text import TokenOutput, pack_tokens
 
 
@@ -86,7 +86,7 @@ class Checkpoint(NamedTuple):
     frames: Sequence[Frame]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Task:
     """One image or call of a request. Times are seconds on the scheduler's clock."""
 
@@ -180,7 +180,10 @@ class Task:
     @property
     def remaining_work(self) -> int:
         """Remaining steps as they count in a full batch, where the prompt of a text takes the place of more of them."""
-        return self.remaining_steps + (0 if self.tokens else self.prompt.in_full_batch - self.prompt.single)
+        left = self.steps - self.step
+        left = max(left, 0)
+        prompt = self.prompt
+        return left if prompt is NO_PROMPT or self.tokens else left + prompt.in_full_batch - prompt.single
 
     def expect(self, tokens: int, prompt: PromptSteps) -> None:
         """Set the expected work of a text that has not started."""
@@ -242,9 +245,18 @@ class Task:
         """The step at which it resumes on another worker; of a text, its number of tokens."""
         return len(self.tokens) or self.checkpoint_step
 
-    def state_frames(self) -> Sequence[Frame]:
-        """Return the state from which another worker continues; empty: it starts again."""
-        return [pack_tokens(self.tokens)] if self.tokens else self.checkpoint
+    def assignment(self) -> tuple[Assignment, Sequence[Frame]]:
+        """Return what a worker has to know: its sources, and the state from which it continues if it has one."""
+        frames = self.sources
+        if self.tokens:
+            frames = [*frames, pack_tokens(self.tokens)]
+        elif self.checkpoint:
+            frames = [*frames, *self.checkpoint]
+        context, inputs, count = self.context, self.inputs, len(frames)
+        if context is None:
+            return Assignment(self.id, self.attempt, inputs, self.state_at, self.isolated, count), frames
+        ids = context.request_id, context.traceparent
+        return Assignment(self.id, self.attempt, inputs, self.state_at, self.isolated, count, *ids), frames
 
     def on_preempted(self, step: int, frames: Sequence[Frame]) -> None:
         """Take back the task from its worker, with its state at this step where it has one."""

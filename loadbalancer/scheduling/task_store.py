@@ -25,7 +25,7 @@ from loadbalancer.scheduling.text_work import PromptSteps, TextWork
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
-from wire.inputs import Part, TextInputs, reports_tokens
+from wire.inputs import Part, TaskInputs, TextInputs, reports_tokens
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Finished, Preempt
 from wire.text import TokenOutput
 
@@ -74,8 +74,9 @@ class TaskStore:
     def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> None:
         """Queue the tasks of one request, all or none. Raises `QueueFull`."""
         first, model, queue = tasks[0], tasks[0].model, self.queues[tasks[0].model]
-        for task in tasks:
-            self._expect(task)
+        if isinstance(first.inputs, TextInputs):
+            for task in tasks:
+                self._expect(task, task.inputs)
         rejection = self._admission.admit(tasks, queue, self.registry.pool(model), now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
@@ -86,28 +87,25 @@ class TaskStore:
             self.tasks[task.id] = task
             self._deadlines.add(task)
             queue.push(task)
-        unclaimed = {task.id for task in tasks if task.may_be_running}
-        if unclaimed:
-            self._unclaimed[model] |= unclaimed
-            self._hold_until[model] = now + self._hold_s
+            if task.may_be_running:
+                self._unclaimed[model].add(task.id)
+                self._hold_until[model] = now + self._hold_s
         self._changed.add(model)
         self.counters["submitted"] += len(tasks)
         if not already_counted:
-            self.model_counters[model].on_arrival(
-                first.shape,
-                first.remaining_work,
-                len(tasks),
-                now,
-                self.costs[model].work_s(first.shape, first.remaining_work),
-            )
+            shape, steps = first.shape, first.remaining_work
+            work_s = self.costs[model].work_s(shape, steps)
+            self.model_counters[model].on_arrival(shape, steps, len(tasks), now, work_s)
 
-    def assign(self, now: float, submitted: Collection[str] = (), *, everywhere: bool = False) -> list[Effect]:
+    def assign(self, now: float, submitted: Collection[Task] = (), *, everywhere: bool = False) -> list[Effect]:
         """Fill free slots from the queues, with one message per worker. Tasks that would be late expire instead.
 
         Looks at the models that have changed since the last call, or `everywhere`, because time changes them too.
         `submitted`: tasks submitted in this call, which do not expire: their listener is not registered yet.
         """
         effects: list[Effect] = []
+        if not self._changed and not everywhere:
+            return effects
         assignments: _Assignments = {}
         changed, self._changed = self._changed, set()
         for model in self.queues if everywhere else changed:
@@ -116,17 +114,17 @@ class TaskStore:
                 continue
             if queue.isolated:
                 self._assign_isolated(queue, model, assignments, now)
-            effects += self._assign_first(queue, model, assignments, submitted, now)
+            self._assign_first(queue, model, assignments, submitted, effects, now)
         for name, (own, frames) in assignments.items():
             queue = self.queues[self.registry.workers[name].hello.model]
             effects.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
         return effects
 
-    def _expect(self, task: Task) -> None:
+    def _expect(self, task: Task, inputs: TaskInputs) -> None:
         """Estimate the work of a text; that of other tasks is known."""
-        if isinstance(task.inputs, TextInputs) and not task.tokens:
+        if isinstance(inputs, TextInputs) and not task.tokens:
             work = self.text_work[task.model]
-            tokens = work.expected_tokens(task.owner, task.inputs.max_tokens)
+            tokens = work.expected_tokens(task.owner, inputs.max_tokens)
             task.expect(tokens, self._prompt_steps(task, work.prompt_tokens(task.source_bytes)))
 
     def _prompt_steps(self, task: Task, tokens: int) -> PromptSteps:
@@ -157,15 +155,19 @@ class TaskStore:
                 self._assign(task, worker, assignments, now)
 
     def _assign_first(
-        self, queue: ModelQueue, model: str, assignments: _Assignments, submitted: Collection[str], now: float
-    ) -> list[Effect]:
+        self,
+        queue: ModelQueue,
+        model: str,
+        assignments: _Assignments,
+        submitted: Collection[Task],
+        effects: list[Effect],
+        now: float,
+    ) -> None:
         """Assign tasks in the order of the queue while a worker has room."""
-        effects: list[Effect] = []
-        while (first := queue.first()) is not None:
-            first_available = worker = self.registry.first_available(model, now)
-            if first_available is None:
-                break
-            if first.id not in submitted:
+        pool = self.registry.pool(model)
+        while (first_available := pool.first_available(now)) is not None and (first := queue.first()) is not None:
+            worker: Worker | None = first_available
+            if first not in submitted:
                 worker = worker_in_time(
                     first,
                     self.registry,
@@ -182,23 +184,17 @@ class TaskStore:
                 left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
                 reason = f"not started {now - first.created:.1f} s after it arrived: {left}"
                 effects += self.finish(first, TaskState.EXPIRED, None, reason, now)
-        return effects
 
     def _assign(self, task: Task, worker: Worker, assignments: _Assignments, now: float) -> None:
         self.queues[task.model].take(task)
         task.attempt = max(task.attempt, task.last_claimed_attempt) + 1
         task.worker = worker.id
         task.transition(TaskState.ASSIGNED, now, ("to {}, attempt {}", worker.id, task.attempt))
-        self.registry.assign(worker, task.id, task.attempt, now)
+        worker.assign(task.id, task.attempt, now)
         self.statistics[task.model].on_assign(task, now)
+        assignment, task_frames = task.assignment()
         own, frames = assignments.setdefault(worker.id, ([], []))
-        task_frames = [*task.sources, *task.state_frames()]
-        context, count = task.context, len(task_frames)
-        if context is None:
-            own.append(Assignment(task.id, task.attempt, task.inputs, task.state_at, task.isolated, count))
-        else:
-            ids = context.request_id, context.traceparent
-            own.append(Assignment(task.id, task.attempt, task.inputs, task.state_at, task.isolated, count, *ids))
+        own.append(assignment)
         frames += task_frames
 
     # ---- workers that connect again
@@ -246,15 +242,15 @@ class TaskStore:
         self.queues[task.model].take(task)
         task.attempt, task.worker, task.uninterrupted = attempt, worker.id, False
         task.transition(TaskState.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
-        self.registry.assign(worker, task.id, attempt, now)
+        worker.assign(task.id, attempt, now)
         self._unclaimed[task.model].discard(task.id)
         self.counters["resumed"] += 1
         return True
 
     # ---- running tasks
 
-    def mark_started(self, task: Task, now: float) -> list[Effect]:
-        """Note that the worker has the task in its batch. Idempotent."""
+    def mark_started(self, task: Task, now: float, *, ends: bool = False) -> list[Effect]:
+        """Note that the worker has the task in its batch. Idempotent. `ends`: it ends now, so it has no work."""
         if task.state is TaskState.RUNNING:
             return []
         task.transition(TaskState.RUNNING, now, "started")
@@ -262,9 +258,10 @@ class TaskStore:
         task.preempt_requested = False  # it was to go back only if it had not started
         if task.first_started is None:
             task.first_started = now
-            self.model_counters[task.model].on_start(now - task.created)
-            self.statistics[task.model].on_start(now - task.created)
-        worker = self.registry.workers.get(task.worker or "")
+            waited_s = now - task.created
+            self.model_counters[task.model].on_start(waited_s)
+            self.statistics[task.model].on_start(waited_s)
+        worker = None if ends else self.registry.workers.get(task.worker or "")
         if worker is not None:
             self.costs[task.model].on_start(task.id, worker, now)
         return [NotifyListener(TaskStarted(task.id))]
@@ -388,10 +385,12 @@ class TaskStore:
     # ---- ends
 
     def complete(self, task: Task, message: Finished, frames: Sequence[Frame], now: float) -> list[Effect]:
+        """End the task with its result. Its worker may have sent that without the message of its start."""
+        effects = self.mark_started(task, now, ends=True)
         started = task.first_started if task.first_started is not None else now
         task.transition(TaskState.DONE, now, "finished")
         self.model_counters[task.model].on_complete(now)
-        record = self._remove(task, "done", now)
+        effects.append(self._remove(task, "done", now))
         if task.tokens:
             self.text_work[task.model].on_result(task.owner, len(task.tokens))
         if task.uninterrupted:
@@ -400,7 +399,8 @@ class TaskStore:
         update = TaskCompleted(
             task.id, frames, waited_s, ran_s, message.flagged, message.parts, message.truncated_tokens
         )
-        return [record, NotifyListener(update)]
+        effects.append(NotifyListener(update))
+        return effects
 
     def cancel(self, names: Sequence[str], reason: str, now: float) -> list[Effect]:
         """End these tasks; unknown and ended ones are ignored."""

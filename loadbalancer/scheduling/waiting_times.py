@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 
 #: Upper bounds of waiting times in seconds; a last bucket takes what is longer.
 WAIT_BOUNDS = (0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 120, 300, 600)
 WAIT_BUCKETS = len(WAIT_BOUNDS) + 1
-
-
-def wait_bucket(seconds: float) -> int:
-    """Return the bucket of a waiting time."""
-    return bisect_left(WAIT_BOUNDS, seconds)
 
 
 def percentile(counts: Sequence[float], share: float) -> float | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from loadbalancer.scheduling.task import Task
 from wire.inputs import Shape
 from wire.messages import Heartbeat, Hello, StepCurve
+from wire.snapshot import WorkerState
 
 _MAX_SLOTS = 4096
 
@@ -61,6 +62,14 @@ class Worker:
     def held_ahead(self) -> int:
         """Number of tasks that wait there for a slot."""
         return 0 if self.draining else max(len(self.assigned) - self.slots, 0)
+
+    def state(self, now: float, silent_after_s: float) -> WorkerState:
+        """Return its state; only a worker that is `ready` gets new tasks."""
+        if self.draining:
+            return "draining"
+        if now - self.last_message_at > silent_after_s:
+            return "silent"
+        return "stuck" if self.progress_at < self.stuck_at else "ready"
 
     # ---- changes
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 
 from loadbalancer.scheduling.worker import Worker
 from wire.inputs import Shape
@@ -17,11 +18,12 @@ _MAX_SHAPES = 256
 class WorkerPool:
     """The workers of one model. `offer` and `first_available` take logarithmic time in their number."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent_after_s: float = math.inf) -> None:
+        self._silent_after_s = silent_after_s
         self._workers: dict[str, Worker] = {}
         #: Load and name of the workers with room, as a heap. Entries may be outdated: `_listed` decides.
         self._free: list[tuple[float, str]] = []
-        #: The load under which each of these workers is offered.
+        #: The load under which each of these workers is offered. Its present load is never below that.
         self._listed: dict[str, float] = {}
         self._rates: dict[Shape, float] = {}
         self._fastest: dict[Shape, float] = {}
@@ -53,32 +55,35 @@ class WorkerPool:
     # ---- free slots
 
     def offer(self, worker: Worker) -> None:
-        """Note the worker's present load. Call this after every change of its slots, tasks or reservation."""
-        if self._workers.get(worker.id) is not worker:
+        """Note the worker's present load. Call this after every change that may reduce it or make the worker ready."""
+        name, load = worker.id, worker.load
+        if load is None or self._listed.get(name) == load or self._workers.get(name) is not worker:
             return
-        load = worker.load
-        if load is None:
-            self._listed.pop(worker.id, None)
-        elif self._listed.get(worker.id) != load:
-            self._listed[worker.id] = load
-            heapq.heappush(self._free, (load, worker.id))
-            if len(self._free) > 4 * len(self._workers) + _CLEAN_UP_ABOVE:
-                self._free = [(load, name) for name, load in self._listed.items()]
-                heapq.heapify(self._free)
+        self._listed[name] = load
+        heapq.heappush(self._free, (load, name))
+        if len(self._free) > 4 * len(self._workers) + _CLEAN_UP_ABOVE:
+            self._free = [(load, name) for name, load in self._listed.items()]
+            heapq.heapify(self._free)
 
-    def first_available(self, is_ready: Callable[[Worker], bool]) -> Worker | None:
-        """Return the least loaded worker with room; equally loaded ones go by name.
+    def first_available(self, now: float) -> Worker | None:
+        """Return the least loaded worker with room that is ready; equally loaded ones go by name.
 
-        A worker that is not ready is passed over until it is offered again.
+        A worker that is not ready is passed over until it is offered again. One whose load has grown takes its place.
         """
-        while self._free:
-            load, name = self._free[0]
-            if self._listed.get(name) == load:
+        free, listed = self._free, self._listed
+        while free:
+            listed_load, name = free[0]
+            if listed.get(name) == listed_load:
                 worker = self._workers[name]
-                if worker.load == load and is_ready(worker):
-                    return worker
-                del self._listed[name]
-            heapq.heappop(self._free)
+                load = worker.load
+                if load is not None and worker.state(now, self._silent_after_s) == "ready":
+                    if load == listed_load:
+                        return worker
+                    listed[name] = load
+                    heapq.heapreplace(free, (load, name))
+                    continue
+                del listed[name]
+            heapq.heappop(free)
         return None
 
     # ---- rates

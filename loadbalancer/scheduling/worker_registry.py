@@ -53,12 +53,12 @@ class WorkerRegistry:
         """Add the worker, in place of one of the same name."""
         self.disconnect(worker.id)
         self.workers[worker.id] = worker
-        self._pools.setdefault(worker.hello.model, WorkerPool()).add(worker)
+        self._pools.setdefault(worker.hello.model, WorkerPool(self._silent_after_s)).add(worker)
 
     def disconnect(self, name: str) -> Worker | None:
         worker = self.workers.pop(name, None)
         if worker is not None:
-            self.pool(worker.hello.model).remove(name)
+            self._pools[worker.hello.model].remove(name)
             if worker.reserved_for is not None:
                 self._reserved.pop(worker.reserved_for, None)
         return worker
@@ -67,28 +67,26 @@ class WorkerRegistry:
         """Return the workers of the model. Raises no error for an unknown one: it has no workers."""
         return self._pools[model] if model in self._pools else WorkerPool()
 
-    def offer(self, worker: Worker) -> None:
-        """Note a change of the worker's slots, tasks, reservation or state."""
-        self.pool(worker.hello.model).offer(worker)
+    def _offer(self, worker: Worker) -> None:
+        """Note a change of the worker's slots, reservation or state, or a slot that it has freed."""
+        self._pools[worker.hello.model].offer(worker)
 
     def offer_all(self) -> None:
         """Offer each worker again, because its state may have changed with time."""
         for worker in self.workers.values():
-            self.offer(worker)
-
-    def assign(self, worker: Worker, task: str, attempt: int, now: float) -> None:
-        worker.assign(task, attempt, now)
-        self.offer(worker)
+            self._offer(worker)
 
     def set_capacity(self, worker: Worker, slots: int, ahead: int) -> None:
         if worker.set_capacity(slots, ahead):
             self.pool(worker.hello.model).forget_rates()
-        self.offer(worker)
+        self._offer(worker)
 
     def on_task_message(self, worker: Worker, task: str, attempt: int, now: float, *, released: bool) -> bool:
         """Return whether the worker holds this attempt, and free its slot if it is `released`."""
+        offers = released or worker.progress_at < worker.stuck_at
         holds = worker.on_task_message(task, attempt, now, released=released)
-        self.offer(worker)
+        if offers:
+            self._pools[worker.hello.model].offer(worker)
         return holds
 
     def on_heartbeat(self, worker: Worker, heartbeat: Heartbeat, now: float) -> None:
@@ -96,14 +94,14 @@ class WorkerRegistry:
         worker.on_heartbeat(heartbeat, now)
         if (before.step_s, before.batch, before.curves) != (heartbeat.step_s, heartbeat.batch, heartbeat.curves):
             self.pool(worker.hello.model).forget_rates()
-        self.offer(worker)
+        self._offer(worker)
 
     def touch(self, worker: Worker, now: float) -> None:
         """Note the time of a message. Silent time does not count as stuck: the process may have been stopped."""
         silence_s = now - worker.last_message_at
         if silence_s > self._silent_after_s:
             worker.progress_at = min(worker.progress_at + silence_s, now)
-            self.offer(worker)  # while it was silent, it may have been passed over
+            self._offer(worker)  # while it was silent, it may have been passed over
         worker.last_message_at = now
 
     # ---- questions
@@ -112,11 +110,7 @@ class WorkerRegistry:
         return list(self.pool(model))
 
     def state(self, worker: Worker, now: float) -> WorkerState:
-        if worker.draining:
-            return "draining"
-        if now - worker.last_message_at > self._silent_after_s:
-            return "silent"
-        return "stuck" if worker.progress_at < worker.stuck_at else "ready"
+        return worker.state(now, self._silent_after_s)
 
     def timed_out(self, now: float) -> list[Worker]:
         """Return the workers whose silence exceeds `lost_after_s`."""
@@ -136,7 +130,7 @@ class WorkerRegistry:
 
     def first_available(self, model: str, now: float) -> Worker | None:
         """Return the first of the `available` workers, in logarithmic time."""
-        return self.pool(model).first_available(lambda worker: self.state(worker, now) == "ready")
+        return self.pool(model).first_available(now)
 
     def available(self, model: str, now: float) -> list[Worker]:
         """Return the workers with free slots for the model's tasks, or else those with room ahead.
@@ -161,7 +155,6 @@ class WorkerRegistry:
                 return None
             worker = self._reserved[task.id] = min(ready, key=_load)
             worker.reserved_for = task.id
-            self.offer(worker)
         return worker
 
     def is_empty(self, worker: Worker, now: float) -> bool:
@@ -172,7 +165,7 @@ class WorkerRegistry:
         worker = self._reserved.pop(task, None)
         if worker is not None:
             worker.reserved_for = None
-            self.offer(worker)
+            self._offer(worker)
 
 
 def _load(worker: Worker) -> tuple[float, str]:

@@ -238,12 +238,15 @@ class WorkerSocket:
             except zmq.Again:
                 break
             frames = _rest_of_message(socket)
+            before = len(received)
             if isinstance(identity, zmq.Frame):
-                messages = list(self._from_remote(identity, frames))
+                received += self._from_remote(identity, frames)
             else:
-                messages = list(self._from_local(identity, frames))
-            received += messages
-            cost += sum(_cost(each.envelope.message) for each in messages)
+                self._take_local(identity, frames, received)
+            for each in received[before:]:
+                message = each.envelope.message
+                # The tokens of a step are of many tasks.
+                cost += len(message.tasks) if isinstance(message, Tokens) else 1
             if cost >= _MAX_MESSAGES_PER_WAKE_UP:
                 self._loop.call_soon(self._drain, socket)
                 break
@@ -252,18 +255,19 @@ class WorkerSocket:
         if received:
             self._on_messages(received)
 
-    def _from_local(self, identity: bytes, frames: Sequence[Frame]) -> Iterator[ReceivedMessage]:
-        worker = identity.decode("utf-8", "replace")
+    def _take_local(self, identity: bytes, frames: Sequence[Frame], received: list[ReceivedMessage]) -> None:
+        """Append the messages that a local worker has sent."""
+        worker, routes = identity.decode("utf-8", "replace"), self._routes.routes
         envelopes = self._decode(worker, frames)
         if envelopes:
             self._received_bytes[worker] += sum(map(len, frames))
         for envelope in envelopes:
             if isinstance(envelope.message, Hello):
                 self._routes.accept_local(worker)
-            elif self._routes.routes.get(worker) is not None:
+            elif routes.get(worker) is not None:
                 self.counters["unknown_worker"] += 1
                 continue
-            yield ReceivedMessage(worker, envelope, is_local=True)
+            received.append(ReceivedMessage(worker, envelope, True))
 
     def _from_remote(self, identity: zmq.Frame, frames: Sequence[Frame]) -> Iterator[ReceivedMessage]:
         assert self._listener is not None
@@ -396,11 +400,6 @@ def _read_files(files: WeightFiles, request: FileRequest) -> tuple[FileList | Fi
     if isinstance(request, ListFiles):
         return files.list_files(request.model), b""
     return files.read_part(request.model, request.file, request.offset, request.size)
-
-
-def _cost(message: ToBalancer) -> int:
-    """Return how many messages this one counts for: the tokens of a step are of many tasks."""
-    return len(message.tasks) if isinstance(message, Tokens) else 1
 
 
 def _rest_of_message(socket: zmq.Socket[bytes]) -> list[Frame]:

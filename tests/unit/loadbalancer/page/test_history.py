@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadbalancer.page.history import COUNTS, GAUGES, RESOLUTIONS, ModelHistory, Sample
-from loadbalancer.scheduling.waiting_times import WAIT_BOUNDS, WAIT_BUCKETS, percentile, wait_bucket
+from loadbalancer.scheduling.waiting_times import WAIT_BOUNDS, WAIT_BUCKETS, percentile
 
 NO_WAITS = [0.0] * WAIT_BUCKETS
 
@@ -61,11 +62,14 @@ def test_only_the_newest_points_remain() -> None:
 def test_percentiles_are_exact_to_a_bucket(waits: list[float], share: float) -> None:
     counts = [0.0] * WAIT_BUCKETS
     for wait in waits:
-        counts[wait_bucket(wait)] += 1
+        counts[bisect_left(WAIT_BOUNDS, wait)] += 1
     exact = sorted(waits)[max(math.ceil(share * len(waits)) - 1, 0)]
     found = percentile(counts, share)
     assert found is not None
-    assert wait_bucket(found) in (wait_bucket(exact), len(WAIT_BOUNDS) - 1 if exact > WAIT_BOUNDS[-1] else -1)
+    assert bisect_left(WAIT_BOUNDS, found) in (
+        bisect_left(WAIT_BOUNDS, exact),
+        len(WAIT_BOUNDS) - 1 if exact > WAIT_BOUNDS[-1] else -1,
+    )
 
 
 def test_no_tasks_have_no_percentile() -> None:

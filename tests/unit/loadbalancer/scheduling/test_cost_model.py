@@ -45,20 +45,20 @@ def test_costs_from_a_step_curve(curves: list[StepCurve], cap: int, slow_down: f
     known = costs(worker("w", *curves))
     assert known.batch_cap == cap
     assert known.batch_slowdown == pytest.approx(slow_down)
-    assert known.step_s(USUAL) == pytest.approx(step_s)
+    assert known.work_s(USUAL, 1) == pytest.approx(step_s)
 
 
 def test_costs_stay_valid_without_workers() -> None:
     known = costs()
     known.update([])
-    assert (known.batch_cap, known.batch_slowdown, known.step_s(USUAL)) == (4, 2.0, 0.1)
+    assert (known.batch_cap, known.batch_slowdown, known.work_s(USUAL, 1)) == (4, 2.0, 0.1)
 
 
 def test_workers_are_averaged_and_unmeasured_sizes_scaled() -> None:
     slow = StepCurve(USUAL, 2, [(1, 0.3), (2, 0.6)])
     known = costs(worker("a"), worker("b", slow))
-    assert known.step_s(USUAL) == pytest.approx(0.2)
-    assert known.step_s(Shape("128x64", 8192)) == pytest.approx(0.4)
+    assert known.work_s(USUAL, 1) == pytest.approx(0.2)
+    assert known.work_s(Shape("128x64", 8192), 1) == pytest.approx(0.4)
     assert known.batch_cap == 4, "of the worker with the largest batch"
 
 
@@ -95,32 +95,32 @@ def test_finished_images_correct_the_curve_for_all_sizes() -> None:
     known = costs()
     for _ in range(3):
         known.record_task(USUAL, steps=10, work_s=1.5)  # 1.0 by the curve
-    assert known.step_s(USUAL) == pytest.approx(0.15)
-    assert known.step_s(Shape("128x64", 8192)) == pytest.approx(0.3), "half as much again, as the others"
+    assert known.work_s(USUAL, 1) == pytest.approx(0.15)
+    assert known.work_s(Shape("128x64", 8192), 1) == pytest.approx(0.3), "half as much again, as the others"
     known.record_task(Shape("128x64", 8192), steps=10, work_s=5.0)
-    assert known.step_s(Shape("128x64", 8192)) == pytest.approx(0.5), "its own counts, once there is one"
+    assert known.work_s(Shape("128x64", 8192), 1) == pytest.approx(0.5), "its own counts, once there is one"
     for _ in range(100):
         known.record_task(USUAL, steps=10, work_s=3.0)
-    assert known.step_s(USUAL) == pytest.approx(0.3, rel=0.01), "what is newer counts for more"
+    assert known.work_s(USUAL, 1) == pytest.approx(0.3, rel=0.01), "what is newer counts for more"
 
 
 def test_unmeasured_engine_is_known_by_finished_images() -> None:
     known = CostModel()
-    assert (known.is_measured, known.step_s(USUAL)) == (False, None)
+    assert (known.is_measured, known.work_s(USUAL, 1)) == (False, None)
     known.record_task(USUAL, steps=0, work_s=1.0)
     known.record_task(USUAL, steps=5, work_s=0.0)
-    assert known.step_s(USUAL) is None
+    assert known.work_s(USUAL, 1) is None
     known.record_task(USUAL, steps=5, work_s=1.0)
-    assert (known.is_measured, known.step_s(USUAL), known.step_s(Shape("8x8", 64))) == (True, 0.2, None)
+    assert (known.is_measured, known.work_s(USUAL, 1), known.work_s(Shape("8x8", 64), 1)) == (True, 0.2, None)
 
 
 def test_number_of_remembered_sizes_is_bounded() -> None:
     known = costs()
     for number in range(1000):
         known.record_task(Shape(f"{8 * number + 8}x64", 1), steps=1, work_s=1.0)
-    assert known.step_s(Shape("8000x64", 1)) == pytest.approx(1.0)
+    assert known.work_s(Shape("8000x64", 1), 1) == pytest.approx(1.0)
     assert "1 shapes measured" in repr(known)
-    assert known.step_s(Shape("8x64", 512)) != 1.0
+    assert known.work_s(Shape("8x64", 512), 1) != 1.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1), st.floats(0.0, 5.0)), max_size=60))
@@ -148,4 +148,4 @@ def test_work_of_all_tasks_adds_up_to_their_workers(moves: list[tuple[int, int, 
 def test_worker_that_reports_no_time_for_a_step_breaks_nothing() -> None:
     known = costs(worker("w", StepCurve(USUAL, 1, [(1, 0.0)])))
     known.record_task(USUAL, 4, 2.0)
-    assert known.step_s(USUAL) == 0.5
+    assert known.work_s(USUAL, 1) == 0.5

@@ -120,7 +120,7 @@ def test_proxied_request_counts_as_arrivals_only() -> None:
     counters = core.model_counters["m"]
     core.handle(RequestProxied("m", Shape("64x64", 4096), 20, 3), 1.0)
     assert (
-        counters.arrivals_short_window.count(1.0),
+        counters.arrivals_short_window(1.0),
         counters.proxied_total,
         counters.proxied_in_flight,
         core.queues["m"].count,
@@ -128,12 +128,12 @@ def test_proxied_request_counts_as_arrivals_only() -> None:
     core.handle(ProxyFinished("m", 3), 2.0)
     core.handle(TasksSubmitted([task("t", 2.0)], already_counted=True), 2.0)  # it did not do it after all
     assert (
-        counters.arrivals_short_window.count(2.0),
+        counters.arrivals_short_window(2.0),
         counters.proxied_total,
         counters.proxied_in_flight,
         core.queues["m"].count,
     ) == (3, 3, 0, 1)
     core.handle(TasksSubmitted([task("u", 2.0)]), 2.0)
-    assert counters.arrivals_short_window.count(2.0) == 4
+    assert counters.arrivals_short_window(2.0) == 4
     core.handle(TasksCancelled(["t", "u"], "gone"), 3.0)
-    assert counters.arrivals_short_window.count(3.0) == 4
+    assert counters.arrivals_short_window(3.0) == 4

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadbalancer.scheduling.fair_share import FairShare
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from tests.support.scheduler import INPUTS
@@ -215,3 +216,25 @@ def test_positions_lie_between_own_rank_and_queue_end(tasks: list[tuple[str, int
     for each in queue:
         rank = seen[each.owner] = seen.get(each.owner, -1) + 1
         assert rank <= queue.position(each) < queue.count
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(["join", "leave", "turn", "charge"]), st.integers(-9, 20)),
+        max_size=120,
+    )
+)
+def test_first_owner_is_the_waiting_one_with_the_lowest_tag(moves: list[tuple[str, str, int]]) -> None:
+    shares, waiting = FairShare(), set[str]()
+    for owner, move, work in moves:
+        if move == "join":
+            shares.join(owner)
+            waiting.add(owner)
+        elif move == "leave":
+            shares.leave(owner)
+            waiting.discard(owner)
+        else:
+            shares.charge(owner, float(work), takes_turn=move == "turn")
+        lowest = min(((shares.tag(each), each) for each in waiting), default=None)
+        assert shares.first() == (lowest[1] if lowest else None)
+    assert len(shares._heap) <= 2 * len(waiting) + 65

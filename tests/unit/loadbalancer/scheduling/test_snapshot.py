@@ -10,7 +10,7 @@ from configs.scaling import Scaling, Slo
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.estimates import backlog_work_s
 from loadbalancer.scheduling.events import RecordTask, TasksCancelled, TasksSubmitted, Tick, WorkerLost
-from loadbalancer.scheduling.model_counters import ArrivalHistory, ModelCounters, SlidingWindow
+from loadbalancer.scheduling.model_counters import ModelCounters, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
@@ -56,9 +56,9 @@ def test_arrivals_are_counted_over_configured_periods() -> None:
     rates = ModelCounters(Scaling(look_back_period_s=10, rate_window_s=100))
     for second in range(200):
         rates.on_arrival(Shape("64x64", 4096), 20, 2, second + 0.5)
-    assert (rates.arrivals_short_window.count(199.9), rates.arrivals_long_window.count(199.9)) == (20, 200)
-    assert (rates.arrivals_short_window.count(204.9), rates.arrivals_long_window.count(204.9)) == (10, 190)
-    assert rates.arrivals.rate(199.9) == pytest.approx(2.0)
+    assert (rates.arrivals_short_window(199.9), rates.arrivals_long_window(199.9)) == (20, 200)
+    assert (rates.arrivals_short_window(204.9), rates.arrivals_long_window(204.9)) == (10, 190)
+    assert rates.arrival_rate(199.9) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("waits", "late"), [([], 0), ([0.0, 5.0], 0), ([5.1], 1), ([4.0, 6.0, 60.0], 2)])
@@ -135,7 +135,7 @@ def test_snapshot_follows_a_task() -> None:
     assert stats(core, 6.0).backlog_work_s == pytest.approx(4 * 2.0 + 0.5)
     # t0 had 2.5 s alone, then 3.5 s of which t1 had half: 4.25 s for its 20 steps, which the curve said would be 2.
     receive(core, "w", Finished("t0", 1, IMAGE), 8.0, (PNG,))
-    assert core.costs["m"].step_s(Shape("64x64", 4096)) == pytest.approx(4.25 / 20)
+    assert core.costs["m"].work_s(Shape("64x64", 4096), 1) == pytest.approx(4.25 / 20)
     assert stats(core, 8.0).mean_work_s == pytest.approx(4.25)
     assert stats(core, 12.0).arrivals_short_window == 0
 
@@ -160,7 +160,7 @@ def test_interrupted_task_is_recorded_not_learned() -> None:
     effects = receive(core, "w", Finished("t", again.attempt, IMAGE), 9.0, (PNG,))
     [account] = [effect for effect in effects if isinstance(effect, RecordTask)]
     assert account.task.work_s == pytest.approx(7.0)
-    assert core.costs["m"].step_s(Shape("64x64", 4096)) == pytest.approx(0.1), "the curve's"
+    assert core.costs["m"].work_s(Shape("64x64", 4096), 1) == pytest.approx(0.1), "the curve's"
     assert stats(core, 9.0).started_total == 1, "begun for the first time once"
 
 
@@ -170,13 +170,13 @@ def test_arrivals_are_reported_by_second_of_uptime(started: float) -> None:
     for at, count, work_s in ((100.2, 2, 3.0), (100.6, 1, 5.0), (103.1, 1, None)):
         counters.on_arrival(Shape("64x64", 4096), 20, count, started + at, work_s)
     now = started + 104.9
-    *first, last = counters.recent_arrivals.buckets(now, now - started)
+    *first, last = counters.recent_arrivals(now, now - started)
     assert sum(bucket.tasks for bucket in first) == 3
     assert sum(bucket.work_s for bucket in first) == 11.0
     assert max(bucket.largest_s for bucket in first) == 5.0
     assert (last.tasks, last.work_s, last.largest_s) == (1, 0.0, 0.0), "not measured yet"
     assert (first[0].second, last.second) in {(100, 103), (101, 104)}
-    assert counters.recent_arrivals.buckets(now + 200, now + 200 - started) == ()
+    assert counters.recent_arrivals(now + 200, now + 200 - started) == ()
 
 
 @pytest.mark.parametrize(("interval_s", "seconds"), [(10, 120), (30, 120), (100, 200)])
@@ -184,16 +184,16 @@ def test_arrivals_are_reported_for_two_intervals(interval_s: float, seconds: int
     counters = ModelCounters(Scaling(interval_s=interval_s))
     for second in range(500):
         counters.on_arrival(Shape("64x64", 4096), 20, 1, second + 0.5, 1.0)
-    reported = counters.recent_arrivals.buckets(500.0, 500.0)
+    reported = counters.recent_arrivals(500.0, 500.0)
     assert seconds - 1 <= len(reported) <= seconds
 
 
 def test_no_arrival_is_in_a_second_that_was_already_complete() -> None:
-    history, started = ArrivalHistory(120.0), 17.3
+    history, started = SlidingWindow(120.0), 17.3
     known: dict[int, ArrivalBucket] = {}
     for tenth in range(200):
         now = started + tenth / 10
-        history.add(1, 1.0, now)
-        for bucket in history.buckets(now, now - started):
+        history.add(1, now, 1.0)
+        for bucket in history.arrivals(now, now - started, 120.0):
             if bucket.second < int(now - started):
                 assert known.setdefault(bucket.second, bucket) == bucket

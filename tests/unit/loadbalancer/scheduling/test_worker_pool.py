@@ -51,7 +51,7 @@ class Registry(RuleBasedStateMachine):
             if worker is None:
                 break
             self.made += 1
-            self.registry.assign(worker, f"t{self.made}", 1, self.now)
+            worker.assign(f"t{self.made}", 1, self.now)
 
     @rule(name=NAMES, released=st.booleans(), count=st.integers(1, 3))
     def report(self, name: str, released: bool, count: int) -> None:
@@ -114,7 +114,7 @@ def test_outdated_entries_do_not_pile_up() -> None:
     worker, _ = registry.connect(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
     registry.set_capacity(worker, 4, 0)
     for number in range(1000):
-        registry.assign(worker, f"t{number}", 1, 0.0)
+        worker.assign(f"t{number}", 1, 0.0)
         assert registry.on_task_message(worker, f"t{number}", 1, 0.0, released=True)
     assert len(registry.pool("m")._free) < 100
 
