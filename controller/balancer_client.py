@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, InvalidURL
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -25,6 +25,8 @@ from wire.scaling import ControllerReport, PendingCommands
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 #: For requests of the control loop.
 _TIMEOUT_S = 2.0
@@ -55,30 +57,28 @@ class BalancerHttpClient:
 
     async def snapshot(self) -> Snapshot | None:
         """Return the snapshot; None if the balancer does not answer with one."""
-        body = await self._request_or_none("GET", "/internal/snapshot")
-        try:
-            return None if body is None else self._snapshots.decode(body)
-        except msgspec.MsgspecError as error:
-            log.debug("no snapshot: %s", error)
-            return None
+        return await self._answer("GET", "/internal/snapshot", self._snapshots)
 
     async def exchange(self, report: ControllerReport) -> PendingCommands | None:
         """Send the report and return the pending commands; None if the balancer does not accept it."""
-        body = await self._request_or_none("POST", "/internal/controller", msgspec.json.encode(report))
-        try:
-            return None if body is None else self._commands.decode(body)
-        except msgspec.MsgspecError as error:
-            log.debug("no commands: %s", error)
-            return None
+        return await self._answer("POST", "/internal/controller", self._commands, report)
 
     async def exchange_with_agents(self, exchange: AgentExchange) -> AgentStates | None:
         """Send orders to the agents of machines, and return what they have reported; None without an answer."""
-        body = await self._request_or_none("POST", "/internal/agents", msgspec.json.encode(exchange))
+        return await self._answer("POST", "/internal/agents", self._agents, exchange)
+
+    async def _answer(
+        self, method: str, path: str, decoder: msgspec.json.Decoder[Answer], message: msgspec.Struct | None = None
+    ) -> Answer | None:
+        body = None if message is None else msgspec.json.encode(message)
         try:
-            return None if body is None else self._agents.decode(body)
-        except msgspec.MsgspecError as error:
-            log.debug("no state of agents: %s", error)
-            return None
+            answer = await self.request(method, path, body, timeout_s=_TIMEOUT_S)
+            if answer.status == 200:
+                return decoder.decode(answer.body)
+            log.debug("%s %s is answered %d", method, path, answer.status)
+        except (HTTPException, OSError, msgspec.MsgspecError) as error:
+            log.debug("%s %s: %s", method, path, error)
+        return None
 
     async def request(
         self,
@@ -131,17 +131,6 @@ class BalancerHttpClient:
         shown = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
         if shown is None or hashlib.sha256(shown).digest() != self._fingerprint:
             raise ssl.SSLError("the server shows another certificate")
-
-    async def _request_or_none(self, method: str, path: str, body: bytes | None = None) -> bytes | None:
-        try:
-            answer = await self.request(method, path, body, timeout_s=_TIMEOUT_S)
-        except (HTTPException, OSError) as error:
-            log.debug("%s %s: %s", method, path, error)
-            return None
-        if answer.status != 200:
-            log.debug("%s %s is answered %d", method, path, answer.status)
-            return None
-        return answer.body
 
 
 def url_of(host: str, port: int, *, tls: bool) -> str:

@@ -87,16 +87,15 @@ class Autoscaler:
         self._now = now
         demands, decided = [], []
         self.machines.update(machines, now)
-        silent, faults = self.machines.silent, self.machines.faults(now)
+        faults = self.machines.faults(now)
         self.pool.set_machines(machines, faults)
-        observations = {
-            name: model.without_unreachable(observations[name], silent) for name, model in self.models.items()
-        }
+        silent = frozenset(machine.name for machine in machines if machine.silent)
+        observations = {name: model.observe(observations[name], now, silent) for name, model in self.models.items()}
         for name, model in self.models.items():
             # Models may share weights: all are measured before any need is computed.
             self.pool.learn(model.weights or name, observations[name].replicas)
         for name, model in self.models.items():
-            observation = model.observe(observations[name], now)
+            observation = observations[name]
             old = outdated(observation.replicas, model.update_policy, now)
             if made := self._decide_if_due(name, model, observation, old, now):
                 decided.append(made)
@@ -175,7 +174,7 @@ class Autoscaler:
             model.crashes,
             old,
             machine_faults.keys(),
-            model_machines(demand.observation.model, self.machines.machines),
+            model_machines(demand.observation.model, self.machines.reported),
         )
 
     def _decide(

@@ -1,7 +1,7 @@
 """A model's state between two ticks of the autoscaler, with the durations of its starts. Pure.
 
 The live controller records what its workers report. A simulation sets `started_in_s` and `from_standby` in its
-replicas, or it configures `scaling.cold_start_s` and `scaling.standby_start_s`. `expected_s` combines both.
+replicas, or it configures `scaling.cold_start_s` and `scaling.standby_start_s`. `ModelState.observe` combines both.
 """
 
 from __future__ import annotations
@@ -62,11 +62,6 @@ def standby_s(starts: StartupTimes, scaling: Scaling, guess_s: float) -> float:
     if scaling.standby_start_s != "auto":
         return min(scaling.standby_start_s, maximum)
     return min(_quantile(starts.standby) if starts.standby else FIRST_STANDBY_S, maximum)
-
-
-def expected_s(starts: StartupTimes, scaling: Scaling, guess_s: float, ready_spares: int) -> float:
-    """Return the seconds of the next start: from standby if a standby worker is ready."""
-    return (standby_s if ready_spares else cold_s)(starts, scaling, guess_s)
 
 
 def _quantile(seconds: Sequence[float]) -> float:
@@ -139,8 +134,13 @@ class ModelState:
         """Take over the devices of the machines that have joined or left."""
         self.slots, self.limits = fresh.slots, fresh.limits
 
-    def observe(self, observation: Observation, now: float) -> Observation:
-        """Update crash records and start-up times. Return the observation with the lost workers and the next start."""
+    def observe(self, observation: Observation, now: float, silent: Collection[str] = ()) -> Observation:
+        """Update crash records and start-up times. Return the observation with the lost workers and the next start.
+
+        Workers on the `silent` machines are left out.
+        """
+        if silent or self.unreachable:
+            observation = self._without_unreachable(observation, silent)
         if self.crashes.count:
             self.crashes = decay(self.crashes, observation.replicas, now)
         if self.standby_crashes.count:
@@ -156,13 +156,12 @@ class ModelState:
         ready_spares = count_ready(observation.spares, self.kinds) if observation.spares else 0
         starts = self.machine_starts.get(self.next_machine, self.starts)
         starts = StartupTimes(starts.cold or self.starts.cold, starts.standby or self.starts.standby)
-        next_s = expected_s(starts, self.scaling, observation.cold_start_s, ready_spares)
+        expected_s = standby_s if ready_spares else cold_s
+        next_s = expected_s(starts, self.scaling, observation.cold_start_s)
         return dataclasses.replace(observation, owed=self.lost, cold_start_s=next_s)
 
-    def without_unreachable(self, observation: Observation, silent: Collection[str]) -> Observation:
+    def _without_unreachable(self, observation: Observation, silent: Collection[str]) -> Observation:
         """Return the observation without the workers on silent machines. New ones among them count as lost."""
-        if not silent and not self.unreachable:
-            return observation
         away = [replica for replica in observation.replicas if machine_of(replica.process.device) in silent]
         present = frozenset(replica.process.id for replica in away if replica.stage is not Stage.DRAINING)
         self.lost += len(present - self.unreachable)

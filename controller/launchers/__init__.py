@@ -20,7 +20,7 @@ class Launcher(Protocol):
         """Activate the standby worker on the device, if there is one."""
 
     def drain(self, worker: str, *, immediate: bool = False) -> None:
-        """Drain the worker; with `hurry`, it returns its tasks at once."""
+        """Drain the worker; with `immediate`, it returns its tasks at once."""
 
     def kill(self, worker: str) -> None:
         """Kill the worker, if there is one."""

@@ -1,4 +1,4 @@
-"""One launcher for all machines: the controller's own, and those with an agent."""
+"""One launcher for all machines: the controller's own, the nodes of a Ray cluster, and those with an agent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from controller.config_diff import generation
 from controller.launchers import Launcher
 from controller.launchers.agent import AgentLauncher
 from controller.launchers.local import LocalLauncher
-from controller.launchers.ray.local_and_ray import LocalAndRayLauncher
 from controller.planning.machines import Machine
 from host.types import PollResult
 from wire.agents import AgentExchange, ModelSettings
@@ -43,8 +42,8 @@ class MachinesLauncher:
         clock: Callable[[], float] = time.monotonic,
         cluster: RayLauncher | None = None,
     ) -> None:
-        #: What runs without an agent.
-        self.direct = LocalAndRayLauncher(local, cluster)
+        self._local = local
+        self._cluster = cluster
         self._clock = clock
         self._epoch = int(time.time())
         self._agents: dict[str, AgentLauncher] = {}
@@ -54,7 +53,9 @@ class MachinesLauncher:
 
     def update_settings(self, settings: Settings) -> None:
         """Start workers with these settings from now on. Raises `OSError` without a change."""
-        self.direct.update_settings(settings)
+        self._local.update_settings(settings)
+        if self._cluster is not None:
+            self._cluster.update_settings(settings)
         self._use(settings)
 
     def _use(self, settings: Settings) -> None:
@@ -82,7 +83,11 @@ class MachinesLauncher:
         self._of_worker(worker).kill(worker)
 
     def poll(self) -> PollResult:
-        results = [self.direct.poll(), *(agent.poll() for agent in self._agents.values())]
+        """Poll every process, including the balancer."""
+        launchers: list[Launcher] = [self._local, *self._agents.values()]
+        if self._cluster is not None:
+            launchers.insert(1, self._cluster)
+        results = [launcher.poll() for launcher in launchers]
         return PollResult(
             [child for result in results for child in result.children],
             [ended for result in results for ended in result.exits],
@@ -90,15 +95,20 @@ class MachinesLauncher:
 
     def _of_device(self, device: str) -> Launcher:
         """Return the launcher of the device's machine. Raises `OSError` for a machine that is not known."""
-        name = machine_of(device)
-        if not name or self.direct.has_machine(name):
-            return self.direct
-        if name not in self._agents:
-            raise OSError(f"the machine {name} is not connected")
-        return self._agents[name]
+        machine = machine_of(device)
+        if not machine:
+            return self._local
+        if self._cluster is not None and self._cluster.has_machine(machine):
+            return self._cluster
+        if machine not in self._agents:
+            raise OSError(f"the machine {machine} is not connected")
+        return self._agents[machine]
 
     def _of_worker(self, worker: str) -> Launcher:
-        return self._agents.get(worker.partition(":")[0], self.direct) if ":" in worker else self.direct
+        agent = self._agents.get(worker.partition(":")[0]) if ":" in worker else None
+        if agent is not None:
+            return agent
+        return self._cluster if self._cluster is not None and worker in self._cluster else self._local
 
     def worker_name(self, device: str, name: str) -> str:
         """Return the worker's name on the device's machine: it begins with the name of its key.
@@ -106,14 +116,22 @@ class MachinesLauncher:
         Each worker on a Ray cluster has its own key.
         """
         machine = machine_of(device)
-        return f"{machine}:{name}" if machine and not self.direct.has_machine(machine) else name
+        on_cluster = self._cluster is not None and self._cluster.has_machine(machine)
+        return f"{machine}:{name}" if machine and not on_cluster else name
+
+    # ---- cluster
+
+    def request_workers(self, workers: int) -> None:
+        """Ask the cluster's autoscaler, if there is one, for room for so many workers."""
+        if self._cluster is not None:
+            self._cluster.request_workers(workers)
 
     # ---- agents
 
     def machines(self) -> list[Machine]:
         """Return the machines with an agent that has reported, also silent ones, and the nodes of the cluster."""
-        found = [agent.machine() for agent in self._agents.values()]
-        return [*(machine for machine in found if machine is not None), *self.direct.machines()]
+        found = [machine for agent in self._agents.values() if (machine := agent.machine()) is not None]
+        return found if self._cluster is None else [*found, *self._cluster.machines(self._clock())]
 
     async def exchange(self, balancer: BalancerHttpClient) -> None:
         """Send the orders, and take in the reports. Without an answer nothing changes."""
@@ -133,10 +151,15 @@ class MachinesLauncher:
             agent.update(states.machines.get(name), states.uptime_s)
         self._log_changes()
 
-    def drain_agents(self, after_s: float) -> None:
-        """Order every agent to drain its workers after this time, because the server stops."""
+    async def leave_agents(self, balancer: BalancerHttpClient, after_s: float) -> None:
+        """Order every agent to drain its workers after this time, because the server stops.
+
+        From then on the workers of the agents are not polled: they are on their own.
+        """
         for agent in self._agents.values():
             agent.drain_all(after_s)
+        await self.exchange(balancer)
+        self._agents.clear()
 
     def _log_changes(self) -> None:
         for name, agent in self._agents.items():

@@ -7,7 +7,7 @@ cause: that is so if a model that crashed there serves on another machine, and c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from configs.devices import machine_of
@@ -43,28 +43,19 @@ class MachineHealth:
     """The machines as last reported, with their failures so far."""
 
     def __init__(self) -> None:
-        self._machines: dict[str, Machine] = {}
+        #: The machines as last reported.
+        self.reported: Sequence[Machine] = ()
         self._records: dict[str, SilenceRecord] = {}
         self._crashes = DeviceHealth(place_of=machine_of, min_devices=2)
 
     def __repr__(self) -> str:
-        return f"MachineHealth({sorted(self._machines)}, {self._crashes})"
+        return f"MachineHealth({sorted(machine.name for machine in self.reported)}, {self._crashes})"
 
-    @property
-    def machines(self) -> Sequence[Machine]:
-        """The machines as last reported."""
-        return list(self._machines.values())
-
-    @property
-    def silent(self) -> frozenset[str]:
-        """The names of the silent machines."""
-        return frozenset(name for name, machine in self._machines.items() if machine.silent)
-
-    def update(self, machines: Iterable[Machine], now: float) -> None:
+    def update(self, machines: Sequence[Machine], now: float) -> None:
         """Record the state of all machines."""
-        self._machines = {machine.name: machine for machine in machines}
-        for name, machine in self._machines.items():
-            record = self._records.get(name, SilenceRecord())
+        self.reported = machines
+        for machine in machines:
+            name, record = machine.name, self._records.get(machine.name, SilenceRecord())
             if machine.silent and record.since is None:
                 in_row = now - max(record.ended_at, record.until) <= _SAME_ROW_S
                 self._records[name] = replace(record, since=now, count=record.count + 1 if in_row else 1)
@@ -72,7 +63,7 @@ class MachineHealth:
                 over = record.count - _FAILURES
                 wait_s = min(_FIRST_QUARANTINE_S * 2.0 ** min(over, 10), _MAX_QUARANTINE_S) if over >= 0 else 0.0
                 self._records[name] = replace(record, since=None, ended_at=now, until=now + wait_s)
-        for name in [name for name in self._records if name not in self._machines]:
+        for name in self._records.keys() - {machine.name for machine in machines}:
             if now - self._records[name].ended_at > _SAME_ROW_S and self._records[name].since is None:
                 del self._records[name]
 
@@ -87,7 +78,7 @@ class MachineHealth:
 
     def on_crash(self, process: WorkerProcess, at: float) -> None:
         """Count a crash on the worker's machine."""
-        if self._machines:
+        if self.reported:
             self._crashes.record(process.device, process.model, at)
 
     def observe(self, replicas: Sequence[Replica], now: float) -> None:
@@ -98,8 +89,8 @@ class MachineHealth:
     def faults(self, now: float) -> Mapping[str, str]:
         """Return the machines on which nothing is planned, with the reason."""
         found = self._crashes.quarantined(now) if self._crashes.failures else {}
-        for name, machine in self._machines.items():
-            record = self._records.get(name, SilenceRecord())
+        for machine in self.reported:
+            name, record = machine.name, self._records.get(machine.name, SilenceRecord())
             if machine.silent:
                 found[name] = f"{name} has sent nothing for {max(now - machine.last_report_at, 0.0):.0f} s"
             elif machine.refused_reason:

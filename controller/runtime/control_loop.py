@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from configs.data_dir import DataDirCheck
 from configs.load import ConfigError
@@ -15,6 +16,7 @@ from controller.autoscaler.autoscaler import Autoscaler, TickResult
 from controller.balancer_client import BalancerHttpClient
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.launchers.machines import MachinesLauncher
+from controller.planning.machines import Machine
 from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_exit
 from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
@@ -32,6 +34,14 @@ log = logging.getLogger("controller")
 _POLL_INTERVAL_S = 0.2
 #: Interval between two ticks. Back-offs, timeouts and newly ready workers change the plan between two decisions.
 _TICK_INTERVAL_S = 1.0
+
+
+class _Observed(NamedTuple):
+    """What a tick starts from. There is no snapshot if the balancer does not answer."""
+
+    snapshot: Snapshot | None
+    models: Mapping[str, Observation]
+    machines: Sequence[Machine]
 
 
 class ControlLoop:
@@ -66,7 +76,6 @@ class ControlLoop:
         self._reload_requested = False
         self._is_ready = False
         self._decision_logger = DecisionLogger()
-        self._log_throttle = LogThrottle()
         self._data_dir_throttle = LogThrottle()
         #: Why nothing can be started now.
         self._data_dir_problem: str | None = None
@@ -104,52 +113,39 @@ class ControlLoop:
     async def shutdown(self, immediate: asyncio.Event) -> None:
         """End everything within 10 s; at once when `immediate` is set."""
         self._control_plane.close()
-        self._machines.drain_agents(self._control_plane.settings.server.shutdown_s)
-        await self._machines.exchange(self._balancer)
-        await stop_processes(
-            self._machines.direct, self._console, self._control_plane.settings.server.shutdown_s, immediate
-        )
+        shutdown_s = self._control_plane.settings.server.shutdown_s
+        await self._machines.leave_agents(self._balancer, shutdown_s)
+        await stop_processes(self._machines, self._console, shutdown_s, immediate)
 
     async def _tick(self, now: float) -> None:
+        observed = await self._observe(now)
+        result = self._autoscaler.tick(observed.models, now, observed.machines)
+        await self._apply(result)
+        await self._report(observed.snapshot, result, now)
+
+    async def _observe(self, now: float) -> _Observed:
         snapshot = await self._balancer.snapshot()
-        observations = self._observe(snapshot, now)
-        machines = self._machines.machines()
-        self._control_plane.set_machines(machines)
-        result = self._autoscaler.tick(observations, now, machines)
-        self._request_room()
-        plan = result.plan if self._data_dir_problem is None else only_kills(result.plan)
-        if plan.actions:
-            self._executor.apply(plan, count_starting(observations.values()))
-            await self._machines.exchange(self._balancer)
-        await self._report(snapshot, result, now)
-
-    def _request_room(self) -> None:
-        """Let a cluster grow and shrink with the desired numbers of workers."""
-        models = self._autoscaler.models.values()
-        desired = ((model.override or model.decision).desired for model in models)
-        self._machines.direct.request_workers(sum(desired))
-
-    def _observe(self, snapshot: Snapshot | None, now: float) -> dict[str, Observation]:
         if snapshot is not None and (new := self._workers.update(snapshot, now)):
             self._log_ready_workers(new, now)
-        self._control_plane.expire_overrides()
-        return {
-            model: observe(model, self._children, snapshot, self._workers, now, time.time())
-            for model in self._autoscaler.models
-        }
+        machines, wall = self._machines.machines(), time.time()
+        self._control_plane.refresh(machines)
+        models = self._autoscaler.models
+        observations = {each: observe(each, self._children, snapshot, self._workers, now, wall) for each in models}
+        return _Observed(snapshot, observations, machines)
+
+    async def _apply(self, result: TickResult) -> None:
+        # A cluster grows and shrinks with the desired numbers of workers.
+        self._machines.request_workers(sum(demand.decision.desired for demand in result.demands))
+        plan = result.plan if self._data_dir_problem is None else only_kills(result.plan)
+        if plan.actions:
+            self._executor.apply(plan, count_starting(demand.observation for demand in result.demands))
+            await self._machines.exchange(self._balancer)
 
     async def _report(self, snapshot: Snapshot | None, result: TickResult, now: float) -> None:
-        self._control_plane.record(result.decided)
-        for decision in result.decided:
-            self._decision_logger.log(decision)
-        blocked = {model: (blocked.kind, blocked.reason) for model, blocked in result.plan.blocked.items()}
-        for model, reason in self._log_throttle.filter(blocked, now).items():
-            log.warning("%s: %s", model, reason)
+        self._decision_logger.log(result, now)
         if not self._is_ready:
             self._show_progress(snapshot)
-        # Repeat while commands arrive: the sender waits for the result.
-        while snapshot is not None and await self._control_plane.exchange(result):
-            pass
+        await self._control_plane.report(result, is_connected=snapshot is not None)
 
     def _reload(self) -> None:
         try:

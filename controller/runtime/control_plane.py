@@ -11,7 +11,7 @@ import msgspec
 from configs.load import ConfigError
 from configs.settings import Settings
 from configs.text import clip
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, TickResult
+from controller.autoscaler.autoscaler import Autoscaler, TickResult
 from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.overrides import (
     InvalidCommand,
@@ -71,7 +71,7 @@ class ControlPlaneAgent:
         self._build_models = build_models
         self._device_names = device_names
         self._machines: Sequence[Machine] = ()
-        #: The machines that the models' devices were taken from, and whether more were awaited.
+        #: Whether machines were awaited when the models got their devices, and those that there were.
         self._started_at = time.monotonic()
         self._built_for: list[object] = [awaits_machines(settings, 0.0)]
         self._overrides = Overrides()
@@ -86,10 +86,30 @@ class ControlPlaneAgent:
         self._restore()
         self._apply_overrides()
 
-    def expire_overrides(self) -> None:
-        """Remove the overrides whose time is over."""
-        if self._overrides == Overrides():
+    def refresh(self, machines: Sequence[Machine]) -> None:
+        """Give the models the devices of these machines, and remove the overrides whose time is over."""
+        self._machines = machines
+        places = [
+            (machine.name, tuple(device.name for device in machine.devices), tuple(machine.unusable_models))
+            for machine in machines
+        ]
+        awaits = awaits_machines(self.settings, time.monotonic() - self._started_at)
+        if [awaits, *places] != self._built_for:
+            self._built_for = [awaits, *places]
+            self._update_slots(awaits)
+        if self._overrides != Overrides():
+            self._expire_overrides()
+
+    def _update_slots(self, awaits: bool) -> None:
+        try:
+            fresh = self._build_models(self.settings, self._machines, awaits)
+        except SetupError as error:
+            log.error("the devices of the machines are not used: %s", error)
             return
+        for name, model in self._autoscaler.models.items():
+            model.update_slots(fresh[name])
+
+    def _expire_overrides(self) -> None:
         overrides = active_overrides(self._overrides, self._limits(), time.time())
         if overrides != self._overrides:
             for model in self._overrides.holds.keys() - overrides.holds.keys():
@@ -98,38 +118,24 @@ class ControlPlaneAgent:
             self._apply_overrides()
             self._save()
 
-    def set_machines(self, machines: Sequence[Machine]) -> None:
-        """Give the models the devices of these machines, if they have changed."""
-        self._machines = machines
-        devices = [
-            (machine.name, tuple(device.name for device in machine.devices), tuple(machine.unusable_models))
-            for machine in machines
-        ]
-        awaits = awaits_machines(self.settings, time.monotonic() - self._started_at)
-        if [awaits, *devices] == self._built_for:
-            return
-        self._built_for = [awaits, *devices]
-        try:
-            fresh = self._build_models(self.settings, machines, awaits)
-        except SetupError as error:
-            log.error("the devices of the machines are not used: %s", error)
-            return
-        for name, model in self._autoscaler.models.items():
-            model.update_slots(fresh[name])
-
-    def record(self, decisions: Sequence[DecisionEvent]) -> None:
-        """Add decisions to the log for the reports."""
-        offset = time.time() - time.monotonic()
-        for decision in decisions:
-            self._decisions.add(decision, offset + decision.at)
-        self._is_unsaved |= bool(decisions)
-
     def save_if_due(self) -> None:
         """Save the policies' state after a decision, at most every `_SAVE_INTERVAL_S`."""
         if self._is_unsaved and self._state_file.age_s >= _SAVE_INTERVAL_S:
             self._save()
 
-    async def exchange(self, result: TickResult) -> bool:
+    async def report(self, result: TickResult, *, is_connected: bool) -> None:
+        """Keep the decisions for the reports; if the balancer answers, report, and execute the commands in the answer.
+
+        This repeats while commands arrive: their senders wait for the result.
+        """
+        offset = time.time() - time.monotonic()
+        for decision in result.decided:
+            self._decisions.add(decision, offset + decision.at)
+        self._is_unsaved |= bool(result.decided)
+        while is_connected and await self._exchange(result):
+            pass
+
+    async def _exchange(self, result: TickResult) -> bool:
         """Send a report and execute the commands in the answer. Return whether there were new ones."""
         now, wall = time.monotonic(), time.time()
         self._workers = frozenset(

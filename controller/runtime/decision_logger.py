@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from controller.autoscaler.autoscaler import DecisionEvent
+from controller.autoscaler.autoscaler import DecisionEvent, TickResult
 
 log = logging.getLogger("controller")
 
@@ -19,9 +19,17 @@ class DecisionLogger:
     def __init__(self) -> None:
         #: The numbers of workers before and after the last decision.
         self._logged: dict[str, tuple[int, int]] = {}
+        self._blocked = LogThrottle()
 
-    def log(self, event: DecisionEvent) -> None:
-        """Log the decision with its inputs."""
+    def log(self, result: TickResult, now: float) -> None:
+        """Log the decisions of a tick with their inputs, and why starts are blocked."""
+        for event in result.decided:
+            self._log_decision(event)
+        blocked = {model: (blocked.kind, blocked.reason) for model, blocked in result.plan.blocked.items()}
+        for model, reason in self._blocked.filter(blocked, now).items():
+            log.warning("%s: %s", model, reason)
+
+    def _log_decision(self, event: DecisionEvent) -> None:
         model, current, decision = event.model, event.observation.provisioned, event.decision
         if event.failure:
             log.error("%s: %s\n%s", model, decision.reason, event.failure)

@@ -164,7 +164,7 @@ def _devices(state: ReportInput) -> list[DeviceRecord]:
     slots = [slot for model in state.autoscaler.models.values() for slot in model.slots]
     workers: dict[str, list[str]] = {name: [] for name in [*known, *slots]}
     names = dict(state.device_names)
-    for machine in state.autoscaler.machines.machines:
+    for machine in state.autoscaler.machines.reported:
         names |= machine.device_names
     for replica in replicas:
         workers.setdefault(replica.process.device, []).append(replica.process.id)
@@ -194,7 +194,7 @@ def _machines(state: ReportInput) -> list[MachineRecord]:
             memory_bytes=machine.memory_bytes,
             available_bytes=machine.available_bytes,
         )
-        for machine in state.autoscaler.machines.machines
+        for machine in state.autoscaler.machines.reported
     ]
 
 

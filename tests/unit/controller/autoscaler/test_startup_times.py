@@ -13,7 +13,6 @@ from controller.autoscaler.model_state import (
     ModelState,
     StartupTimes,
     cold_s,
-    expected_s,
     standby_s,
 )
 from controller.autoscaler.persistence import SavedModel, pack, unpack
@@ -47,8 +46,6 @@ def test_estimate_is_configured_measured_or_guessed(
 ) -> None:
     assert cold_s(starts, scaling, 40.0) == cold
     assert standby_s(starts, scaling, 40.0) == standby
-    assert expected_s(starts, scaling, 40.0, ready_spares=0) == cold
-    assert expected_s(starts, scaling, 40.0, ready_spares=2) == standby
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 600), st.booleans()), max_size=60))
