@@ -74,9 +74,17 @@ def check_equality(
     expected = expected[[end - 1 for _, end in parts]]
     if not bool(torch.isfinite(expected).all()):
         raise UnsupportedModel(f"the model's output is not finite in {model.dtype}; set dtype, or download it again")
-    distance = float((got - expected).norm() / expected.norm().clamp(min=1e-9))
-    if not distance <= _MAX_DISTANCE.get(model.dtype, _MAX_DISTANCE_HALF):
+    if not equals(got, expected, model.dtype):
         raise UnsupportedModel(
             f"{type(model).__name__} computes other results in engine: text than in transformers (they differ by "
-            f"{distance:.2g}); {_INSTEAD}"
+            f"{_distance(got, expected):.2g}); {_INSTEAD}"
         )
+
+
+def equals(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether logits of a model of this precision are equal up to rounding, and finite."""
+    return _distance(got, expected) <= _MAX_DISTANCE.get(dtype, _MAX_DISTANCE_HALF)
+
+
+def _distance(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-9))

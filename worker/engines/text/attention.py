@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from worker.device_errors import device_error_kind
 from worker.engine import UnsupportedModel
-from worker.engines.text.attention_plan import AttentionPlan, DecodeGroup, Prefill, RaggedRows
+from worker.engines.text.attention_plan import AttentionCall, AttentionPlan, DecodeGroup, Prefill, RaggedRows
 from worker.engines.text.cache import CacheShape
 
 log = logging.getLogger(__name__)
@@ -53,14 +53,25 @@ def attention(
             raise UnsupportedModel(f"{what} are not supported by engine: text; use engine: vllm")
     layer = module.layer_idx
     assert isinstance(layer, int)
-    keys, values = plan.cache.keys[layer], plan.cache.values[layer]
-    keys.flatten(0, 1).index_copy_(0, plan.slots, key[0].transpose(0, 1))
-    values.flatten(0, 1).index_copy_(0, plan.slots, value[0].transpose(0, 1))
+    call = AttentionCall(layer, scaling, sliding_window)
+    plan.calls.append(call)
+    own = (each[0].transpose(0, 1) for each in (query, key, value))
+    return attend(plan, call, *own)[None], None
+
+
+def attend(
+    plan: AttentionPlan, call: AttentionCall, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Write keys and values into the cache, and attend to each row's own. All have shape [tokens, heads, head_size]."""
+    keys, values = plan.cache.keys[call.layer], plan.cache.values[call.layer]
+    keys.flatten(0, 1).index_copy_(0, plan.slots, key)
+    values.flatten(0, 1).index_copy_(0, plan.slots, value)
+    scaling, window = call.scaling, call.window
     if plan.ragged is not None:
-        return _ragged(plan.ragged, query, keys, values, scaling, sliding_window)[None], None
-    outputs = [_prefill(each, query, key, value, keys, values, scaling, sliding_window) for each in plan.prefills]
-    outputs += [_decode(each, query, keys, values, scaling, sliding_window) for each in plan.decodes]
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+        return _ragged(plan.ragged, query, keys, values, scaling, window)
+    outputs = [_prefill(each, query, key, value, keys, values, scaling, window) for each in plan.prefills]
+    outputs += [_decode(each, query, keys, values, scaling, window) for each in plan.decodes]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _prefill(
@@ -76,14 +87,14 @@ def _prefill(
     """Return the output for a row of several tokens, of shape [tokens, heads, head_size]."""
     if row.past:
         total = row.past + row.end - row.start
-        key, value = row.blocks.read(keys)[:, :, :total], row.blocks.read(values)[:, :, :total]
+        own_keys, own_values = row.blocks.read(keys)[:, :, :total], row.blocks.read(values)[:, :, :total]
     else:
-        key, value = key[:, :, row.start : row.end], value[:, :, row.start : row.end]
+        own_keys, own_values = (each[row.start : row.end].transpose(0, 1)[None] for each in (key, value))
     mask = row.mask(window, query.dtype)
     output = functional.scaled_dot_product_attention(
-        query[:, :, row.start : row.end],
-        key,
-        value,
+        query[row.start : row.end].transpose(0, 1)[None],
+        own_keys,
+        own_values,
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
@@ -104,7 +115,7 @@ def _decode(
 
     Query heads that share keys are the "tokens" of the query, so that no keys are repeated.
     """
-    query = query[0, :, group.start : group.end].transpose(0, 1)
+    query = query[group.start : group.end]
     rows, heads, size = query.shape
     output = functional.scaled_dot_product_attention(
         query.reshape(rows, keys.shape[2], heads // keys.shape[2], size),
@@ -128,7 +139,7 @@ def _ragged(
     from torch.nn.attention import varlen  # seconds of imports that a CPU does not need
 
     output = varlen.varlen_attn(
-        query[0].transpose(0, 1).contiguous(),
+        query.contiguous(),
         keys.flatten(0, 1).index_select(0, rows.slots),
         values.flatten(0, 1).index_select(0, rows.slots),
         rows.query_ends,
@@ -150,7 +161,7 @@ def computes_ragged(shape: CacheShape, dtype: torch.dtype, device: torch.device)
     if device.type != "cuda":
         return False
     keys, values = torch.randn(2, 1, 24, shape.heads, shape.head_size, dtype=dtype, device=device)
-    query = torch.randn(1, 2 * shape.heads, 10, shape.head_size, dtype=dtype, device=device)
+    query = torch.randn(10, 2 * shape.heads, shape.head_size, dtype=dtype, device=device)
     ends = [torch.tensor(each, dtype=torch.int32, device=device) for each in ([0, 9, 10], [0, 9, 24])]
     slots = torch.arange(24, device=device)
     try:
@@ -158,7 +169,7 @@ def computes_ragged(shape: CacheShape, dtype: torch.dtype, device: torch.device)
         parts = [(slice(0, 9), slice(0, 9), True), (slice(9, 10), slice(9, 24), False)]
         expected = [
             functional.scaled_dot_product_attention(
-                query[:, :, at],
+                query[at].transpose(0, 1)[None],
                 keys.transpose(1, 2)[:, :, of],
                 values.transpose(1, 2)[:, :, of],
                 is_causal=is_causal,

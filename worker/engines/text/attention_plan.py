@@ -77,6 +77,14 @@ def _mask(positions: torch.Tensor, number: int, window: int | None, dtype: torch
     return torch.zeros(is_seen.shape, dtype=dtype, device=positions.device).masked_fill_(~is_seen, -math.inf)
 
 
+class AttentionCall(NamedTuple):
+    """How a model's layer attends: the factor of its scores, and how many tokens it sees at most; None for all."""
+
+    layer: int
+    scaling: float | None
+    window: int | None
+
+
 @dataclass(frozen=True)
 class AttentionPlan:
     """How one pass uses the cache. Rows of several tokens come first, then rows of one."""
@@ -88,6 +96,23 @@ class AttentionPlan:
     decodes: Sequence[DecodeGroup] = ()
     #: Of all rows; None: they are computed one by one, and groups of those of one token together.
     ragged: RaggedRows | None = None
+    #: Places of the tokens that the last layer has to compute; None: of all.
+    last: torch.Tensor | None = None
+    #: Of the model's own layers in this pass. Fused layers make none.
+    calls: list[AttentionCall] = field(default_factory=list)
+    _rotations: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+
+    def rotation(self, cosine: torch.Tensor, sine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the angles of shape [1, tokens, head_size] for `x * first + swapped halves of x * second`.
+
+        Both have shape [tokens, 1, head_size]. They are made once for all layers.
+        """
+        if id(sine) not in self._rotations:
+            first, second = sine[0, :, None].chunk(2, -1)
+            # With the tensor, so that no other gets its identity.
+            self._rotations[id(sine)] = (sine, cosine[0, :, None], torch.cat((-first, second), -1))
+        _, straight, swapped = self._rotations[id(sine)]
+        return straight, swapped
 
 
 def ragged_rows(parts: Sequence[RowPart], cache: KeyValueCache, device: torch.device) -> RaggedRows:

@@ -25,6 +25,7 @@ from worker.engines.gpu_checks import check_build, open_gpu
 from worker.engines.text.admission import cache_shape, check_equality, check_network
 from worker.engines.text.attention import computes_ragged
 from worker.engines.text.cache import KeyValueCache, RowPart
+from worker.engines.text.fused_layers import fuse_layers
 from worker.engines.text.generation import Generation
 from worker.engines.text.loading import fit_cache, read_model
 from worker.engines.text.model_pass import ModelPass
@@ -97,10 +98,15 @@ class TextEngine:
         self._planner = StepPlanner(
             blocks, settings.block_tokens, settings.step_tokens, prefix_cache=settings.prefix_cache
         )
-        is_ragged = computes_ragged(cache_shape(config), dtype, self._device)
-        self._compute = ModelPass(self._network, self._cache, self._device, ragged=is_ragged)
+        self._compute = self._make_pass()
         self._info = self._tokenization.info(context_length)
         self._count(0, [])
+
+    def _make_pass(self) -> ModelPass:
+        if self._device.type == "cpu" and fuse_layers(self._network, self._cache, self._device):
+            return ModelPass(self._network, self._cache, self._device, fused=True)
+        is_ragged = computes_ragged(cache_shape(self._network.config), self._network.dtype, self._device)
+        return ModelPass(self._network, self._cache, self._device, ragged=is_ragged)
 
     def warm_up(self) -> None:
         """Compare the model with transformers' own computation, then generate a text."""

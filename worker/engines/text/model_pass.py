@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from worker.engines.text.attention_plan import AttentionPlan, DecodeGroup, Prefill, ragged_rows
+from worker.engines.text.attention_plan import AttentionCall, AttentionPlan, DecodeGroup, Prefill, ragged_rows
 from worker.engines.text.cache import KeyValueCache, RowPart, row_blocks
 from worker.engines.text.recordings import Recordings
 from worker.engines.torch_device import to_device
@@ -20,9 +20,12 @@ _SHORT = 15
 class ModelPass:
     """The model's forward pass over the cache."""
 
-    def __init__(self, model: Any, cache: KeyValueCache, device: torch.device, *, ragged: bool = False) -> None:
-        """`ragged`: attention computes all rows at once, see `computes_ragged`."""
-        self._model, self._cache, self._device, self._is_ragged = model, cache, device, ragged
+    def __init__(
+        self, model: Any, cache: KeyValueCache, device: torch.device, *, ragged: bool = False, fused: bool = False
+    ) -> None:
+        """`ragged`: attention computes all rows at once, see `computes_ragged`. `fused`: all layers are fused ones."""
+        self._model, self._cache, self._device = model, cache, device
+        self._is_ragged, self._is_fused = ragged, fused
         self._recordings = Recordings(model, cache, device) if device.type == "cuda" else None
 
     @torch.inference_mode()
@@ -32,6 +35,11 @@ class ModelPass:
             recorded = self._recordings(parts)
             if recorded is not None:
                 return recorded
+        return self.observe(parts)[0]
+
+    @torch.inference_mode()
+    def observe(self, parts: Sequence[RowPart]) -> tuple[torch.Tensor, Sequence[AttentionCall]]:
+        """Return these logits without a recording, and how the model's own layers attended."""
         size = self._cache.block_tokens
         several = [place for place, part in enumerate(parts) if len(part.tokens) > 1]
         single = [place for place, part in enumerate(parts) if len(part.tokens) == 1]
@@ -47,23 +55,25 @@ class ModelPass:
             positions += range(part.past, end)
             slots += [part.blocks[at // size] * size + at % size for at in range(part.past, end)]
             ends[place] = len(tokens)
+        last = [ends[place] - 1 for place, part in enumerate(parts) if part.completes]
+        kept = self._tensor(last or [0])
         if self._is_ragged:
             ragged = ragged_rows([parts[place] for place in ends], self._cache, self._device)
             plan = AttentionPlan(self._cache, self._tensor(slots), ragged=ragged)
         else:
             prefills = [self._prefill(parts[place], ends[place]) for place in several]
             decodes = self._decode_groups([parts[place] for place in single], ends[several[-1]] if several else 0)
-            plan = AttentionPlan(self._cache, self._tensor(slots), prefills, decodes)
-        last = [ends[place] - 1 for place, part in enumerate(parts) if part.completes]
+            last_of_layers = kept if self._is_fused else None
+            plan = AttentionPlan(self._cache, self._tensor(slots), prefills, decodes, last=last_of_layers)
         output = self._model(
             input_ids=self._tensor(tokens)[None],
             position_ids=self._tensor(positions)[None],
             use_cache=False,
-            logits_to_keep=self._tensor(last or [0]),
+            logits_to_keep=0 if self._is_fused else kept,
             plan=plan,
         )
         logits: torch.Tensor = output.logits[0].float()
-        return logits if last else logits[:0]
+        return (logits if last else logits[:0]), plan.calls
 
     def _prefill(self, part: RowPart, end: int) -> Prefill:
         return Prefill(end - len(part.tokens), end, part.past, row_blocks([part], self._cache, self._device))

@@ -33,14 +33,14 @@ class JointLinear(torch.nn.Module):
 
     def __init__(self, packed: PackedLinear, sizes: Sequence[int]) -> None:
         super().__init__()
-        self._packed, self._sizes = packed, list(sizes)
+        self.packed, self.sizes = packed, list(sizes)
         self._hidden: torch.Tensor | None = None
         self._outputs: dict[int, torch.Tensor] = {}
 
     def output(self, hidden: torch.Tensor, part: int) -> torch.Tensor:
         """Return the output of one layer. Nothing is held once all have been returned."""
         if self._hidden is not hidden or part not in self._outputs:
-            self._outputs = dict(enumerate(self._packed(hidden).split(self._sizes, -1)))
+            self._outputs = dict(enumerate(self.packed(hidden).split(self.sizes, -1)))
             self._hidden = hidden
         output = self._outputs.pop(part)
         if not self._outputs:
@@ -53,10 +53,10 @@ class JointLinearPart(torch.nn.Module):
 
     def __init__(self, joint: JointLinear, part: int) -> None:
         super().__init__()
-        self._joint, self._part = joint, part
+        self.joint, self._part = joint, part
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._joint.output(hidden, self._part)
+        return self.joint.output(hidden, self._part)
 
 
 def pack_linears(module: torch.nn.Module) -> int:

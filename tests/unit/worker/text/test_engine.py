@@ -15,6 +15,7 @@ from worker.engine import EngineRequest, TaskError
 
 _FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
+    ("qwen2", {}),
     ("qwen3", {}),
     ("mistral", {"sliding_window": 12}),
     ("gemma2", {"attn_logit_softcapping": None, "sliding_window": 20}),
