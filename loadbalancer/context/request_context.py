@@ -11,21 +11,22 @@ from loadbalancer.context.trace_context import TraceContext
 class RequestContext:
     """One request or job. Times are seconds on the scheduler's clock."""
 
-    __slots__ = (
-        "clock_offset",
-        "error_code",
-        "first_output_at",
-        "input_tokens",
-        "last_ended_at",
-        "model",
-        "output_tokens",
-        "ran_s",
-        "request_id",
-        "submitted_at",
-        "tasks",
-        "trace",
-        "waited_s",
-    )
+    # What most requests leave as it is belongs to the class, so that a new one costs little.
+    #: Of its tasks; empty if it has none.
+    model = ""
+    tasks = 0
+    #: When its first tasks were queued, and its latest one ended.
+    submitted_at: float | None = None
+    last_ended_at: float | None = None
+    #: The longest wait and run of its tasks; None until one has ended.
+    waited_s: float | None = None
+    ran_s: float | None = None
+    #: Time of its first token or chunk.
+    first_output_at: float | None = None
+    input_tokens = 0
+    output_tokens = 0
+    #: Code or type of the error that it was answered with.
+    error_code = ""
 
     def __init__(self, request_id: str, trace: TraceContext | None = None, clock_offset: float = 0.0) -> None:
         """`clock_offset` makes Unix time of the times on the scheduler's clock."""
@@ -33,20 +34,6 @@ class RequestContext:
         self.clock_offset = clock_offset
         #: Its span, or that of its client where no spans are written; None: neither.
         self.trace = trace
-        #: Of its tasks; empty if it has none.
-        self.model = ""
-        self.tasks = 0
-        #: When its first tasks were queued, and its latest one ended.
-        self.submitted_at: float | None = None
-        self.last_ended_at: float | None = None
-        #: The longest wait and run of its tasks; None until one has ended.
-        self.waited_s: float | None = None
-        self.ran_s: float | None = None
-        #: Time of its first token or chunk.
-        self.first_output_at: float | None = None
-        self.input_tokens = self.output_tokens = 0
-        #: Code or type of the error that it was answered with.
-        self.error_code = ""
 
     @property
     def traceparent(self) -> str:

@@ -12,8 +12,8 @@ from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import Instances
 from wire.inputs import CallInputs, Part
 
-#: An instance is one JSON value.
-_INSTANCE = (Part(),)
+#: An instance is one JSON value. By whether its output is streamed.
+_INSTANCE = {stream: CallInputs((Part(),), stream) for stream in (False, True)}
 #: Priorities of requests are from minus this to this.
 MAX_PRIORITY = 100
 
@@ -43,7 +43,7 @@ def instances_spec(model: str, given: Instances, settings: Settings, caller: Cal
     """Return the request of a task for each instance. Raises `InvalidRequest`."""
     return CallSpec(
         model,
-        [CallInputs(_INSTANCE, stream)] * len(given.items),
+        [_INSTANCE[stream]] * len(given.items),
         [[item] for item in given.items],
         call_timeout_s(given.timeout_s, settings.server),
         call_priority(given.priority or 0),

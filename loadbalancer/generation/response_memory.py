@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.schema.errors import TooBusy
 
@@ -19,7 +17,7 @@ class ResponseMemory:
     def __init__(self, max_bytes_per_key: int, refusals: RefusalCounter) -> None:
         self._max = max_bytes_per_key
         self._refusals = refusals
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<ResponseMemory {self.held} bytes, {len(self._held)} owners>"
@@ -27,11 +25,11 @@ class ResponseMemory:
     @property
     def held(self) -> int:
         """Bytes of all owners."""
-        return self._held.total()
+        return sum(self._held.values())
 
     def check(self, owner: str) -> None:
         """Raises `TooBusy` where the owner's responses fill its memory."""
-        if self._held[owner] >= self._max:
+        if self._held.get(owner, 0) >= self._max:
             self._refusals.add(CODE)
             text = (
                 "Results that the clients of this API key have not read fill the memory for them. "
@@ -40,9 +38,11 @@ class ResponseMemory:
             raise TooBusy(text, code=CODE, retry_after_s=5)
 
     def add(self, owner: str, size: int) -> None:
-        self._held[owner] += size
+        self._held[owner] = self._held.get(owner, 0) + size
 
     def remove(self, owner: str, size: int) -> None:
-        self._held[owner] -= size
-        if not self._held[owner]:
-            del self._held[owner]
+        left = self._held.get(owner, 0) - size
+        if left:
+            self._held[owner] = left
+        else:
+            self._held.pop(owner, None)

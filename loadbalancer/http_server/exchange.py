@@ -26,6 +26,7 @@ _PART_BYTES = 64 * 2**10
 #: Statuses of responses that never have a body.
 _WITHOUT_BODY = (204, 304)
 _INTERNAL_ERROR = b"Internal Server Error"
+_INVALID = HEADER_VALUE_RE.search
 
 
 class Exchange:
@@ -169,7 +170,7 @@ class Exchange:
             return
         connection, head = self._connection, self._encode_head(status, headers)
         self._on_end = on_end
-        self.body_bytes = size = sum(map(len, frames))
+        self.body_bytes = size = self._remaining
         if size <= _JOINED_BYTES:
             connection.transport.write(b"".join((head, *frames)))
         elif connection.scheme == "http":
@@ -315,18 +316,18 @@ class Exchange:
 
     def _encode_head(self, status: int, headers: RawHeaders) -> bytes:
         """The status line and the headers. Raises `RuntimeError` for a header that would break the response."""
-        connection, is_invalid = self._connection, HEADER_VALUE_RE.search
+        connection = self._connection
         self._is_chunked = self.method != "HEAD" and status not in _WITHOUT_BODY
         lines = [STATUS_LINE[status], connection.config.default_lines]
         for name, value in headers:
-            if is_invalid(value):  # names are those of this program
+            if _INVALID(value):  # names are those of this program
                 raise RuntimeError("invalid HTTP header")
-            lines += (name, b": ", value, b"\r\n")
             if name == b"content-length":
                 self._is_chunked, self._remaining = False, int(value)
             elif name == b"connection" and value.lower() == b"close":
                 self.keep_alive = False
-                del lines[-4:]
+                continue
+            lines.append(b"%b: %b\r\n" % (name, value))
         if self._is_chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")

@@ -60,23 +60,25 @@ class ParseQueue:
         if self._begun >= self._per_turn or self._health.size or self._others.size:
             return False
         self._begun += 1
-        self._schedule_turn()
+        if not self._is_scheduled:
+            self._schedule_turn()
         return True
 
     def add_cost(self, cost: int) -> None:
         """Count a request that has begun in this turn, or its chunks, as more than one."""
         self._begun += cost
-        self._schedule_turn()
+        if not self._is_scheduled:
+            self._schedule_turn()
 
     def add(self, client: str, parse: Parse, *, is_health: bool) -> None:
         """Call `parse` in one of the next turns."""
         (self._health if is_health else self._others).add(client, parse)
-        self._schedule_turn()
+        if not self._is_scheduled:
+            self._schedule_turn()
 
     def _schedule_turn(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._run_turn)
+        self._is_scheduled = True
+        asyncio.get_running_loop().call_soon(self._run_turn)
 
     def _run_turn(self) -> None:
         self._is_scheduled = False
@@ -89,4 +91,5 @@ class ParseQueue:
             try:
                 (first if first.size else second).pop()()
             finally:
-                self._schedule_turn()  # even after an exception: the next turn counts anew
+                if not self._is_scheduled:
+                    self._schedule_turn()  # even after an exception: the next turn counts anew

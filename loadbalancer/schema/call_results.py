@@ -18,6 +18,8 @@ from wire.inputs import Part
 _TEXT = "text/plain"
 
 
+#: A value as JSON.
+_PLAIN = Part()
 _packed = msgspec.msgpack.Decoder(tuple[tuple[Part, ...], list[memoryview]])
 
 
@@ -50,6 +52,8 @@ def as_json(result: CallResult) -> list[Frame]:
     """
     parts, frames = result
     if len(parts) == 1 and not parts[0].name:
+        if parts[0] == _PLAIN and is_json(frames[0]):  # the way of most results
+            return [frames[0]]
         return list(_value(parts[0], frames[0]))
     if not parts:
         return [b"null"]

@@ -5,7 +5,7 @@ Instances are undecoded slices of the body: they are decoded by the engine that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -45,13 +45,13 @@ class PredictionsAnswer(msgspec.Struct, frozen=True):
 class Instances(NamedTuple):
     """A parsed request: its undecoded items and options."""
 
-    items: list[Slice]
+    items: Sequence[bytes | Slice]
     stream: bool = False
     priority: int | None = None
     timeout_s: float | None = None
 
 
-#: The slices of a smaller body may keep all of it.
+#: The instances of a smaller body are copied.
 _SMALL_BYTES = 64 * 2**10
 _decoder = msgspec.json.Decoder(PredictionsRequest)
 
@@ -73,8 +73,8 @@ def parse_instances(body: bytes, max_instances: int) -> Instances:
         raise invalid_json("it is nested too deeply") from None
     if not items:
         raise InvalidRequest("Invalid value for 'instances': it is empty. Must have at least one.", param="instances")
-    if _wastes_memory(items, body):
-        items = [memoryview(bytes(item)) for item in items]
+    if len(body) <= _SMALL_BYTES or _wastes_memory(items, body):
+        return Instances(list(map(bytes, items)), bool(request.stream), request.priority, request.timeout_s)
     return Instances(items, bool(request.stream), request.priority, request.timeout_s)
 
 
@@ -83,7 +83,7 @@ def _wastes_memory(items: list[Slice], body: bytes) -> bool:
 
     Each slice keeps all of it: beside its own bytes, what is around it, and those of instances that have ended.
     """
-    return 2 * sum(map(len, items)) < len(body) or (len(items) > 1 and len(body) > _SMALL_BYTES)
+    return len(items) > 1 or 2 * len(items[0]) < len(body)
 
 
 def predictions(results: Iterable[Iterable[Frame]]) -> Iterator[Frame]:
