@@ -10,8 +10,10 @@ on 64 connections. In each round every variant is measured once, in an order tha
 compared with `off` of the same round: by its throughput, and by the CPU time of its processes per request, which other
 programs on the machine disturb less. The results are medians of these ratios.
 
-`off`: the default. `scraped`: /metrics is read each second. `traced`: each request has a trace, which a collector on
-this machine receives. `access`: the access log in JSON. `baseline`: `off`, in another checkout of this repository.
+`off`: the default. `unobserved`: the same code, whose hooks for metrics and traces do nothing. `scraped`: /metrics is
+read each second. `traced`: each request has a trace, which a collector on this machine receives. `access`: the access
+log in JSON. `baseline`: `off`, in another checkout of this repository. What `off` costs is the difference from
+`unobserved`, which no other change of the code is part of.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ _BODY = b'{"instances": [1.5]}'
 _HEADERS = {"content-type": "application/json"}
 _WARM_UP_S = 2.0
 _SCRAPE_S = 1.0
-OFF = "off"
+OFF, UNOBSERVED = "off", "unobserved"
+_UNOBSERVED_PROGRAM = "scripts.bench.serving.unobserved_balancer"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,12 @@ class Sample:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, name: str, root: Path, environment: Mapping[str, str], settings: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    root: Path,
+    environment: Mapping[str, str],
+    settings: Mapping[str, Any],
+    program: str = "loadbalancer",
 ) -> Iterator[Server]:
     """Start a balancer with one worker, of the checkout in `root`."""
     folder.mkdir()
@@ -95,7 +103,7 @@ def serving(
     variables = kept | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **environment}
     process: dict[str, Any] = {"cwd": root, "env": variables}
     options = ("--config", str(config))
-    balancer = launch("loadbalancer", folder, *options, "--port", str(port), log="loadbalancer", **process)
+    balancer = launch(program, folder, *options, "--port", str(port), log="loadbalancer", **process)
     server = Server(folder, config, port, balancer, models)
     try:
         wait_until(server.is_up, f"the balancer of {name}")
@@ -144,6 +152,13 @@ def scraping(server: Server) -> Iterator[None]:
         thread.join()
 
 
+def cost_of_off(rounds: list[dict[str, Sample]]) -> tuple[float, float]:
+    """Return what `off` costs against `unobserved`, in percent: the throughput that it loses, and more CPU time."""
+    pairs = [(one[OFF], one[UNOBSERVED]) for one in rounds]
+    lost = statistics.median(100 * (1 - off.requests_per_s / bare.requests_per_s) for off, bare in pairs)
+    return lost, statistics.median(100 * (off.cpu_us / bare.cpu_us - 1) for off, bare in pairs)
+
+
 def measure(variant: Variant, connections: int, seconds: float) -> Sample:
     with scraping(variant.server) if variant.is_scraped else contextlib.nullcontext():
         wrk.run(variant.url, _BODY, _HEADERS, connections, 1.0)
@@ -177,12 +192,20 @@ def variants(folder: Path, baseline: Path | None) -> Iterator[list[Variant]]:
         traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
         log = {"logging": {"format": "json", "access": True}}
 
-        def start(name: str, root: Path = ROOT, *, scraped: bool = False, **given: Mapping[str, Any]) -> Variant:
+        def start(
+            name: str,
+            root: Path = ROOT,
+            *,
+            program: str = "loadbalancer",
+            scraped: bool = False,
+            **given: Mapping[str, Any],
+        ) -> Variant:
             environment, settings = given.get("environment", {}), given.get("settings", {})
-            server = stack.enter_context(serving(folder / name, name, root, environment, settings))
+            server = stack.enter_context(serving(folder / name, name, root, environment, settings, program))
             return Variant(name, server, scraped)
 
-        made = [start(OFF), start("scraped", scraped=True), start("traced", environment=traced)]
+        made = [start(OFF), start(UNOBSERVED, program=_UNOBSERVED_PROGRAM)]
+        made += [start("scraped", scraped=True), start("traced", environment=traced)]
         made.append(start("access", settings=log))
         if baseline is not None:
             made.append(start("baseline", baseline.resolve()))
@@ -218,10 +241,14 @@ def main() -> int:
         rates = f"{found['requests_per_s']:.0f}", f"{found['cpu_us_per_request']:.0f}"
         ratios = f"{found['throughput_lost_percent']:.1f} %", f"{found['cpu_more_percent']:.1f} %"
         table.add_row(name, *rates, *ratios, str(found["errors"]))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    lost, more = cost_of_off(rounds)
+    console.print(f"Metrics and traces that are off cost {lost:.1f} % of the throughput, {more:.1f} % more CPU time")
     if args.json:
         command = " ".join(("python -m scripts.bench.serving.observability", *sys.argv[1:]))
         content = {"command": command, "machine": machine(), "rounds": args.rounds, "variants": results}
+        content["cost_of_off_percent"] = {"throughput": lost, "cpu": more}
         args.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 

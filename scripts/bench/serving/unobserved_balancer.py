@@ -1,0 +1,43 @@
+"""The load balancer without metrics and traces: `python -m scripts.bench.serving.unobserved_balancer [argument ...]`.
+
+It is what `observability` compares the product with, so it is for measurements only. The hooks through which requests
+and tasks are observed are still called, and do nothing. What the autoscaler needs is counted elsewhere, and stays.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from loadbalancer import __main__ as loadbalancer
+from loadbalancer.context.request_context import RequestContext
+from loadbalancer.metrics.requests import RouteMetrics
+from loadbalancer.scheduling.model_statistics import ModelStatistics
+from loadbalancer.scheduling.owner_statistics import OwnerStatistics
+
+#: What observes, and the beginning of the names of its hooks.
+_OBSERVERS: tuple[tuple[type, str], ...] = (
+    (RouteMetrics, "record"),
+    (RequestContext, "on_"),
+    (ModelStatistics, "on_"),
+    (OwnerStatistics, "on_"),
+)
+
+
+def hooks(observer: type, prefix: str) -> list[str]:
+    """Return the names of its hooks. Raises `RuntimeError` for one that has none any more."""
+    found = [name for name in vars(observer) if name.startswith(prefix)]
+    if not found:
+        raise RuntimeError(f"{observer.__name__} has no method that begins with {prefix}")
+    return found
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Observe nothing."""
+
+
+if __name__ == "__main__":
+    for each, start in _OBSERVERS:
+        for hook in hooks(each, start):
+            setattr(each, hook, _nothing)
+    sys.exit(loadbalancer.main())
