@@ -41,6 +41,19 @@ class Panel:
     max: float | None = None
 
 
+def number(
+    title: str,
+    expr: str,
+    description: str,
+    unit: str = "short",
+    *,
+    thresholds: Sequence[tuple[str, float]] = (),
+    max: float | None = None,  # noqa: A002 - as Grafana calls it
+) -> Panel:
+    """Return a small panel with the last value of the expression."""
+    return Panel(title, [Query(expr)], description, unit, "stat", 4, 5, thresholds=thresholds, max=max)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A heading with the panels below it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.monitoring.dashboards.queries import MODEL, MODELS_VARIABLE, NONE_IS_GOOD, RATE
-from scripts.monitoring.panels import Dashboard, Panel, Query, Row
+from scripts.monitoring.panels import Dashboard, Panel, Query, Row, number
 
 DASHBOARD = Dashboard(
     "muster-autoscaling",
@@ -13,55 +13,29 @@ DASHBOARD = Dashboard(
         Row(
             "Now",
             [
-                Panel(
-                    "Desired",
-                    [Query(f"sum(muster_workers_desired{{{MODEL}}})")],
-                    "Workers that the controller wants.",
-                    kind="stat",
-                    width=4,
-                    height=5,
-                ),
-                Panel(
-                    "Ready",
-                    [Query(f"sum(muster_workers_ready{{{MODEL}}})")],
-                    "Workers that serve.",
-                    kind="stat",
-                    width=4,
-                    height=5,
-                ),
-                Panel(
+                number("Desired", f"sum(muster_workers_desired{{{MODEL}}})", "Workers that the controller wants."),
+                number("Ready", f"sum(muster_workers_ready{{{MODEL}}})", "Workers that serve."),
+                number(
                     "Blocked models",
-                    [Query(f"sum(muster_scaling_blocked{{{MODEL}}})")],
+                    f"sum(muster_scaling_blocked{{{MODEL}}})",
                     "Models with workers that cannot be placed.",
-                    kind="stat",
-                    width=4,
-                    height=5,
                     thresholds=NONE_IS_GOOD,
                 ),
-                Panel(
+                number(
                     "Cannot start",
-                    [Query(f"sum(muster_model_cannot_start{{{MODEL}}})")],
+                    f"sum(muster_model_cannot_start{{{MODEL}}})",
                     "Models whose workers fail to start.",
-                    kind="stat",
-                    width=4,
-                    height=5,
                     thresholds=NONE_IS_GOOD,
                 ),
-                Panel(
+                number(
                     "Overrides",
-                    [Query(f"sum(muster_scaling_override{{{MODEL}}})")],
+                    f"sum(muster_scaling_override{{{MODEL}}})",
                     "Models with a number of workers set by hand.",
-                    kind="stat",
-                    width=4,
-                    height=5,
                 ),
-                Panel(
+                number(
                     "Paused",
-                    [Query("max(muster_scaling_paused)")],
+                    "max(muster_scaling_paused)",
                     "1 while scaling is paused.",
-                    kind="stat",
-                    width=4,
-                    height=5,
                     thresholds=(("green", 0), ("orange", 1)),
                 ),
             ],

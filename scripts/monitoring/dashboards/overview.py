@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.monitoring.dashboards.queries import MODEL, MODELS_VARIABLE, PROMISE_COLORS, RATE, goodput
-from scripts.monitoring.panels import Dashboard, Panel, Query, Row
+from scripts.monitoring.panels import Dashboard, Panel, Query, Row, number
 
 DASHBOARD = Dashboard(
     "muster-overview",
@@ -13,65 +13,34 @@ DASHBOARD = Dashboard(
         Row(
             "Now",
             [
-                Panel(
+                number(
                     "Promise kept",
-                    [Query(goodput(seconds="[1h]"))],
+                    goodput(seconds="[1h]"),
                     "Share of the last hour's tasks that had their first step within slo.max_wait_s.",
                     "percentunit",
-                    "stat",
-                    4,
-                    5,
                     thresholds=PROMISE_COLORS,
                     max=1,
                 ),
-                Panel(
+                number(
                     "Ready workers",
-                    [Query(f'sum(muster_workers{{{MODEL},state="ready"}})')],
+                    f'sum(muster_workers{{{MODEL},state="ready"}})',
                     "Workers that take tasks.",
-                    kind="stat",
-                    width=4,
-                    height=5,
                     thresholds=(("red", 0), ("green", 1)),
                 ),
-                Panel(
-                    "Waiting tasks",
-                    [Query(f"sum(muster_queue_tasks{{{MODEL}}})")],
-                    "Tasks that no worker has started.",
-                    kind="stat",
-                    width=4,
-                    height=5,
-                ),
-                Panel(
-                    "Oldest waiting task",
-                    [Query(f"max(muster_queue_oldest_seconds{{{MODEL}}})")],
-                    "Its age.",
-                    "s",
-                    "stat",
-                    4,
-                    5,
-                ),
-                Panel(
+                number("Waiting tasks", f"sum(muster_queue_tasks{{{MODEL}}})", "Tasks that no worker has started."),
+                number("Oldest waiting task", f"max(muster_queue_oldest_seconds{{{MODEL}}})", "Its age.", "s"),
+                number(
                     "Refused",
-                    [
-                        Query(
-                            f'sum(rate(muster_http_requests_total{{status=~"429|503"}}{RATE}))'
-                            f" / sum(rate(muster_http_requests_total{RATE})) or vector(0)"
-                        )
-                    ],
+                    f'sum(rate(muster_http_requests_total{{status=~"429|503"}}{RATE}))'
+                    f" / sum(rate(muster_http_requests_total{RATE})) or vector(0)",
                     "Share of requests that were answered with 429 or 503.",
                     "percentunit",
-                    "stat",
-                    4,
-                    5,
                     thresholds=(("green", 0), ("orange", 0.01), ("red", 0.05)),
                 ),
-                Panel(
+                number(
                     "Controller",
-                    [Query("min(muster_controller_up)")],
+                    "min(muster_controller_up)",
                     "1 while a controller reports.",
-                    kind="stat",
-                    width=4,
-                    height=5,
                     thresholds=(("red", 0), ("green", 1)),
                 ),
             ],
