@@ -15,21 +15,18 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
 
 from configs.settings import Settings
 from loadbalancer.background_tasks import TaskSupervisor
-from loadbalancer.context.request_context import CURRENT
 from loadbalancer.jobs.job_queue import JobAdmission
+from loadbalancer.jobs.job_quota import JobQuota
 from loadbalancer.jobs.job_run import JobRun, JobSubscriber
+from loadbalancer.jobs.job_runner import JobRunner
 from loadbalancer.jobs.views import JobProgress, JobView, cancelled, expired, job_view, missing_result_error
 from loadbalancer.scheduler_service import SchedulerService
-from loadbalancer.scheduling.owner_quota import OwnerQuota
-from loadbalancer.scheduling.task import QueueFull
-from loadbalancer.schema.errors import Conflict, InternalError, TooBusy, shutting_down
-from loadbalancer.storage.database import Database, StorageUnavailable, Work, sweep_forever
+from loadbalancer.schema.errors import Conflict, shutting_down
+from loadbalancer.storage.database import Database, StorageUnavailable, sweep_forever
 from loadbalancer.storage.records import (
-    Failure,
     IdempotencyKey,
     JobPage,
     JobRecord,
@@ -43,9 +40,6 @@ from loadbalancer.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-#: Pause before a retry of the disk or of a full queue.
-_RETRY_S = 0.5
 _EXPIRY_CHECK_S = 1.0
 #: Limit of the wait for unfinished jobs at startup.
 _RESUME_S = 5.0
@@ -72,14 +66,14 @@ class JobManager:
         self._database = database
         self._runs: dict[str, JobRun] = {}
         self._models = settings.models
-        self._job_quota = OwnerQuota(settings.jobs.max_unfinished, settings.jobs.max_unfinished_per_key)
-        self._source_quota = OwnerQuota(settings.jobs.max_bytes)
+        self._quota = JobQuota(settings.jobs)
         #: Jobs by outcome since the start.
         self.counters: Counter[str] = Counter()
         self._supervisor = TaskSupervisor()
         self._stopped = False
         #: Set once the unfinished jobs have been resumed, or the disk is unavailable.
         self._resumed = asyncio.Event()
+        self._runner = JobRunner(database, self.counters, self._resumed, self._close)
         self._on_end = on_end
         self._tracer = tracer
 
@@ -131,9 +125,9 @@ class JobManager:
         Raises `IdempotencyKeyReused`, `StorageUnavailable` and `TooBusy`.
         """
         size = sum(map(len, sources))
-        job, now, full = f"job_{uuid.uuid4().hex}", time.time(), self._full(order.owner, size)
+        job, now, full = f"job_{uuid.uuid4().hex}", time.time(), self._quota.refusal(order.owner, size)
         if full is None:  # until the job is stored: many may arrive at once
-            self._reserve(order.owner, size)
+            self._quota.reserve(order.owner, size)
 
         def work(repository: Repository) -> JobRecord:
             if full is not None and (key is None or repository.job_of(key) is None):
@@ -144,7 +138,7 @@ class JobManager:
             record = await self._database.do(work)
         finally:
             if full is None:
-                self._release(order.owner, size)
+                self._quota.release(order.owner, size)
         if record.id == job:
             self.counters["jobs_accepted"] += 1
             self._add_run(record, size)
@@ -225,31 +219,12 @@ class JobManager:
 
     # ---- a job from admission to its end
 
-    def _full(self, owner: str, source_bytes: int) -> TooBusy | None:
-        """Return the error for a job with source images of this size; None where there is room."""
-        if self._job_quota.room(owner) < 1:
-            whose = self._job_quota.describe(owner)
-            return TooBusy(f"No more unfinished jobs are accepted: {whose}. Please try again later.", retry_after_s=10)
-        if source_bytes and not self._source_quota.fits(owner, source_bytes):
-            whose = self._source_quota.describe(owner)
-            text = f"There is no room for more source images and inputs of jobs: {whose} bytes. Please try again later."
-            return TooBusy(text, retry_after_s=10)
-        return None
-
-    def _reserve(self, owner: str, source_bytes: int) -> None:
-        self._job_quota.add(owner, 1)
-        self._source_quota.add(owner, source_bytes)
-
-    def _release(self, owner: str, source_bytes: int) -> None:
-        self._job_quota.remove(owner, 1)
-        self._source_quota.remove(owner, source_bytes)
-
     def _add_run(self, record: JobRecord, source_bytes: int) -> None:
         if self._stopped or record.id in self._runs:
             return
         order = record.order
         run = self._runs[record.id] = JobRun(record, source_bytes, self._scheduler)
-        self._reserve(order.owner, source_bytes)
+        self._quota.reserve(order.owner, source_bytes)
         if order.model in self._models:
             self._admission.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
             self._admit_next(order.model)
@@ -262,75 +237,7 @@ class JobManager:
             self._start_run(self._runs[job])
 
     def _start_run(self, run: JobRun) -> None:
-        run.start(self._supervisor.run_to_completion("job", self._run_job(run)))
-
-    async def _run_job(self, run: JobRun) -> None:
-        """Run an admitted job to its end. A job that cannot be handled fails, and leaves no trace in the queues."""
-        CURRENT.set(run.context)  # of this task of asyncio, not of the request that has started it
-        try:
-            await self._run_to_end(run)
-        except Exception:
-            error, job, now = InternalError("The job failed because of an internal error."), run.record.id, time.time()
-            failure = Failure(error.status, error.body.error)
-            run.fail(error)
-            try:
-                await self._store_with_retries(lambda repository: repository.finish(job, JobState.FAILED, failure, now))
-                self.counters["jobs_failed"] += 1
-            finally:
-                self._close(run)
-            raise  # the supervisor logs and counts it
-        self._close(run)
-
-    async def _run_to_end(self, run: JobRun) -> None:
-        if run.failure is None:
-            try:
-                await self._enter(run)
-            except Exception:  # a bug or a damaged file; the client still gets an end
-                log.exception("job %s cannot be queued", run.record.id)
-                run.fail(InternalError("The job could not be started because of an internal error."))
-        run.mark_entered()
-        while not run.is_finished:
-            await run.wait_changed()
-            if not run.is_finished:
-                await self._persist(run)
-        await self._persist(run)
-
-    async def _enter(self, run: JobRun) -> None:
-        job = run.record.id
-        sources, stored, checkpoints = await self._store_with_retries(
-            lambda repository: (repository.sources(job), repository.images(job), repository.checkpoints(job))
-        )
-        while True:
-            timeout_s = run.record.order.deadline - time.time()
-            if timeout_s <= 0:
-                run.fail(expired(run.record))
-                return None
-            try:
-                may_be_running = run.record.started is not None and not self._resumed.is_set()
-                return run.enter(sources, stored, checkpoints, timeout_s, may_be_running=may_be_running)
-            except QueueFull:  # filled by requests that are not jobs
-                await asyncio.sleep(_RETRY_S)
-
-    async def _persist(self, run: JobRun) -> None:
-        """Store the new images, and the end of the job once it is finished."""
-        unsaved = run.take_unsaved()
-        failure, finished, started, now = run.failure, run.is_finished, run.started, time.time()
-        job = run.record.id
-
-        def work(repository: Repository) -> JobRecord | None:
-            if started:
-                repository.started(job, now)
-            for image in unsaved:
-                repository.keep(job, image)
-            if failure is not None:
-                return repository.finish(job, JobState.FAILED, Failure(failure.status, failure.body.error), now)
-            return repository.finish(job, JobState.DONE, None, now) if finished else None
-
-        end = await self._store_with_retries(work)
-        if end is not None:
-            self.counters[f"jobs_{end.state.value}"] += 1
-        for subscriber in run.subscribers:
-            subscriber.add_items([image.item for image in unsaved])
+        run.start(self._supervisor.run_to_completion("job", self._runner.run(run)))
 
     def _close(self, run: JobRun) -> None:
         order = run.record.order
@@ -340,7 +247,7 @@ class JobManager:
         if self._tracer is not None:
             error = "" if run.failure is None else run.failure.code or run.failure.type
             self._tracer.end_job(run.context, run.record.id, order.model, run.record.created, error)
-        self._release(order.owner, run.source_bytes)
+        self._quota.release(order.owner, run.source_bytes)
         for subscriber in run.subscribers:
             subscriber.end(run.failure)
         if order.hook is not None:
@@ -357,7 +264,7 @@ class JobManager:
 
     async def _resume(self) -> None:
         now = time.time()
-        broken, records, sizes = await self._store_with_retries(
+        broken, records, sizes = await self._runner.store_with_retries(
             lambda repository: (repository.fail_unreadable(now), repository.unfinished(), repository.source_bytes())
         )
         if broken:
@@ -415,12 +322,3 @@ class JobManager:
             run = self._runs.get(checkpoint.job)
             if run is not None:
                 run.mark_saved(checkpoint)
-
-    async def _store_with_retries(self, work: Work[Result]) -> Result:
-        """Do the work; retry until the disk is available."""
-        while True:
-            try:
-                return await self._database.do(work)
-            except StorageUnavailable:
-                self._resumed.set()  # `start` does not wait for the disk
-                await asyncio.sleep(_RETRY_S)
