@@ -12,7 +12,7 @@ from configs.checkpoint_files import checkpoint_problems, is_hub_id
 from configs.fields import Tree
 from configs.load import DEFAULT_FILE, ConfigError, load, replaced_limits
 from configs.model_settings import Model
-from configs.sections import expand_home
+from configs.section_base import expand_home
 from configs.settings import Settings
 from configs.user_engine import interpreter_problems
 from configs.worker_packages import library_problem

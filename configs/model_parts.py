@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from configs.sections import Section, expand_home
+from configs.section_base import Section, expand_home
 
 #: `auto`, or the precision of weights.
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from configs.samplers import canonical_sampler, sampler_names
-from configs.sections import PositiveSeconds, Seconds, Section
+from configs.section_base import PositiveSeconds, Seconds, Section
 
 
 def _known_scheduler(value: str) -> str:

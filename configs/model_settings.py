@@ -12,7 +12,7 @@ from configs.model_parts import CheckpointPath, Dtype, Vae, VaeSection
 from configs.model_sections import Batching, Defaults, Limits, Quality, Sim, WarmUp
 from configs.proxy import ColdStartProxy
 from configs.scaling import Scaling
-from configs.sections import Bytes, LocalPath, Section
+from configs.section_base import Bytes, LocalPath, Section
 from configs.text_settings import TEXT_ENGINES, TextGeneration
 
 #: An import path or a Python file, and a class in it.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from configs.sections import PositiveSeconds, Section
+from configs.section_base import PositiveSeconds, Section
 
 
 def _not_a_setting(value: str) -> str:

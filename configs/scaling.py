@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
-from configs.sections import MachineCount, PositiveSeconds, Seconds, Section
+from configs.section_base import MachineCount, PositiveSeconds, Seconds, Section
 
 #: Fields that only some policies read, by policy. Every policy reads the fields that are not listed.
 POLICY_FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(

@@ -4,40 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, ByteSize, Field, model_validator
 
-from configs.fields import alternatives
-from configs.text import is_utf8
+from configs.section_base import Bytes, LocalPath, MachineCount, PositiveSeconds, Seconds, Section
 
-#: 31 years, as good as never. Timers and dates overflow far above it.
-_MAX_SECONDS = 1e9
-#: Above it, floats and JSON readers lose digits, and databases overflow.
-_MAX_NUMBER = 1 << 53
-Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS)]
-#: A number of processes or devices of one machine: each has a slot in memory.
-MachineCount = Annotated[int, Field(le=4096)]
 #: One body of the default maximum, and smaller ones beside it.
 _BODY_BYTES_PER_KEY = 40 << 20
-
-
-def _positive(value: ByteSize) -> ByteSize:
-    if value < 1:
-        raise ValueError("must be above 0, such as 9.5GiB")
-    return value
 
 
 def _host(value: str) -> str:
@@ -52,75 +26,6 @@ def _network(value: str) -> str:
     except ValueError:
         raise ValueError("must be an IP address or a network such as 10.0.0.0/8") from None
     return value
-
-
-#: A number of bytes, or a text such as 9.5GiB.
-Bytes = Annotated[ByteSize, AfterValidator(_positive)]
-
-
-def expand_home(value: str) -> str:
-    """Return the path with the home folder in place of `~`. Raises `ValueError` if no such user is known."""
-    if "\0" in value or not value.strip():
-        raise ValueError("must be the path of a file or folder")
-    try:
-        return str(Path(value).expanduser())
-    except RuntimeError:
-        raise ValueError("the user after ~ is not known here; give the whole path") from None
-
-
-def _local_path(value: Any) -> Any:
-    return expand_home(str(value)) if isinstance(value, str | Path) else value
-
-
-#: A path of this machine. `~` is the home folder; a relative path starts at the working directory.
-LocalPath = Annotated[Path, BeforeValidator(_local_path)]
-
-
-#: A duration with a unit, as other systems have it.
-_DURATION = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*(ms|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?)\s*")
-
-
-class Section(BaseModel):
-    """A section of the configuration. It rejects unknown keys and is immutable."""
-
-    # Every program reads the configuration when it starts. To be quick, each schema is built once, as a part of that of
-    # `Settings`: defaults that are sections are made by `model_construct`, which needs no schema of their own.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, values: Any) -> Any:
-        """A section or a list whose lines are all commented out is null in YAML."""
-        if values is None:
-            return {}
-        if not isinstance(values, dict):
-            return values
-        lists = {name for name, field in cls.model_fields.items() if field.default == ()}
-        return {key: () if value is None and key in lists else value for key, value in values.items()}
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        """`true` is no number. Text that is not UTF-8 could be neither printed as YAML nor sent."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        kinds = set(alternatives(annotation))
-        if isinstance(value, bool) and kinds & {int, float, ByteSize} and bool not in kinds:
-            raise ValueError("must be a number")
-        is_time = (info.field_name or "").endswith("_s") and str not in kinds
-        if is_time and isinstance(value, str) and _DURATION.fullmatch(value):
-            raise ValueError("must be a number of seconds without a unit, such as 10")
-        if isinstance(value, str | Path) and not is_utf8(str(value)):
-            raise ValueError("must be UTF-8")
-        if isinstance(value, list | tuple) and not all(is_utf8(each) for each in value if isinstance(each, str)):
-            raise ValueError("must be UTF-8")
-        return value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _is_bounded(cls, value: Any) -> Any:
-        if isinstance(value, int | float) and abs(value) > _MAX_NUMBER:
-            raise ValueError(f"must be at most {_MAX_NUMBER}")
-        return value
 
 
 class Server(Section):
@@ -420,5 +325,5 @@ class RayCluster(Section):
     """Interpreter on the nodes that has Muster. Default: the one that Ray uses there."""
     data_dir: str = Field(default="~/.cache/muster-ray", min_length=1)
     """Folder on each node for logs, caches and weights from the hub."""
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default={})
     """Environment variables of the workers, by name."""

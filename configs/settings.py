@@ -13,21 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from configs.model_settings import PREDICT_PATH, Model
 from configs.scaling import Scaling
-from configs.sections import (
-    Access,
-    Agent,
-    Devices,
-    Jobs,
-    LocalPath,
-    Logging,
-    MachineCount,
-    Queue,
-    RayCluster,
-    Results,
-    Section,
-    Server,
-    Workers,
-)
+from configs.section_base import LocalPath, MachineCount, Section
+from configs.sections import Access, Agent, Devices, Jobs, Logging, Queue, RayCluster, Results, Server, Workers
 
 
 def _model_name(value: str) -> str:

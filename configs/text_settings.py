@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.sections import Bytes, LocalPath, Section
+from configs.section_base import Bytes, LocalPath, Section
 
 #: Engines for language models.
 TEXT_ENGINES = ("text", "vllm", "openvino")

@@ -18,7 +18,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from configs.sections import PositiveSeconds, Section
+from configs.section_base import PositiveSeconds, Section
 from configs.yaml_file import InvalidYaml, read_yaml_file
 from controller.simulator.request_work import RequestCosts
 

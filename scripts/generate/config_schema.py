@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from configs.sections import Section
+from configs.section_base import Section
 from configs.settings import Settings
 
 

@@ -14,7 +14,7 @@ from configs.cli import to_yaml
 from configs.environment import CLIENT_KEY
 from configs.load import DEFAULT_FILE, ConfigError, load, replaced_limits
 from configs.paths import internal_token, run_dir, worker_address
-from configs.sections import Section
+from configs.section_base import Section
 from scripts.generate.config_schema import documented_schema
 
 ROOT = Path(__file__).parents[3]
