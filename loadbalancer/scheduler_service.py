@@ -144,7 +144,7 @@ class SchedulerService:
             context.on_submit(model, count, now)
         if not task_ids:
             request = os.urandom(16).hex()
-            task_ids = [f"{request}-{i:03}" for i in range(count)]
+            task_ids = [f"{request}-{i:03}" for i in range(count)] if count > 1 else [f"{request}-000"]
         tasks = [
             Task(
                 name,
@@ -166,8 +166,9 @@ class SchedulerService:
         for task, state in zip(tasks, checkpoints, strict=bool(checkpoints)):
             if state is not None:
                 task.resume_from(state)
-        names = list(task_ids)
-        self._listeners.update(dict.fromkeys(names, listener))
+        names = [task.id for task in tasks]
+        for name in names:
+            self._listeners[name] = listener
         try:
             effects = self._scheduler.submit(tasks, now, already_counted=already_counted)
         except Exception:

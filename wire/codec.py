@@ -45,7 +45,7 @@ Message = TypeVar("Message", ToBalancer, ToWorker)
 Envelope = TypeVar("Envelope", WorkerEnvelope, BalancerEnvelope)
 
 _encoder = msgspec.msgpack.Encoder()
-_WITH_FRAMES = (Finished, Progress, Chunk, Preempted)
+_WITH_FRAMES = (Progress, Chunk, Preempted)
 
 
 def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> list[Frame]:
@@ -61,6 +61,8 @@ def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> 
 
 
 def frame_count(message: ToBalancer | ToWorker) -> int:
+    if isinstance(message, Finished):
+        return len(message.parts)
     if isinstance(message, _WITH_FRAMES):
         return message.frames
     return sum([task.frames for task in message.tasks]) if isinstance(message, Assign) else 0

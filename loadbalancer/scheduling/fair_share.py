@@ -25,10 +25,11 @@ class FairShare:
     def __init__(self) -> None:
         self._clock = 0.0
         self._tags: dict[str, float] = {}
-        #: Tag and name of the waiting owners, as a heap. Entries may be outdated: `_tags` decides. Each waiting owner
-        #: has an entry whose tag is not above its own.
+        #: Tag and name of the waiting owners, as a heap. Entries may be outdated: `_waiting` decides.
         self._heap: list[tuple[float, str]] = []
-        self._waiting: set[str] = set()
+        #: The waiting owners, with the tag under which each is in the heap. Its present tag is never below that.
+        self._waiting: dict[str, float] = {}
+        self._max_remembered = _REMEMBERED_OWNERS
 
     def __repr__(self) -> str:
         return f"<FairShare {len(self._waiting)} owners waiting, clock {self._clock:.3f}>"
@@ -40,19 +41,17 @@ class FairShare:
 
     def first(self) -> str | None:
         """Return the owner to serve next; None where none waits."""
-        heap = self._heap
+        heap, waiting = self._heap, self._waiting
         while heap:
             tag, owner = heap[0]
-            if owner not in self._waiting:
+            if waiting.get(owner) != tag:
                 heapq.heappop(heap)
                 continue
-            now = self._tags[owner]
-            if now == tag:
+            charged = self._tags[owner]
+            if charged == tag:
                 return owner
-            if now > tag:  # it was charged since
-                heapq.heapreplace(heap, (now, owner))
-            else:
-                heapq.heappop(heap)
+            waiting[owner] = charged
+            heapq.heapreplace(heap, (charged, owner))
         return None
 
     def order(self, waiting: Mapping[str, Iterable[tuple[Item, float]]]) -> Iterator[Item]:
@@ -70,19 +69,13 @@ class FairShare:
         """Mark the owner as waiting. Idempotent."""
         if owner not in self._waiting:
             self._tags[owner] = tag = max(self._tags.get(owner, self._clock), self._clock)
-            self._waiting.add(owner)
-            heapq.heappush(self._heap, (tag, owner))
-            if len(self._heap) > 2 * len(self._waiting) + _CLEAN_UP_ABOVE:
-                self._rebuild()
+            self._push(owner, tag)
 
     def leave(self, owner: str) -> None:
         """Mark the owner as not waiting. Idempotent."""
         if owner in self._waiting:
-            self._waiting.discard(owner)
-            if len(self._tags) > 2 * len(self._waiting) + _REMEMBERED_OWNERS:
-                self._tags = {
-                    name: tag for name, tag in self._tags.items() if name in self._waiting or tag > self._clock
-                }
+            del self._waiting[owner]
+            self._forget_others()
 
     def charge(self, owner: str, work_s: float, weight: float = 1.0, *, takes_turn: bool = False) -> None:
         """Add work to the owner's tag; negative work is a refund. Where it `takes_turn`, the clock advances to it."""
@@ -92,10 +85,10 @@ class FairShare:
         if takes_turn and tag > self._clock:
             self._clock = tag
         self._tags[owner] = charged = tag + work_s / weight
-        if waits and charged < tag:
-            heapq.heappush(self._heap, (charged, owner))
-            if len(self._heap) > 2 * len(self._waiting) + _CLEAN_UP_ABOVE:
-                self._rebuild()
+        if not waits:
+            self._forget_others()
+        elif charged < tag:
+            self._push(owner, charged)
 
     def rescale(self, factor: float) -> None:
         """Multiply all tags: the unit of work has changed."""
@@ -103,6 +96,19 @@ class FairShare:
         self._tags = {owner: tag * factor for owner, tag in self._tags.items()}
         self._rebuild()
 
+    def _forget_others(self) -> None:
+        """Bound the number of owners that do not wait. Those that have had more than their share are not forgotten."""
+        if len(self._tags) > 2 * len(self._waiting) + self._max_remembered:
+            self._tags = {name: tag for name, tag in self._tags.items() if name in self._waiting or tag > self._clock}
+            self._max_remembered = max(_REMEMBERED_OWNERS, 2 * len(self._tags))
+
+    def _push(self, owner: str, tag: float) -> None:
+        self._waiting[owner] = tag
+        heapq.heappush(self._heap, (tag, owner))
+        if len(self._heap) > 2 * len(self._waiting) + _CLEAN_UP_ABOVE:
+            self._rebuild()
+
     def _rebuild(self) -> None:
-        self._heap = [(self._tags[owner], owner) for owner in self._waiting]
+        self._waiting = {owner: self._tags[owner] for owner in self._waiting}
+        self._heap = [(tag, owner) for owner, tag in self._waiting.items()]
         heapq.heapify(self._heap)

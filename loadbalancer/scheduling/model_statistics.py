@@ -61,11 +61,6 @@ class ModelStatistics:
         self.start_phases: Counter[tuple[bool, str]] = Counter()
         self._started_pids: dict[str, int] = {}
 
-    def on_assign(self, task: Task, now: float) -> None:
-        """Note an assignment; only the first one of a task counts."""
-        if task.attempt == 1:
-            self.time_in_queue.observe(now - task.created)
-
     def on_start(self, waited_s: float) -> None:
         """A worker has started the task for the first time."""
         self.queue_wait.observe(waited_s)

@@ -133,6 +133,11 @@ class ModelQueue:
         self._shares.charge(task.owner, work_s, task.weight, takes_turn=not task.isolated)
         self._remove(task, steps)
 
+    def charge_turn(self, task: Task) -> None:
+        """Charge the owner of a task that goes to a worker at once, because no other waits."""
+        work_s = task.remaining_work * self._step_s(task.shape)
+        self._shares.charge(task.owner, work_s, task.weight, takes_turn=True)
+
     def _remove(self, task: Task, steps: int) -> None:
         entry = self._entries.pop(task.id)
         if task.isolated:

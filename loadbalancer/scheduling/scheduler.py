@@ -99,6 +99,8 @@ class Scheduler:
         self.tasks, self.queues, self.counters = store.tasks, store.queues, store.counters
         self.model_counters, self.costs = store.model_counters, store.costs
         self.statistics, self.owners = store.statistics, store.owners
+        #: Fill free slots, after one or more calls of `apply` or `receive`.
+        self.assign = store.assign
 
     def __repr__(self) -> str:
         return f"<Scheduler {len(self.tasks)} tasks, {self.registry!r}, {self.queues!r}>"
@@ -113,12 +115,7 @@ class Scheduler:
 
     def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> list[Effect]:
         """Queue the tasks of one request, all or none, and fill free slots: `TasksSubmitted`. Raises `QueueFull`."""
-        self.store.submit(tasks, now, already_counted=already_counted)
-        return self.store.assign(now, tasks)
-
-    def assign(self, now: float) -> list[Effect]:
-        """Fill free slots, after one or more calls of `apply`."""
-        return self.store.assign(now)
+        return self.store.submit(tasks, now, already_counted=already_counted)
 
     def apply(self, event: Event, now: float) -> list[Effect]:
         """Process the event without filling free slots. Raises `QueueFull` for `TasksSubmitted` without room."""

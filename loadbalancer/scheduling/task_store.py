@@ -65,60 +65,88 @@ class TaskStore:
         self._hold_until: dict[str, float] = {}
         #: Models whose queue or slots have changed since tasks were assigned.
         self._changed: set[str] = set()
+        #: Let the next `assign` look at this model: a slot may be free.
+        self.note_change = self._changed.add
 
     def __repr__(self) -> str:
         return f"<TaskStore {len(self.tasks)} tasks, {self.registry!r}, {self.queues!r}>"
 
     # ---- submission and assignment
 
-    def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> None:
-        """Queue the tasks of one request, all or none. Raises `QueueFull`."""
-        first, model, queue = tasks[0], tasks[0].model, self.queues[tasks[0].model]
+    def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> list[Effect]:
+        """Queue the tasks of one request, all or none, and fill free slots. Raises `QueueFull`.
+
+        Where nothing waits, a task goes to a worker with room without a place in the queue. It has the same effect: it
+        would be the first.
+        """
+        first, model = tasks[0], tasks[0].model
+        queue, pool = self.queues[model], self.registry.pool(model)
         if isinstance(first.inputs, TextInputs):
             for task in tasks:
                 self._expect(task, task.inputs)
-        rejection = self._admission.admit(tasks, queue, self.registry.pool(model), now)
+        rejection = self._admission.admit(tasks, queue, pool, now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
             self.counters["deadline_unreachable" if unreachable else "refused"] += len(tasks)
             self.statistics[model].refused["deadline_unreachable" if unreachable else "queue_full"] += len(tasks)
             raise rejection
-        for task in tasks:
-            self.tasks[task.id] = task
-            self._deadlines.add(task)
-            queue.push(task)
-            if task.may_be_running:
-                self._unclaimed[model].add(task.id)
-                self._hold_until[model] = now + self._hold_s
-        self._changed.add(model)
         self.counters["submitted"] += len(tasks)
         if not already_counted:
             shape, steps = first.shape, first.remaining_work
             work_s = self.costs[model].work_s(shape, steps)
             self.model_counters[model].on_arrival(shape, steps, len(tasks), now, work_s)
+        assignments: _Assignments = {}
+        for task in tasks:
+            self.tasks[task.id] = task
+            self._deadlines.add(task)
+            if task.may_be_running:
+                self._unclaimed[model].add(task.id)
+                self._hold_until[model] = now + self._hold_s
+            waits = queue.count or task.isolated or self._unclaimed[model]
+            worker = None if waits else pool.first_available(now)
+            if worker is None:
+                queue.push(task)
+                self._changed.add(model)
+            else:
+                queue.charge_turn(task)
+                self._assign(task, worker, assignments, now)
+        if self._changed:
+            return self.assign(now, tasks, assignments=assignments)
+        return self._messages(assignments)
 
-    def assign(self, now: float, submitted: Collection[Task] = (), *, everywhere: bool = False) -> list[Effect]:
+    def assign(
+        self,
+        now: float,
+        submitted: Collection[Task] = (),
+        *,
+        everywhere: bool = False,
+        assignments: _Assignments | None = None,
+    ) -> list[Effect]:
         """Fill free slots from the queues, with one message per worker. Tasks that would be late expire instead.
 
         Looks at the models that have changed since the last call, or `everywhere`, because time changes them too.
         `submitted`: tasks submitted in this call, which do not expire: their listener is not registered yet.
+        `assignments`: those that leave in the same messages.
         """
         effects: list[Effect] = []
-        if not self._changed and not everywhere:
-            return effects
-        assignments: _Assignments = {}
-        changed, self._changed = self._changed, set()
-        for model in self.queues if everywhere else changed:
+        assignments = {} if assignments is None else assignments
+        models = [*self.queues] if everywhere else [*self._changed]
+        self._changed.clear()
+        for model in models:
             queue = self.queues[model]
             if not queue.count or (self._unclaimed[model] and now < self._hold_until[model]):
                 continue
             if queue.isolated:
                 self._assign_isolated(queue, model, assignments, now)
             self._assign_first(queue, model, assignments, submitted, effects, now)
+        return effects + self._messages(assignments) if assignments else effects
+
+    def _messages(self, assignments: _Assignments) -> list[Effect]:
+        messages: list[Effect] = []
         for name, (own, frames) in assignments.items():
             queue = self.queues[self.registry.workers[name].hello.model]
-            effects.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
-        return effects
+            messages.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
+        return messages
 
     def _expect(self, task: Task, inputs: TaskInputs) -> None:
         """Estimate the work of a text; that of other tasks is known."""
@@ -132,10 +160,6 @@ class TaskStore:
         full_batch_s = costs.full_batch_step_s(task.shape)
         single_s = costs.single_step_s(task.shape) or full_batch_s
         return self.text_work[task.model].prompt_steps(tokens, single_s=single_s, full_batch_s=full_batch_s)
-
-    def note_change(self, model: str) -> None:
-        """Let the next `assign` look at this model: a slot may be free."""
-        self._changed.add(model)
 
     def _assign_isolated(self, queue: ModelQueue, model: str, assignments: _Assignments, now: float) -> None:
         """Start isolated tasks on reserved workers that are empty, and reserve workers for the next ones."""
@@ -152,6 +176,7 @@ class TaskStore:
         for task in waiting:
             worker = registry.reserve(task, now)
             if worker is not None and registry.is_empty(worker, now):
+                queue.take(task)
                 self._assign(task, worker, assignments, now)
 
     def _assign_first(
@@ -179,6 +204,7 @@ class TaskStore:
                     now=now,
                 )
             if worker is not None:
+                queue.take(first)
                 self._assign(first, worker, assignments, now)
             else:
                 left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
@@ -186,12 +212,13 @@ class TaskStore:
                 effects += self.finish(first, TaskState.EXPIRED, None, reason, now)
 
     def _assign(self, task: Task, worker: Worker, assignments: _Assignments, now: float) -> None:
-        self.queues[task.model].take(task)
+        """Give a task that is not in the queue to the worker."""
         task.attempt = max(task.attempt, task.last_claimed_attempt) + 1
         task.worker = worker.id
         task.transition(TaskState.ASSIGNED, now, ("to {}, attempt {}", worker.id, task.attempt))
         worker.assign(task.id, task.attempt, now)
-        self.statistics[task.model].on_assign(task, now)
+        if task.attempt == 1:
+            self.statistics[task.model].time_in_queue.observe(now - task.created)
         assignment, task_frames = task.assignment()
         own, frames = assignments.setdefault(worker.id, ([], []))
         own.append(assignment)

@@ -96,15 +96,6 @@ class Worker:
             for shape, curve in self._curves.items()
         }
 
-    def on_task_message(self, task: str, attempt: int, now: float, *, released: bool) -> bool:
-        """Return whether the worker holds this attempt, and free its slot if it is `released`."""
-        self.progress_at = now
-        if self.assigned.get(task) != attempt:
-            return False
-        if released:
-            del self.assigned[task]
-        return True
-
     def on_result(self, *, valid: bool) -> None:
         self.invalid_results = 0 if valid else self.invalid_results + 1
 

@@ -21,6 +21,7 @@ _SIGNATURES: dict[ImageFormat, re.Pattern[bytes]] = {
     "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
 }
 _HEAD_BYTES = 12
+_JSON = "application/json"
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}")
 
 
@@ -30,9 +31,12 @@ def result_error(parts: Sequence[Part], frames: Sequence[Frame], inputs: TaskInp
         return _image_error(frames, inputs.output_format, max_bytes) if len(frames) == 1 else "it is not one image"
     if isinstance(inputs, TextInputs):
         return "a text has no parts" if parts else ""
-    if any(not _MEDIA_TYPE.fullmatch(part.media_type) or not part.name.isprintable() for part in parts):
-        return "a part has no media type, or a name that is not printable"
-    size = sum(memoryview(frame).nbytes for frame in frames)
+    for part in parts:
+        if (part.media_type != _JSON and not _MEDIA_TYPE.fullmatch(part.media_type)) or not part.name.isprintable():
+            return "a part has no media type, or a name that is not printable"
+    size = 0
+    for frame in frames:
+        size += len(frame) if isinstance(frame, bytes) else memoryview(frame).nbytes
     return "" if size <= max_bytes else _too_large(size, max_bytes)
 
 

@@ -83,9 +83,11 @@ class WorkerRegistry:
 
     def on_task_message(self, worker: Worker, task: str, attempt: int, now: float, *, released: bool) -> bool:
         """Return whether the worker holds this attempt, and free its slot if it is `released`."""
-        offers = released or worker.progress_at < worker.stuck_at
-        holds = worker.on_task_message(task, attempt, now, released=released)
-        if offers:
+        was_stuck, worker.progress_at = worker.progress_at < worker.stuck_at, now
+        holds = worker.assigned.get(task) == attempt
+        if holds and released:
+            del worker.assigned[task]
+        if released or was_stuck:
             self._pools[worker.hello.model].offer(worker)
         return holds
 

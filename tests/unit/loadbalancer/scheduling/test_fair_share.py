@@ -237,4 +237,16 @@ def test_first_owner_is_the_waiting_one_with_the_lowest_tag(moves: list[tuple[st
             shares.charge(owner, float(work), takes_turn=move == "turn")
         lowest = min(((shares.tag(each), each) for each in waiting), default=None)
         assert shares.first() == (lowest[1] if lowest else None)
-    assert len(shares._heap) <= 2 * len(waiting) + 65
+    assert len(shares._heap) <= 2 * len("abcd") + 65
+
+
+def test_owners_that_cannot_be_forgotten_are_not_examined_each_time() -> None:
+    shares, examined = FairShare(), 0
+    for number in range(5000):
+        shares.join(f"o{number}")
+        shares.charge(f"o{number}", 1.0, takes_turn=True)
+        before = shares._tags
+        shares.leave(f"o{number}")
+        examined += len(before) if shares._tags is not before else 0
+    assert len(shares._tags) == 5000, "each has had more than its share"
+    assert examined < 4 * 5000
