@@ -5,8 +5,10 @@
 
 All generate the same numbers of tokens for the same prompts, greedily, with one thread. Lengths are those of a recorded
 trace, scaled down. In the closed loop, `--users` requests run at a time; in the open loop, requests arrive at random at
-70 % of the first contender's closed rate. A library without an interpreter is left out. An engine of Muster and the
-library in it run in one process, load by load in turn. Requirements: `scripts/bench/requirements/text-*.txt`.
+70 % of the first contender's closed rate. The last sweep changes the batch size of `muster`, and how many steps are
+between two admissions; its texts are those of the closed loop. A library without an interpreter is left out. An engine
+of Muster and the library in it run in one process, load by load in turn. Requirements:
+`scripts/bench/requirements/text-*.txt`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from scripts.bench.text.contenders import ENVIRONMENTS
-from scripts.bench.text.report import draw_figure, summarize, table
+from scripts.bench.text.report import admission_table, admissions, draw_figure, every, summarize, table
 from scripts.bench.text.workload import read_lengths
 from scripts.harness.load import machine
 
@@ -57,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--loads", default="closed,open")
     parser.add_argument("--sweep", default="1,4,16,32", help="batch sizes; empty for none")
+    parser.add_argument(
+        "--places", default="1,4,16,32", help="batch sizes of the sweep over admissions; empty for none"
+    )
+    parser.add_argument(
+        "--intervals", default="1,2,4,8,16,all", help="steps between two admissions; all: when no text is left"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -73,8 +81,9 @@ def main() -> int:
     plan: dict[str, Any] = {
         "models": {"folder": str(args.models / "smollm2"), "gguf": str(args.models / "smollm2.gguf")},
         "lengths": read_lengths(args.trace, args.requests),
-        "sweep": [int(size) for size in args.sweep.split(",") if size],
+        "sweep": _numbers(args.sweep),
         "sweep_shape": _SWEEP_SHAPE,
+        "admissions": {"batches": _numbers(args.places), "intervals": _numbers(args.intervals)},
         "loads": args.loads.split(","),
         "rate": 1.0,
     }
@@ -96,13 +105,19 @@ def main() -> int:
         if closed:  # the first contender's rate is that of all
             plan["rate"] = 0.7 * closed[0]["requests_per_s"]
         summary = summarize(results)
-        report |= {"command": _command(args), "machine": machine(), "summary": summary, "results": results}
+        report |= {"command": _command(args), "machine": machine(), "summary": summary}
+        report |= {"admissions": admissions(results), "results": results}
         if args.json:  # after each group: an interrupted run leaves what it has measured
             args.json.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(table(summarize(results)))
+    console.print(table(summarize(results)), admission_table(admissions(results)))
     if args.plot:
         draw_figure(report, args.plot)
     return 0
+
+
+def _numbers(text: str) -> list[int | None]:
+    """Return the numbers in a list with commas, and None for `all`."""
+    return [None if each == "all" else int(each) for each in text.split(",") if each]
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -136,8 +151,9 @@ def _run(python: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _print(console: Console, result: dict[str, Any]) -> None:
     if "reason" in result:
         console.print(f"{result['contender']}: {result['reason']}", style="yellow")
-    elif "load" in result:
-        console.print(f"{result['contender']}: {result['load']}: {result['tokens_per_s']:.1f} tokens/s")
+    elif "tokens_per_s" in result:
+        load = result.get("load") or f"{result['places']} places, admission {every(result['interval'])}"
+        console.print(f"{result['contender']}: {load}: {result['tokens_per_s']:.1f} tokens/s", highlight=False)
 
 
 if __name__ == "__main__":

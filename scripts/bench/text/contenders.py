@@ -247,9 +247,11 @@ class _StepTimes:
 class ContinuousBatching(_Transformers):
     """The manager of transformers, whose thread steps by itself."""
 
-    def __init__(self, path: str, dtype: str, slots: int) -> None:
+    def __init__(self, path: str, dtype: str, slots: int, *, as_shipped: bool = False) -> None:
+        """`as_shipped`: with its usual pages, which prompts that begin alike may share."""
         super().__init__(path, dtype)
         self._slots = slots
+        self._page_tokens, self._shares = (256, True) if as_shipped else (64, False)
         self._results: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
         self._loads = itertools.count()
         self._known: dict[str, int] = {}
@@ -260,12 +262,12 @@ class ContinuousBatching(_Transformers):
 
         super().load()
         config = ContinuousBatchingConfig(
-            num_blocks=(self._slots * _CONTEXT) // 64 + 8,
-            page_size=64,
+            num_blocks=(self._slots * _CONTEXT) // self._page_tokens + 8,
+            page_size=self._page_tokens,
             max_batch_tokens=_STEP_TOKENS,
             auto_switch_to_flash=False,
             max_requests_per_batch=self._slots,
-            allow_block_sharing=False,
+            allow_block_sharing=self._shares,
         )
         usual = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         self._manager = self._model.init_continuous_batching(usual, continuous_batching_config=config)
@@ -297,6 +299,7 @@ def _contenders(models: dict[str, str], dtype: str, slots: int) -> dict[str, Cal
         "batches of 16": lambda: Batches(folder, dtype, 16),
         "batches of 32": lambda: Batches(folder, dtype, 32),
         "transformers cb": lambda: ContinuousBatching(folder, dtype, slots),
+        "transformers cb as shipped": lambda: ContinuousBatching(folder, dtype, slots, as_shipped=True),
         "vllm": lambda: Vllm(folder, dtype, slots),
         "muster + vllm": lambda: MusterEngine("vllm", folder, dtype, slots),
         "openvino": lambda: OpenVino(gguf, slots),

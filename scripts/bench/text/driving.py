@@ -31,22 +31,33 @@ class Contender(Protocol):
         """Return versions and precision."""
 
 
-def drive(contender: Contender, requests: Sequence[TokenRequest], concurrency: int | None) -> dict[str, Any]:
-    """Run a load and return its figures. `concurrency`: of a closed loop; None: each request has its arrival time."""
+def drive(
+    contender: Contender, requests: Sequence[TokenRequest], concurrency: int | None, interval: int | None = 1
+) -> dict[str, Any]:
+    """Run a load and return its figures. `concurrency`: of a closed loop; None: each request has its arrival time.
+
+    `interval`: steps between two admissions; None: the next texts are admitted when no text is left. Texts that wait
+    for their admission are not in a step, but their times run.
+    """
     waiting, running = list(requests), dict[int, int]()
+    due: list[TokenRequest] = []
     sent: dict[int, float] = {}
     arrivals: dict[int, list[tuple[float, int]]] = {request.number: [] for request in requests}
-    start, cpu_start = time.perf_counter(), time.process_time()
-    while waiting or running:
+    start, cpu_start, steps = time.perf_counter(), time.process_time(), 0
+    while waiting or due or running:
         now = time.perf_counter()
-        while waiting and _is_due(waiting[0], now - start, len(running), concurrency):
-            request = waiting.pop(0)
+        while waiting and _is_due(waiting[0], now - start, len(running) + len(due), concurrency):
+            due.append(request := waiting.pop(0))
             sent[request.number] = now if concurrency is not None else start + request.arrives_at
-            running[request.number] = request.tokens
-            contender.submit(request)
+        if not running or (interval is not None and steps % interval == 0):
+            for request in due:
+                running[request.number] = request.tokens
+                contender.submit(request)
+            due.clear()
         if not running:
             time.sleep(max(waiting[0].arrives_at - (time.perf_counter() - start), 0))
             continue
+        steps += 1
         for event in contender.step():
             arrivals[event.number].append((event.at, event.tokens))
             running[event.number] -= event.tokens
@@ -55,7 +66,7 @@ def drive(contender: Contender, requests: Sequence[TokenRequest], concurrency: i
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     figures = _figures(arrivals, sent, seconds)
     # Other programs on the machine change it less than the tokens per second.
-    return figures | {"cpu_s": cpu_s, "tokens_per_cpu_s": figures["tokens"] / cpu_s}
+    return figures | {"steps": steps, "cpu_s": cpu_s, "tokens_per_cpu_s": figures["tokens"] / cpu_s}
 
 
 def _is_due(request: TokenRequest, elapsed: float, running: int, concurrency: int | None) -> bool:

@@ -31,7 +31,8 @@ from scripts.harness.load import machine
 
 _ROOT = Path(__file__).resolve().parents[3]
 _OWN = "muster"
-_CONTENDERS = (_OWN, "muster prefix cache", "transformers cb", "one at a time")
+_OWN_AS_SHIPPED, _MANAGER_AS_SHIPPED = "muster prefix cache", "transformers cb as shipped"
+_CONTENDERS = (_OWN, _OWN_AS_SHIPPED, "transformers cb", _MANAGER_AS_SHIPPED, "one at a time")
 #: `generate` answers only so many chats: each takes as long as the others.
 _CHATS_ONE_BY_ONE = 2
 _RATES = ("tokens_per_cpu_s", "tokens_per_s")
@@ -87,16 +88,18 @@ def run_contender(plan: dict[str, Any]) -> None:
 def summarize(rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return medians and spreads by precision and contender, and of `muster` relative to each in the same round.
 
-    Each round has `dtype`, and `results`: the figures by contender.
+    Prompts that begin alike share work on both sides of the comparison as shipped, and on no side of the others. Each
+    round has `dtype`, and `results`: the figures by contender.
     """
     summary = []
     for dtype in dict.fromkeys(each["dtype"] for each in rounds):
         own = [each["results"] for each in rounds if each["dtype"] == dtype]
         for name in own[0]:
             row: dict[str, Any] = {"dtype": dtype, "contender": name, "rounds": len(own)}
+            base = _OWN_AS_SHIPPED if name == _MANAGER_AS_SHIPPED and _OWN_AS_SHIPPED in own[0] else _OWN
             for rate in _RATES:
                 row[rate] = _spread([each[name][rate] for each in own])
-                row[f"muster_{rate}_ratio"] = _spread([each[_OWN][rate] / each[name][rate] for each in own])
+                row[f"muster_{rate}_ratio"] = _spread([each[base][rate] / each[name][rate] for each in own])
             summary.append(row)
     return summary
 

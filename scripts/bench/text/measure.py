@@ -14,7 +14,13 @@ from typing import Any, NoReturn
 
 from scripts.bench.text.contenders import make_contender
 from scripts.bench.text.driving import Contender, drive
-from scripts.bench.text.workload import TokenRequest, make_requests, sweep_requests
+from scripts.bench.text.workload import TokenRequest, admission_cells, make_requests, sweep_requests
+
+_OWN = "muster"
+#: Texts of the largest batch that `generate` computes one by one.
+_MOST_ONE_BY_ONE = 4
+#: In a cell of the sweep over admissions; large batches have twice their places.
+_FEWEST_REQUESTS = 16
 
 
 def main() -> NoReturn:
@@ -42,7 +48,16 @@ def main() -> NoReturn:
             able = {name: each for name, each in contenders.items() if not is_open or name != "one at a time"}
             rate = _measure(able, number, load, requests, None if is_open else plan["users"]) or rate
     for batch in plan["sweep"]:
-        _measure(contenders, 0, f"batch {batch}", sweep_requests(batch, *plan["sweep_shape"]), batch)
+        # Twice the texts take `generate` twice as long: a few say it.
+        able = {name: each for name, each in contenders.items() if batch <= _MOST_ONE_BY_ONE or name != "one at a time"}
+        _measure(able, 0, f"batch {batch}", sweep_requests(batch, *plan["sweep_shape"]), batch)
+    if _OWN in contenders:
+        for batch, interval in admission_cells(plan["admissions"]["batches"], plan["admissions"]["intervals"]):
+            size = max(2 * batch, _FEWEST_REQUESTS)
+            own = [lengths[place % len(lengths)] for place in range(size)]
+            requests = make_requests(own, plan["scales"], plan["bounds"])
+            figures = drive(contenders[_OWN], requests, batch, interval)
+            _report({"contender": _OWN, "round": 0, "places": batch, "interval": interval} | figures)
     sys.stdout.flush()
     os._exit(0)  # threads of a library may go on for ever
 

@@ -70,6 +70,11 @@ def sweep_requests(batch: int, prompt: int, tokens: int) -> list[TokenRequest]:
     ]
 
 
+def admission_cells(batches: Sequence[int], intervals: Sequence[int | None]) -> list[tuple[int, int | None]]:
+    """Return (batch size, steps between two admissions) of a sweep. A batch of one is admitted to when it is empty."""
+    return [(batch, interval) for batch in batches for interval in (intervals if batch > 1 else intervals[:1])]
+
+
 def chat_requests(tokenizer: Any, number: int, tokens: int) -> list[TokenRequest]:
     """Return so many short chats for the tokenizer's own template; all are different."""
     questions = [

@@ -10,8 +10,21 @@ import pytest
 
 from scripts.bench.text.driving import TokenEvent, drive
 from scripts.bench.text.interleaved import summarize as summarize_rounds
-from scripts.bench.text.report import summarize
-from scripts.bench.text.workload import TokenRequest, make_requests, read_lengths
+from scripts.bench.text.report import admissions, every, summarize
+from scripts.bench.text.workload import TokenRequest, admission_cells, make_requests, read_lengths
+
+_FIGURES = (
+    "tokens_per_s",
+    "tokens_per_cpu_s",
+    "ttft_ms_p50",
+    "ttft_ms_p99",
+    "itl_ms_p50",
+    "itl_ms_p99",
+    "latency_ms_p50",
+)
+
+
+_RATES = ("tokens_per_s", "tokens_per_cpu_s")
 
 
 class _Counter:
@@ -19,17 +32,17 @@ class _Counter:
 
     def __init__(self) -> None:
         self.running: dict[int, int] = {}
-        self.largest = 0
+        self.sizes: list[int] = []
 
     def load(self) -> None:
         """Nothing to load."""
 
     def submit(self, request: TokenRequest) -> None:
         self.running[request.number] = request.tokens
-        self.largest = max(self.largest, len(self.running))
 
     def step(self) -> Sequence[TokenEvent]:
         now = time.perf_counter()
+        self.sizes.append(len(self.running))
         events = [TokenEvent(number, 1, now) for number in self.running]
         self.running = {number: left - 1 for number, left in self.running.items() if left > 1}
         return events
@@ -51,14 +64,50 @@ def test_every_request_gets_its_tokens(users: int | None) -> None:
     requests = make_requests(read_lengths(None, 8), (0.01, 0.02), (16, 6), None if users else 2000.0)
     figures = drive(contender, requests, users)
     assert figures["tokens"] == sum(request.tokens for request in requests)
-    assert contender.largest <= (users or 8)
+    assert max(contender.sizes) <= (users or 8)
     assert figures["ttft_ms_p50"] <= figures["ttft_ms_p99"]
 
 
+@pytest.mark.parametrize(
+    ("interval", "sizes"),
+    [
+        (1, [2, 2, 2, 2, 1, 1, 1]),
+        (2, [2, 2, 2, 2, 1, 1, 1]),
+        (3, [2, 2, 1, 2, 1, 1, 1, 1]),
+        (None, [2, 2, 1, 1, 2, 2, 1]),
+    ],
+)
+def test_texts_are_admitted_every_few_steps(interval: int | None, sizes: list[int]) -> None:
+    """Two places. An empty batch does not wait for its turn."""
+    contender = _Counter()
+    requests = [TokenRequest(number, [1], tokens) for number, tokens in enumerate((2, 4, 2, 3))]
+    figures = drive(contender, requests, 2, interval)
+    assert contender.sizes == sizes
+    assert (figures["tokens"], figures["steps"]) == (11, len(sizes))
+
+
+def test_requests_that_arrive_wait_for_an_admission() -> None:
+    contender = _Counter()
+    requests = make_requests(read_lengths(None, 6), (0.01, 0.02), (16, 6), 2000.0)
+    assert drive(contender, requests, None, None)["tokens"] == sum(request.tokens for request in requests)
+
+
+def test_sweep_over_admissions() -> None:
+    assert admission_cells([1, 4], [2, None]) == [(1, 2), (4, 2), (4, None)]
+    figures = {"steps": 9} | dict.fromkeys(_FIGURES, 1.0)
+    rows = admissions(
+        [
+            {"contender": "muster", "load": "closed"} | figures,
+            {"contender": "muster", "places": 4, "interval": None} | figures,
+        ]
+    )
+    assert rows == [{"places": 4, "interval": None} | figures]
+    assert [every(interval) for interval in (None, 1, 8)] == ["when empty", "at each step", "every 8 steps"]
+
+
 def test_ratios_are_of_medians_of_one_load() -> None:
-    names = ("tokens_per_cpu_s", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99", "latency_ms_p50")
     results = [
-        {"contender": contender, "load": load, "tokens_per_s": rate} | dict.fromkeys(names, 1.0)
+        {"contender": contender, "load": load} | dict.fromkeys(_FIGURES, 1.0) | {"tokens_per_s": rate}
         for contender, load, rate in (
             ("vllm", "closed", 10.0),
             ("vllm", "closed", 30.0),
@@ -90,3 +139,10 @@ def test_interleaved_ratios_are_of_the_same_round() -> None:
     assert own["muster_tokens_per_cpu_s_ratio"] == {"median": 1.0, "min": 1.0, "max": 1.0}
     assert manager["muster_tokens_per_cpu_s_ratio"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert manager["tokens_per_cpu_s"]["median"] == pytest.approx(31.5)
+
+
+def test_managers_as_shipped_are_compared_with_each_other() -> None:
+    rates = {"muster": 3.0, "muster prefix cache": 6.0, "transformers cb": 2.0, "transformers cb as shipped": 3.0}
+    rounds = [{"dtype": "float32", "results": {name: dict.fromkeys(_RATES, rate) for name, rate in rates.items()}}]
+    ratios = [row["muster_tokens_per_s_ratio"]["median"] for row in summarize_rounds(rounds)]
+    assert ratios == [1.0, 0.5, 1.5, 2.0]
