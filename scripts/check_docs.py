@@ -61,7 +61,8 @@ def problems(page: Path, tracked: set[str]) -> Iterator[str]:
     history = name.name == "CHANGELOG.md"
     if not history:
         for path in sorted(paths_in(text)):
-            if path not in tracked and not any(file.startswith(f"{path}/") for file in tracked):
+            package = f"{path.removesuffix('.py')}/__main__.py"
+            if not {path, package} & tracked and not any(file.startswith(f"{path}/") for file in tracked):
                 yield f"{name}: {path} does not exist"
     for link in _LINK.findall(text):
         if not (page.parent / link).exists():
