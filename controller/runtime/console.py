@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a server without a terminal needs none of it
 
 _EXAMPLE = "a handwritten seven"
 _QUESTION = "What is 3 plus 4?"
-#: Stands for an input in the command that calls an engine, whose types are in `/docs`.
+#: Stands for an input in the command that calls an engine.
 _INPUT = "an input"
 TaskKind = Literal["image", "call", "text"]
 
@@ -74,6 +74,8 @@ class ServerConsole:
         """Print the addresses and an example request."""
         self.busy(None)
         self.line(f"\nMuster is ready at {url}   (API: {url}/docs, metrics: {url}/metrics, Ctrl-C stops)\n")
+        if task == "call":
+            self.line(f'  Put an input of {model} in place of "{_INPUT}"; its type is in {url}/docs:')
         self.line(f"  {curl_example(url, model, certificate=certificate, keyed=keyed, task=task)}\n")
 
 

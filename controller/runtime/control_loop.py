@@ -212,7 +212,9 @@ class ControlLoop:
         ready = {worker.model for worker in snapshot.workers if worker.slots}
         if ready >= {name for name, model in self._autoscaler.models.items() if model.limits.min_workers > 0}:
             self._is_ready = True
-            settings, model = self._control_plane.settings, next(iter(self._autoscaler.models))
+            settings = self._control_plane.settings
+            # The example of a call needs an input of the engine's own type, which is not known here.
+            model = min(self._autoscaler.models, key=lambda name: settings.models[name].task == "call")
             keyed = keys_file(settings.data_dir, settings.access.keys_file).exists()
             task = settings.models[model].task
             self._console.ready(self._balancer.url, model, certificate=settings.server.tls_cert, keyed=keyed, task=task)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from controller.runtime.console import ServerConsole, curl_example
+from controller.runtime.console import ServerConsole, TaskKind, curl_example
 
 URL = "http://127.0.0.1:8000"
 PLAIN = [
@@ -54,3 +54,13 @@ def test_command_calls_an_engine() -> None:
         f"{URL}/v1/models/org/tickets:predict",
         *("-H", "content-type: application/json", "-d", '{"instances": ["an input"]}'),
     ]
+
+
+@pytest.mark.parametrize(("task", "is_named"), [("call", True), ("image", False), ("text", False)])
+def test_type_of_an_input_is_named_beside_a_call(
+    capsys: pytest.CaptureFixture[str], task: TaskKind, is_named: bool
+) -> None:
+    ServerConsole(None).ready(URL, "m", certificate=None, keyed=False, task=task)
+    *_, hint, command, _ = capsys.readouterr().out.splitlines()
+    assert command == "  " + curl_example(URL, "m", certificate=None, keyed=False, task=task)
+    assert (f"its type is in {URL}/docs" in hint) is is_named
