@@ -46,7 +46,8 @@ class AccessControl:
             access.hosts, access.cors_origins, loopback=authenticator.loopback, machine=machine
         )
         self._authenticator = authenticator
-        self._keys = keys
+        #: Only read: whoever remembers a caller compares the ring.
+        self.keys = keys
         self._limits = RateLimiter()
         self._reads = RateLimiter("GET and DELETE requests")
         self._max_reads = max_reads
@@ -58,16 +59,11 @@ class AccessControl:
         if query and query.count(b"&") >= _MAX_QUERY_PARAMETERS:
             text = f"The query has more than {_MAX_QUERY_PARAMETERS} parameters."
             raise InvalidRequest(text, code="too_many_query_parameters")
-        self._origins.check(host, origin, keyless=self._keys.ring is None)
-
-    @property
-    def ring(self) -> KeyRing | None:
-        """The keys in force; None while keys are off."""
-        return self._keys.ring
+        self._origins.check(host, origin, keyless=self.keys.ring is None)
 
     def authenticate(self, path: str, authorization: str) -> Caller:
         """Return who calls. Raises `Unauthorized` and `Forbidden`. It depends on nothing but the keys in force."""
-        return self._authenticator.enter(path, authorization, self._keys.ring)
+        return self._authenticator.enter(path, authorization, self.keys.ring)
 
     def enter(self, caller: Caller, *, is_post: bool, now: float) -> None:
         """Count a request; `leave` must follow. Raises `ApiError`, and then counts nothing.

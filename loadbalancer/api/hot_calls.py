@@ -101,7 +101,7 @@ class HotHead:
     def caller(self) -> Caller:
         """Check the head, and return who sends it: once for as long as the keys are the same. Raises `ApiError`."""
         control = self.calls.control
-        ring = control.ring
+        ring = control.keys.ring
         if self._caller is None or ring is not self._ring:
             control.check(self.query, self.parsed.host, None)
             self._caller, self._ring = control.authenticate(self.path, self.parsed.authorization), ring
@@ -184,7 +184,11 @@ class HotCall:
         if response is not None:
             self._respond(response)
         elif error is not None:
-            self._fail(error)
+            token = CURRENT.set(self._context)  # for its line in the log
+            try:
+                self._fail(error)
+            finally:
+                CURRENT.reset(token)
 
     def _on_done(self, future: asyncio.Future[Response]) -> None:
         error = asyncio.CancelledError() if future.cancelled() else future.exception()

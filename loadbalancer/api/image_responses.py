@@ -11,7 +11,7 @@ from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.errors import NotAcceptable
-from loadbalancer.schema.media_types import JSON, choose, parse_accept
+from loadbalancer.schema.media_types import JSON, MediaRange, choose
 from loadbalancer.schema.requests import OpenAIImageRequest, PredictRequest
 from loadbalancer.schema.responses import ImageData, ImagesAnswer, Timings
 from loadbalancer.storage.records import StoredImage
@@ -19,14 +19,17 @@ from wire.inputs import ImageFormat, ImageInputs
 
 #: The types of images, the default first.
 _FORMATS: dict[str, ImageFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+_OFFERED = (JSON, *_FORMATS)
 
 
-def requested_format(accept: bytes, parsed: OpenAIImageRequest | PredictRequest) -> ImageFormat | None:
-    """Return the format of the file that the header Accept asks for in place of JSON; None for JSON.
+def requested_format(
+    accepted: tuple[MediaRange, ...], parsed: OpenAIImageRequest | PredictRequest
+) -> ImageFormat | None:
+    """Return the format of the file that the client accepts in place of JSON; None for JSON.
 
     Raises `NotAcceptable` where the request is for something else than one image in this format.
     """
-    kind = choose(parse_accept(accept.decode("latin-1")), (JSON, *_FORMATS))
+    kind = choose(accepted, _OFFERED)
     if kind is None or kind == JSON:
         return None
     if isinstance(parsed, PredictRequest):

@@ -104,7 +104,7 @@ def _add_minimal_api(routes: APIRouter, services: Services, builder: RequestBuil
     async def predict(request: HotRequest) -> Response:
         """The minimal API: a prompt in, a base64 PNG out. With `Accept: image/png`: the file."""
         parsed = parse(PredictRequest, request.json(), max_bytes)
-        wants_file = requested_format(request.header(b"accept"), parsed) is not None
+        wants_file = requested_format(request.head.accepted, parsed) is not None
         spec = await builder.build(parsed, request.caller)
         in_flight = services.tracker.accept(spec)
         request.release_body()
@@ -125,7 +125,7 @@ async def _answer(
 
     `build` makes the body for the upstream server.
     """
-    wants_file = requested_format(request.header(b"accept"), parsed) is not None
+    wants_file = requested_format(request.head.accepted, parsed) is not None
     proxy = services.settings.models[spec.model].cold_start_proxy
     if proxy is not None and not wants_file:  # the other server answers JSON
         result = await try_upstream(services, request, spec, proxy, build, stream=bool(parsed.stream))
@@ -137,7 +137,7 @@ async def _answer(
     try:
         links = None
         if parsed.response_format == "url":
-            connection, host = request.connection, request.header(b"host").decode("latin-1")
+            connection, host = request.connection, request.head.host or ""
             base = base_url(host, connection.scheme, connection.server, services.settings.server)
             links = ResultLinks(services.results, base, spec.inputs[0].output_format)
         if parsed.stream:
@@ -155,7 +155,7 @@ async def _answer(
 
 def _with_format(request: HotRequest, parsed: Image) -> Image:
     """The request with the format that the header Accept asks for. Raises `NotAcceptable`."""
-    image_format = requested_format(request.header(b"accept"), parsed)
+    image_format = requested_format(request.head.accepted, parsed)
     return parsed if image_format is None else parsed.model_copy(update={"output_format": image_format})
 
 

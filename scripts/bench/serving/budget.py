@@ -56,6 +56,8 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "loadbalancer/api/hot_calls.py:HotCall._",
             "loadbalancer/api/frame_response.py:",
             "loadbalancer/api/calls.py:_response",
+            "loadbalancer/api/calls.py:_json_response",
+            "loadbalancer/generation/deferred_callbacks.py:",
             "loadbalancer/schema/call_results.py:",
             "loadbalancer/metrics/",
         ),
@@ -66,6 +68,8 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "loadbalancer/access/",
             "loadbalancer/api/request_head.py:",
+            "loadbalancer/api/request_recorder.py:",
+            "loadbalancer/context/",
             "loadbalancer/api/hot",
             "loadbalancer/api/middle",
         ),

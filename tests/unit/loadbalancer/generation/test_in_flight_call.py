@@ -105,6 +105,32 @@ async def test_cancelled_response_cancels_the_calls(harness: Harness) -> None:
     assert harness.is_idle
 
 
+async def test_response_that_cannot_be_made_ends_the_calls(harness: Harness) -> None:
+    def broken(_: AwaitedCalls) -> bytes:
+        raise RuntimeError("a bug")
+
+    call = harness.accept(broken, [b"1"])
+    harness.complete(call, 0, b"1")
+    with pytest.raises(RuntimeError, match="a bug"):
+        await call
+    assert harness.is_idle
+
+
+async def test_responses_are_made_after_the_turn_that_ended_them(harness: Harness) -> None:
+    delivered: list[tuple[bytes | None, BaseException | None]] = []
+    calls = [harness.accept(joined, [item]) for item in ITEMS]
+    for call, item in zip(calls, ITEMS, strict=True):
+        call.deliver_to(lambda *answer: delivered.append(answer))
+        harness.complete(call, 0, item)
+    calls[1].cancel()
+    assert delivered == []
+    await asyncio.sleep(0)
+    assert delivered == [(b"1", None), (b"3", None)]
+    for call in calls:
+        call.close()
+    assert harness.is_idle
+
+
 async def test_response_may_be_made_later(harness: Harness) -> None:
     later: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     call = harness.accept(lambda _: later, [b"1"])
