@@ -10,7 +10,7 @@ import enum
 
 from loadbalancer.generation.text.call_scanner import CallScanner, MalformedCall, ToolCallScanner
 from loadbalancer.generation.text.named_call_scanner import NamedCallScanner
-from loadbalancer.schema.text.pieces import TextPiece
+from loadbalancer.schema.text.pieces import TextPiece, merged
 from wire.text import Markers, ToolCallFormat
 
 #: Between calls.
@@ -57,6 +57,8 @@ class OutputParser:
         pieces: list[TextPiece] = []
         while self._buffer and self._advance(pieces):
             pass
+        if len(pieces) > 1:  # arguments are scanned character by character
+            pieces = merged(pieces)
         if self._parallel_calls:
             return pieces
         return [piece for piece in pieces if piece.kind not in ("call", "arguments") or not piece.call]

@@ -117,6 +117,12 @@ def test_any_division_of_any_format(data: st.DataObject, form: ToolCallFormat) -
     assert parse(parts, form=form) == parse([text], form=form)
 
 
+def test_arguments_of_one_part_are_one_piece() -> None:
+    parser = OutputParser(None, CALL)
+    kinds = [piece.kind for piece in parser.feed(f"well <call>{GOOD}</call><call>{GOOD}")]
+    assert kinds == ["content", "call", "arguments", "call", "arguments"]
+
+
 #: Parts of texts that are nearly calls.
 FRAGMENTS = [GOOD, *THINK_AND_CALL, '{"name": "f"', '"arguments":', '{"a": "b"}', "call>", *'}{,[] \n"a<\\5', "</"]
 
