@@ -27,6 +27,7 @@ from worker.engines.text.attention import computes_ragged
 from worker.engines.text.cache import KeyValueCache, RowPart
 from worker.engines.text.fused_layers import fuse_layers
 from worker.engines.text.generation import Generation
+from worker.engines.text.huge_pages import use_huge_pages
 from worker.engines.text.loading import fit_cache, read_model
 from worker.engines.text.model_pass import ModelPass
 from worker.engines.text.packed_linears import pack_linears
@@ -91,6 +92,7 @@ class TextEngine:
             self._network.to(self._device)
         if self._device.type == "cpu":
             log.info("%d linear layers are packed", pack_linears(self._network))
+            use_huge_pages(self._network)
         config, dtype, settings = self._network.config, self._network.dtype, self._model.text
         blocks, context_length = fit_cache(self._model, config, dtype, self._device, self._max_rows)
         with translate_device_errors(self._device, "allocating the key-value cache"):
