@@ -16,7 +16,7 @@ from wire.inputs import NO_SHAPE, Shape, TaskInputs
 from wire.messages import Assignment
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, Row
-from worker.step_clock import StepRecord
+from worker.step_clock import TimedStep
 
 #: Interval of checkpoints in `auto` mode: the work that a lost worker may cost a task.
 CHECKPOINT_EVERY_S = 2.0
@@ -63,6 +63,8 @@ class _Group:
 
     used_s: float
     members: dict[str, Member] = field(default_factory=dict)
+    #: Members that no other task may join in a step.
+    isolated: int = 0
 
 
 @dataclass(slots=True)
@@ -88,11 +90,15 @@ class BatchScheduler:
         self._sizer = sizer
         self._batching = batching
         self._default_shape = default_shape
+        #: No task joins a batch that runs.
+        self.is_grouped = batching.mode == "grouped"
+        self._batch_wait_s = (batching.batch_wait_ms or 0.0) / 1000
         self._groups: dict[Hashable, _Group] = {}
         #: A task did not fit into memory beside those that run: none joins until one of them leaves.
         self._memory_full = False
         self._draining = False
         self.waiting: dict[str, WaitingTask] = {}
+        self._waiting_by_key: dict[Hashable, int] = {}
         self.running: dict[str, Member] = {}
         self.stats = BatchStats()
 
@@ -110,15 +116,23 @@ class BatchScheduler:
             return 0
         if self.waiting and self.running:
             return len(self.running)
+        if not self._groups:
+            return self._sizer.limit(self._default_shape, now)
         oldest = [next(iter(group.members.values())) for group in self._groups.values()]
-        limits = [self._sizer.limit(member.shape, now, key=member.key) for member in oldest]
-        return max(limits) if limits else self._sizer.limit(self._default_shape, now)
+        return max([self._sizer.limit(member.shape, now, key=member.key) for member in oldest])
 
     def add(self, task: WaitingTask) -> None:
+        self.remove(task.assignment.task)
         self.waiting[task.assignment.task] = task
+        self._waiting_by_key[task.key] = self._waiting_by_key.get(task.key, 0) + 1
 
     def remove(self, task: str) -> WaitingTask | None:
-        return self.waiting.pop(task, None)
+        waiting = self.waiting.pop(task, None)
+        if waiting is not None:
+            self._waiting_by_key[waiting.key] -= 1
+            if not self._waiting_by_key[waiting.key]:
+                del self._waiting_by_key[waiting.key]
+        return waiting
 
     def take_joining(self, now: float, unready: Collection[str] = ()) -> list[WaitingTask]:
         """Remove and return the waiting tasks whose group has room, in order of arrival; no key blocks another.
@@ -132,45 +146,48 @@ class BatchScheduler:
         if self._memory_full:
             return []
         allowed = len(self.waiting)
-        if self._batching.mode == "grouped":
+        if self.is_grouped:
             full, oldest = self._sizer.limit(self._default_shape, now), next(iter(self.waiting.values()))
             if self.running or (allowed < full and now - oldest.since < self._batching.window_s):
                 return []
             allowed = min(allowed, full)
-        elif self.wait_s(now):
+        elif self._batch_wait_s and self.wait_s(now):
             return []
         joining: list[WaitingTask] = []
         room: dict[Hashable, int] = {}
+        with_room = len(self._waiting_by_key)
         for task in self.waiting.values():
-            if task.key not in room:
-                group = self._groups.get(task.key)
-                limit = self._sizer.limit(task.shape, now, key=task.key)
-                room[task.key] = limit - (len(group.members) if group is not None else 0)
-            if room[task.key] > 0 and len(joining) < allowed and task.assignment.task not in unready:
-                room[task.key] -= 1
+            key = task.key
+            places = room.get(key)
+            if places is None:
+                group = self._groups.get(key)
+                limit = self._sizer.limit(task.shape, now, key=key)
+                places = limit - (len(group.members) if group is not None else 0)
+                with_room -= places <= 0
+            if places > 0 and len(joining) < allowed and task.assignment.task not in unready:
+                places -= 1
+                with_room -= places == 0
                 joining.append(task)
+            room[key] = places
+            if not with_room:  # no key of those that wait: many may wait ahead of short steps
+                break
         for task in joining:
-            del self.waiting[task.assignment.task]
+            self.remove(task.assignment.task)
         return joining
 
     def wait_s(self, now: float) -> float:
         """Return how long an incomplete batch still waits for more tasks by `batch_wait_ms`, while nothing runs."""
-        wait_s = (self._batching.batch_wait_ms or 0.0) / 1000
+        wait_s = self._batch_wait_s
         if not wait_s or self.running or not self.waiting:
             return 0.0
         oldest = next(iter(self.waiting.values()))
         full = self._sizer.limit(oldest.shape, now, key=oldest.key)
         return max(oldest.since + wait_s - now, 0.0) if len(self.waiting) < full else 0.0
 
-    @property
-    def is_grouped(self) -> bool:
-        """True if no task joins a batch that runs."""
-        return self._batching.mode == "grouped"
-
     def defer(self, task: WaitingTask) -> None:
         """Take back a task that did not fit into memory beside those that run."""
         self._memory_full = True
-        self.waiting[task.assignment.task] = task
+        self.add(task)
 
     def join(self, task: WaitingTask, row: Row, now: float) -> None:
         """Add a task. A new group starts with the least used time of the others, so that it cannot dominate."""
@@ -178,9 +195,12 @@ class BatchScheduler:
         if group is None:
             used_s = min((other.used_s for other in self._groups.values()), default=0.0)
             group = self._groups[task.key] = _Group(used_s)
-        self.stats.joined_midway += any(member.row.step > 0 for member in group.members.values())
-        member = Member(task.assignment, task.key, task.shape, row, now, row.step)
-        self.running[task.assignment.task] = group.members[task.assignment.task] = member
+        elif next(iter(group.members.values())).row.step > 0:  # the oldest takes part in every step
+            self.stats.joined_midway += 1
+        assignment = task.assignment
+        group.isolated += assignment.isolated
+        member = Member(assignment, task.key, task.shape, row, now, row.step)
+        self.running[assignment.task] = group.members[assignment.task] = member
 
     def next_group(self, now: float) -> list[Member]:
         """Return the members of the next step, oldest first; only the oldest if one of them is isolated."""
@@ -188,18 +208,19 @@ class BatchScheduler:
             return []
         group = min(self._groups.values(), key=attrgetter("used_s"))
         members = list(group.members.values())
-        if any(member.assignment.isolated for member in members):
+        if group.isolated:
             return members[:1]
         return members[: self._sizer.limit(members[0].shape, now, key=members[0].key)]
 
-    def on_step(self, members: list[Member], advanced: int, seconds: float, now: float) -> None:
-        """Count a step of `members` that took so long, and charge it to their group."""
-        self.count_step(advanced, seconds)
-        first = members[0]
-        self.charge(StepRecord(first.key, first.shape, advanced, advanced == len(members)), seconds, now)
+    def on_step(
+        self, advanced: int, seconds: float, timed: TimedStep | None, now: float, *, extra_s: float = 0.0
+    ) -> None:
+        """Count a step in which so many tasks have advanced, and the time that the loop has spent in it.
 
-    def count_step(self, advanced: int, seconds: float) -> None:
-        """Count a step in which so many tasks have advanced, and the time that the loop has spent in it."""
+        `timed` is the step whose duration is known now. It is charged to its group, if that still has tasks, and
+        batches of its size are known to take so long. `extra_s` of it do not come again with each step, such as those
+        of computing prompts.
+        """
         if advanced:
             stats = self.stats
             weight = _NEWEST_WEIGHT if stats.steps else 1.0
@@ -210,16 +231,14 @@ class BatchScheduler:
             stats.max_batch = max(stats.max_batch, advanced)
             stats.step_s += seconds
 
-    def charge(self, step: StepRecord, seconds: float, now: float, *, extra_s: float = 0.0) -> None:
-        """Charge a step to its group, if it still has tasks. Batches of its size are known to take so long.
-
-        `extra_s` of it do not come again with each step, such as those of computing prompts.
-        """
+        if timed is None:
+            return
+        step, charged_s = timed
         group = self._groups.get(step.key)
         if group is not None:
-            group.used_s += seconds
+            group.used_s += charged_s
         if step.is_whole and step.advanced:
-            self._sizer.observe(step.shape, step.advanced, max(seconds - extra_s, 0.0), now)
+            self._sizer.observe(step.shape, step.advanced, max(charged_s - extra_s, 0.0), now)
 
     def on_out_of_memory(self, key: Hashable, fits: int, now: float) -> None:
         """Limit the group to `fits` tasks for a while."""
@@ -233,6 +252,7 @@ class BatchScheduler:
             self._memory_full = False
             group = self._groups[member.key]
             del group.members[task]
+            group.isolated -= member.assignment.isolated
             if not group.members:
                 del self._groups[member.key]
         return member

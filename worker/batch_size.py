@@ -60,8 +60,11 @@ class BatchSizer:
         if shape in self._measured and tasks <= self._measured[shape][-1][0]:
             return
         batches = self._learnt.setdefault(shape, {})
+        steps = batches.get(tasks)
+        if steps is None:
+            steps = batches[tasks] = deque(maxlen=_RECENT_STEPS)
+        steps.append((seconds, now))
         self._learnt.move_to_end(shape)
-        batches.setdefault(tasks, deque(maxlen=_RECENT_STEPS)).append((seconds, now))
         if len(self._learnt) > _MAX_SIZES:
             self._learnt.popitem(last=False)
 

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -70,7 +69,7 @@ def fit_memory(engine: StepEngine, sample: EngineRequest, sizer: BatchSizer) -> 
     """
     key = engine.key(sample)
     shape = shape_of(sample.inputs, key)
-    few_steps = replace(sample, inputs=msgspec.structs.replace(sample.image, steps=_MEMORY_STEPS))
+    few_steps = msgspec.structs.replace(sample, inputs=msgspec.structs.replace(sample.image, steps=_MEMORY_STEPS))
     while True:
         now = time.monotonic()
         tasks = sizer.limit(shape, now, key=key)
@@ -102,7 +101,7 @@ def _finish_one(engine: StepEngine, sample: EngineRequest, tasks: int) -> None:
 def _prepare_all(engine: StepEngine, sample: EngineRequest, limit: int, ends: float) -> None:
     """Run a step of each batch up to the limit: guided, and those of other numbers of passes without guidance."""
     usual = [bucket for bucket in (*BUCKETS, limit) if bucket <= limit]
-    plain = replace(sample, inputs=msgspec.structs.replace(sample.image, guidance_scale=1.0))
+    plain = msgspec.structs.replace(sample, inputs=msgspec.structs.replace(sample.image, guidance_scale=1.0))
     # A guided task takes two passes: most numbers of passes are the same.
     steps = [(sample, tasks) for tasks in dict.fromkeys(usual)]
     steps += [(plain, tasks) for tasks in (1, 12) if tasks <= limit]

@@ -7,7 +7,6 @@ The loop owns order and time, the engine owns tensors. All methods are called fr
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -56,23 +55,21 @@ class DeviceLost(Exception):
     """The device is unusable for this process, which must exit."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True):
     """A task's complete state at a step boundary, from which another worker can continue."""
 
     step: int
-    frames: Sequence[bytes] = field(default=())
+    frames: Sequence[bytes] = ()
 
 
-@dataclass(frozen=True)
-class EngineRequest:
+class EngineRequest(msgspec.Struct, frozen=True):
     """A task to admit: its inputs with their frames, and its state if it ran before.
 
     `sources`: the source images of an image as raw pixels, the parts of a call.
     """
 
     inputs: TaskInputs
-    sources: Sequence[bytes] = field(default=())
+    sources: Sequence[bytes] = ()
     checkpoint: Checkpoint | None = None
     #: What the engine has prepared for it beside the steps; None if nothing.
     prepared: object = None
@@ -80,14 +77,9 @@ class EngineRequest:
     @property
     def image(self) -> ImageInputs:
         """The inputs of an image. Raises `TaskError` for any other kind of task."""
-        return image_inputs(self.inputs)
-
-
-def image_inputs(inputs: TaskInputs) -> ImageInputs:
-    """Return the inputs of an image. Raises `TaskError` for any other kind of task."""
-    if not isinstance(inputs, ImageInputs):
-        raise TaskError("invalid", "this model generates images and takes no calls")
-    return inputs
+        if not isinstance(self.inputs, ImageInputs):
+            raise TaskError("invalid", "this model generates images and takes no calls")
+        return self.inputs
 
 
 def check_sources(inputs: ImageInputs, sources: Sequence[bytes]) -> None:
@@ -105,8 +97,7 @@ def check_sources(inputs: ImageInputs, sources: Sequence[bytes]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class TaskResult:
+class TaskResult(msgspec.Struct, frozen=True):
     """What a task returns: parts and the bytes of each. `flagged`: the model's safety checker rejects the image."""
 
     parts: tuple[Part, ...]
@@ -180,10 +171,13 @@ class Row(Protocol):
         """Total number of forward passes; some samplers need more than the requested steps."""
 
     def take_chunks(self) -> Sequence[ResultChunk]:
-        """Remove and return the pieces of a streamed result that the last steps have made."""
+        """Remove and return the pieces of a streamed result that the last steps have made.
+
+        Called for engines that stream results other than texts.
+        """
 
     def take_tokens(self) -> TokenOutput | None:
-        """Remove and return what the last step has generated for a text; None for nothing, and for other tasks."""
+        """Remove and return what the last step has generated for a text; None for nothing. Called for texts only."""
 
 
 class UnstreamedRow:

@@ -128,7 +128,7 @@ def _run(report: EngineReport, engine: UserEngine, samples: Sequence[EngineReque
         return
     if engine.info().streams:
         inputs = msgspec.structs.replace(samples[0].inputs, stream=True)
-        [stream], seconds = _timed(lambda: _run_all(engine, [dataclasses.replace(samples[0], inputs=inputs)]))
+        [stream], seconds = _timed(lambda: _run_all(engine, [msgspec.structs.replace(samples[0], inputs=inputs)]))
         report.add("stream", f"{stream} in {seconds * 1e3:.2f} ms")
     if mismatch := engine.result_problem(one.result):
         report.problems.append(f"the result is not what the annotation says: {mismatch}")
@@ -187,7 +187,7 @@ def _move(report: EngineReport, engine: UserEngine, sample: EngineRequest, one: 
         engine.step([row])
         save = engine.save(row)
         assert save is not None
-        [moved] = _run_all(engine, [dataclasses.replace(sample, checkpoint=save())])
+        [moved] = _run_all(engine, [msgspec.structs.replace(sample, checkpoint=save())])
     except Exception as error:
         report.problems.append(f"the state cannot be saved and restored: {error}")
         return

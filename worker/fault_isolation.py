@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
 
 from worker.batch_scheduler import Member
 from worker.engine import (
@@ -94,7 +96,7 @@ def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | T
     for index, (request, row) in enumerate(zip(requests, rows, strict=True)):
         if request.checkpoint is not None and isinstance(row, TaskError):
             log.warning("the checkpoint at step %d cannot be used, starting again: %s", request.checkpoint.step, row)
-            [rows[index]] = admit(engine, [replace(request, checkpoint=None, prepared=None)])
+            [rows[index]] = admit(engine, [msgspec.structs.replace(request, checkpoint=None, prepared=None)])
     return rows
 
 

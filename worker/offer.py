@@ -56,10 +56,9 @@ class RoundTrips:
         #: Seconds by which an offer should precede the step that needs its tasks.
         self.lead_s = _DEFAULT_LEAD_S
 
-    @property
-    def is_pending(self) -> bool:
-        """True while no task has come since an offer."""
-        return self._offered_at is not None
+    def is_answer_due(self) -> bool:
+        """Return whether tasks wait in the queue, and none has come since an offer."""
+        return self.queued > 0 and self._offered_at is not None
 
     def on_offer(self, now: float, *, is_new: bool) -> None:
         """Note an offer. If it is not new, it may be answered by tasks that were sent for an earlier one."""
@@ -80,41 +79,69 @@ class RoundTrips:
         self.queued = 0
 
 
+class _RecentSteps:
+    """The latest steps of one shape and batch, and what the next one is expected to take, in seconds."""
+
+    __slots__ = ("_loops", "_steps", "longest_step_s", "shortest_loop_s", "shortest_step_s")
+
+    def __init__(self) -> None:
+        self._steps: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._loops: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self.shortest_step_s = self.longest_step_s = self.shortest_loop_s = 0.0
+
+    def add(self, step_s: float, loop_s: float) -> None:
+        self._steps.append(step_s)
+        self._loops.append(loop_s)
+        self.shortest_step_s, self.longest_step_s = min(self._steps), max(self._steps)
+        self.shortest_loop_s = min(self._loops)
+
+
+class PlannedStep(NamedTuple):
+    """What is sent before a step."""
+
+    offer: Offer
+    #: As far as is known, the step ends at once.
+    is_short: bool = False
+
+
 class OfferPlanner:
     """Decides the offer of each step, and how long a batch waits for tasks that are on their way."""
 
     def __init__(self, round_trips: RoundTrips) -> None:
         self._round_trips = round_trips
-        #: (seconds of the step, seconds of the loop with it) of recent steps, by shape and batch.
-        self._recent: dict[tuple[Shape, int], deque[tuple[float, float]]] = {}
+        self._recent: dict[tuple[Shape, int], _RecentSteps] = {}
 
     def on_step(self, shape: Shape, tasks: int, step_s: float, loop_s: float) -> None:
         """Learn the duration of a step, and of the loop from messages received to results sent."""
-        if len(self._recent) >= _MAX_BATCHES:
-            self._recent.clear()
-        self._recent.setdefault((shape, tasks), deque(maxlen=_RECENT_STEPS)).append((step_s, loop_s))
+        recent = self._recent.get((shape, tasks))
+        if recent is None:
+            if len(self._recent) >= _MAX_BATCHES:
+                self._recent.clear()
+            recent = self._recent[shape, tasks] = _RecentSteps()
+        recent.add(step_s, loop_s)
 
-    def plan(self, group: Sequence[Member], now: float) -> Offer:
+    def plan(self, group: Sequence[Member], now: float) -> PlannedStep:
         """Return the offer for a step of `group` that starts now; tasks that wait on the worker already count.
 
         The rows that end within this step are replaced at the next. Where several steps are made before the balancer
         answers, also those that end in these, and the tasks that will have taken their places by then.
         """
         recent = self._recent.get((group[0].shape, len(group)))
-        if not recent:
-            return Offer()
+        if recent is None:
+            return PlannedStep(Offer())
         lead_s = self._round_trips.lead_s
-        step_s = min(step for step, _ in recent)
-        steps_ahead = int(lead_s / max(min(loop for _, loop in recent), 1e-6))
+        steps_ahead = int(lead_s / max(recent.shortest_loop_s, 1e-6))
         steps = 1 << steps_ahead.bit_length()  # rounded up, so that the offer rarely changes
-        ends = sum(ends_within(steps, member.row.steps - member.row.step, member.row.steps) for member in group)
-        ahead = min(ends, MAX_AHEAD)
-        return Offer(ahead, now + step_s - lead_s) if steps == 1 and ahead else Offer(ahead)
-
-    def is_short(self, group: Sequence[Member]) -> bool:
-        """Return whether a step of `group` ends at once, as far as is known."""
-        recent = self._recent.get((group[0].shape, len(group)))
-        return recent is not None and max(recent)[0] < _SHORT_STEP_S
+        ahead = 0
+        for member in group:
+            row = member.row
+            total = row.steps
+            left = total - row.step
+            if left <= steps:  # its successors are taken to be as long
+                ahead += 1 + (steps - left) // max(total, 1)
+        ahead = min(ahead, MAX_AHEAD)
+        at = now + recent.shortest_step_s - lead_s if steps == 1 and ahead else 0.0
+        return PlannedStep(Offer(ahead, at), recent.longest_step_s < _SHORT_STEP_S)
 
     def wait_s(self, held: int, slots: int, step_s: float) -> float:
         """Return how long a batch of `held` tasks should wait for others that have been offered room.
@@ -123,14 +150,6 @@ class OfferPlanner:
         """
         trips = self._round_trips
         coming = min(slots - held, trips.queued)
-        if coming <= 0 or not trips.is_pending or coming * step_s <= slots * trips.lead_s:
+        if coming <= 0 or not trips.is_answer_due() or coming * step_s <= slots * trips.lead_s:
             return 0.0
         return trips.lead_s
-
-
-def ends_within(steps: int, left: int, total: int) -> int:
-    """Return how many tasks end within so many steps in a place whose task has `left` of `total` steps to go.
-
-    Its successors are taken to be as long.
-    """
-    return 0 if left > steps else 1 + (steps - left) // max(total, 1)

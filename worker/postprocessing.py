@@ -88,9 +88,8 @@ class PostProcessor:
         #: Set when the device failed in the pool: the loop has to end.
         self.lost: DeviceLost | None = None
 
-    @property
     def is_full(self) -> bool:
-        """True when the pool is so far behind that no further task should start."""
+        """Return whether the pool is so far behind that no further task should start."""
         return len(self.finishing) >= 2 * max(self._loop_slots, 1)
 
     def can_send(self, size: int) -> bool:
@@ -115,7 +114,7 @@ class PostProcessor:
             for message, frames in finished:
                 self._send(WorkerEnvelope(message, frames))
             self._loop_slots, self._ahead, self._offer = loop_slots, 0, Offer()
-            self._sent = self._capacity()
+            self._sent = Capacity(loop_slots + len(self.finishing) if loop_slots else 0)
             self._send(WorkerEnvelope(self._sent))
 
     def on_heartbeat(self) -> None:
@@ -146,10 +145,7 @@ class PostProcessor:
                 self._offer, self._ahead = offer, 0 if offer.at else offer.ahead
                 if offer.at and self._call_at is not None:
                     self._call_at(offer.at, self._on_offer_due)
-            if is_short and self._sent.ahead and self._capacity() == self._sent:
-                self._send_later(*envelopes)
-            else:
-                self._send_with_capacity(envelopes)
+            self._send_with_capacity(envelopes, is_short=is_short)
 
     def _on_offer_due(self) -> None:
         """Send the offer of the running step. Called from another thread."""
@@ -162,23 +158,23 @@ class PostProcessor:
 
     def report(self, envelopes: Sequence[WorkerEnvelope], done: Sequence[FinishedRow]) -> None:
         """Send what a step has changed as one message: capacity, envelopes, results. Those of callables follow."""
-        pending = [row for row in done if callable(row.result)]
+        pending: list[tuple[Assignment, Callable[[], TaskResult]]] = []
         with self._lock:
             if self._offer.at:  # the tasks that it has brought can join now
                 self._offer, self._ahead = Offer(), 0
             own = list(envelopes)
             for task, result, steps in done:
-                if callable(result):
+                if isinstance(result, TaskResult | TaskError):
+                    own.append(self._end(task, result))
+                else:
                     self.finishing[task.task] = task.attempt
                     own.append(WorkerEnvelope(Progress(task.task, task.attempt, steps, steps)))
-                else:
-                    own.append(self._end(task, result))
+                    pending.append((task, result))
             if done:
                 self._round_trips.on_offer(time.monotonic(), is_new=False)
             self._send_with_capacity(own)
-        for task, result, _ in pending:
-            assert callable(result)
-            self._pool.submit(self._finish, task, result)
+        for task, make in pending:
+            self._pool.submit(self._finish, task, make)
 
     def preview(self, task: Assignment, render: Callable[[], TaskResult], step: int, steps: int) -> None:
         """Make a preview and send it with the task's progress."""
@@ -214,17 +210,18 @@ class PostProcessor:
 
     def _end(self, task: Assignment, result: TaskResult | TaskError) -> WorkerEnvelope:
         """Return the last message of the task. The caller holds the lock."""
-        size = sum(map(len, result.frames)) if isinstance(result, TaskResult) else 0
-        if not self.can_send(size):
+        if isinstance(result, TaskResult):
+            frames = result.frames
+            size = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
+            if size <= self._max_result_bytes:
+                self.finished += 1
+                message = Finished(task.task, task.attempt, result.parts, result.flagged, result.truncated_tokens)
+                self._unacked.add(message, frames, size)
+                return WorkerEnvelope(message, frames)
             limit = f"{self._max_result_bytes} (workers.max_result_bytes)"
             result = TaskError("error", f"the result has {size} bytes; allowed are {limit}")
-        if isinstance(result, TaskError):
-            self.failed += 1
-            return WorkerEnvelope(failure(task, result))
-        self.finished += 1
-        return self._unacked.add(
-            Finished(task.task, task.attempt, result.parts, result.flagged, result.truncated_tokens), result.frames
-        )
+        self.failed += 1
+        return WorkerEnvelope(failure(task, result))
 
     def _preview(self, task: Assignment, render: Callable[[], TaskResult], step: int, steps: int) -> None:
         try:
@@ -258,15 +255,18 @@ class PostProcessor:
         progress = Progress(task.task, task.attempt, saved.step, steps, frames=len(saved.frames))
         self._send(WorkerEnvelope(progress, saved.frames))
 
-    def _send_with_capacity(self, envelopes: Sequence[WorkerEnvelope]) -> None:
-        capacity = self._capacity()
-        if capacity != self._sent:
-            self._sent = capacity
-            self._send(WorkerEnvelope(capacity), *envelopes)
+    def _send_with_capacity(self, envelopes: Sequence[WorkerEnvelope], *, is_short: bool = False) -> None:
+        """Send the envelopes, after the capacity if it has changed. The caller holds the lock."""
+        slots, ahead = self._loop_slots, self._ahead
+        if slots:
+            slots += len(self.finishing)
+        else:
+            ahead = 0
+        sent = self._sent
+        if slots != sent.slots or ahead != sent.ahead:
+            self._sent = Capacity(slots, ahead)
+            self._send(WorkerEnvelope(self._sent), *envelopes)
+        elif is_short and ahead:
+            self._send_later(*envelopes)
         elif envelopes:
             self._send(*envelopes)
-
-    def _capacity(self) -> Capacity:
-        if not self._loop_slots:
-            return Capacity(0)
-        return Capacity(self._loop_slots + len(self.finishing), self._ahead)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+
+import msgspec
 
 from worker.batch_scheduler import WaitingTask
 from worker.engine import DeviceLost, EngineRequest, PreparesTasks, StepEngine
@@ -40,13 +41,18 @@ class Preparation:
         unprepared = [task for task, future in futures.items() if task not in pending and _result(future) is None]
         return frozenset(pending.union(unprepared[1:]))
 
-    def take(self, task: WaitingTask) -> EngineRequest:
-        """Return the request with what was prepared for it. Waits for a preparation that runs. Raises `DeviceLost`."""
+    def take(self, tasks: Iterable[WaitingTask]) -> list[EngineRequest]:
+        """Return the requests with what was prepared for them. Waits for preparations that run. Raises `DeviceLost`."""
+        if not self._started:
+            return [task.request for task in tasks]
+        return [self._take_one(task) for task in tasks]
+
+    def _take_one(self, task: WaitingTask) -> EngineRequest:
         future = self._started.pop(task.assignment.task, None)
         if future is None or future.cancel():
             return task.request
         prepared = _result(future)
-        return task.request if prepared is None else replace(task.request, prepared=prepared)
+        return task.request if prepared is None else msgspec.structs.replace(task.request, prepared=prepared)
 
     def drop(self, task: str) -> None:
         """Forget a task that will not join."""

@@ -28,6 +28,7 @@ from worker.batch_scheduler import BatchScheduler, WaitingTask, shape_of
 from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
 from worker.engine import (
+    BatchKey,
     Checkpoint,
     CountsTokens,
     EngineRequest,
@@ -36,7 +37,7 @@ from worker.engine import (
     StepsAhead,
     TaskError,
 )
-from worker.fault_isolation import admit, batch_key, save_now, step
+from worker.fault_isolation import StepOutcome, admit, batch_key, save_now, step
 from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import PostProcessor
 from worker.preparation import Preparation
@@ -77,6 +78,7 @@ class StepLoop:
         self._scheduler = BatchScheduler(sizer, model.batching, default_shape(model))
         self._round_trips = round_trips or RoundTrips()
         self._planner = OfferPlanner(self._round_trips)
+        self._text_counters = engine.text_counters if isinstance(engine, CountsTokens) else None
         self._clock = StepClock(behind=isinstance(engine, StepsAhead) and engine.steps_ahead)
         self._transport = transport
         self._post = post
@@ -97,7 +99,8 @@ class StepLoop:
         try:
             while self._drain is None or scheduler.running or scheduler.waiting or self._post.finishing:
                 self._receive()
-                self._await_tasks()
+                if self._round_trips.is_answer_due():
+                    self._await_tasks()
                 self._step()
                 if self._post.lost is not None:
                     raise self._post.lost
@@ -121,7 +124,7 @@ class StepLoop:
         )
         running, curves = len(self._scheduler.running), self._sizer.curves(time.monotonic())
         memory = self._engine.memory_bytes()
-        text = self._engine.text_counters() if isinstance(self._engine, CountsTokens) else None
+        text = self._text_counters() if self._text_counters is not None else None
         return Heartbeat(running, stats.mean_step_s, stats.mean_batch, memory, counters, curves, text)
 
     def send_hello(self) -> None:
@@ -146,7 +149,7 @@ class StepLoop:
         while self._drain is None and not scheduler.is_grouped:
             now = time.monotonic()
             held = len(scheduler.waiting) + len(scheduler.running)
-            if not held or not self._round_trips.queued:
+            if not held or not self._round_trips.is_answer_due():
                 return
             wait_s = self._planner.wait_s(held, scheduler.slots(now), scheduler.stats.mean_step_s)
             if not wait_s:
@@ -193,24 +196,30 @@ class StepLoop:
                 raise WorkerRejected(reason)
 
     def _accept(self, tasks: Sequence[Assignment], frames: Sequence[Frame]) -> None:
-        now, start = time.monotonic(), 0
+        scheduler, now, start = self._scheduler, time.monotonic(), 0
         for task in tasks:
-            own = [bytes(frame) for frame in frames[start : start + task.frames]]
+            name, inputs = task.task, task.inputs
+            if name in scheduler.running or name in scheduler.waiting:  # its earlier progress does not count
+                self._forget(name)
+            own, sources = [bytes(frame) for frame in frames[start : start + task.frames]], inputs.source_frames
             start += task.frames
-            self._preparation.drop(task.task)
-            previous = self._scheduler.leave(task.task)
-            if previous is not None:  # assigned again: its earlier progress does not count
-                self._engine.release(previous.row)
-            inputs, sources = task.inputs, task.inputs.source_frames
             state = own[sources:]
             request = EngineRequest(inputs, own[:sources], Checkpoint(task.step, state) if state else None)
             key = batch_key(self._engine, request)
             if isinstance(key, TaskError):
                 self._results.fail(task, key)
             else:
-                self._scheduler.add(WaitingTask(task, request, key, shape_of(inputs, key), now))
+                scheduler.add(WaitingTask(task, request, key, shape_of(inputs, key), now))
         if self._drain is not None:
             self._hand_back([task.task for task in tasks], with_checkpoint=True)
+
+    def _forget(self, task: str) -> None:
+        """Remove a task that is assigned again."""
+        self._preparation.drop(task)
+        self._scheduler.remove(task)
+        previous = self._scheduler.leave(task)
+        if previous is not None:
+            self._engine.release(previous.row)
 
     def _hand_back(self, tasks: Sequence[str], *, with_checkpoint: bool) -> None:
         """Free the slots of these tasks and send them back, with a checkpoint if another worker will continue.
@@ -262,15 +271,14 @@ class StepLoop:
     def _join(self, now: float) -> list[WorkerEnvelope]:
         """Let waiting tasks join the batch; return the messages that say so."""
         scheduler = self._scheduler
-        joining: list[WaitingTask] = []
+        unready: Collection[str] = ()
+        if scheduler.running:
+            unready = self._preparation.start(scheduler.waiting.values(), scheduler.stats.mean_step_s)
+        joining = scheduler.take_joining(now, unready)
+        rows = admit(self._engine, self._preparation.take(joining))
         started: list[WorkerEnvelope] = []
-        if scheduler.waiting and not self._post.is_full:
-            unready: Collection[str] = ()
-            if scheduler.running:
-                unready = self._preparation.start(scheduler.waiting.values(), scheduler.stats.mean_step_s)
-            joining = scheduler.take_joining(now, unready)
-        requests = [self._preparation.take(task) for task in joining]
-        for task, row in zip(joining, admit(self._engine, requests), strict=True):
+        is_debug, now = log.isEnabledFor(logging.DEBUG), time.monotonic()
+        for task, row in zip(joining, rows, strict=True):
             assignment = task.assignment
             if isinstance(row, OutOfMemory) and scheduler.running:
                 scheduler.defer(task)
@@ -279,9 +287,9 @@ class StepLoop:
             elif isinstance(row, TaskError):
                 self._results.fail(assignment, row)
             else:
-                scheduler.join(task, row, time.monotonic())
+                scheduler.join(task, row, now)
                 started.append(WorkerEnvelope(Started(assignment.task, assignment.attempt)))
-                if log.isEnabledFor(logging.DEBUG):
+                if is_debug:
                     log.debug("task %s starts at step %d", assignment.task, row.step, extra=task_fields(assignment))
                 is_changed = (row.step, row.steps) != (assignment.step, assignment.inputs.steps)
                 if is_changed and not reports_tokens(assignment.inputs):
@@ -292,43 +300,44 @@ class StepLoop:
     # ---- step
 
     def _step(self) -> None:
-        received = time.monotonic()
-        news = self._join(received)
-        scheduler, started = self._scheduler, time.monotonic()
+        scheduler, post, received = self._scheduler, self._post, time.monotonic()
+        is_full = post.is_full()
+        news = self._join(received) if scheduler.waiting and not is_full else []
+        started = time.monotonic()
         group = scheduler.next_group(started)
         self._is_blocked = not group
-        offer = None
-        if group and (scheduler.is_grouped or self._post.is_full):
-            offer = Offer()
-        elif group:
-            offer = self._planner.plan(group, started)
-        # The balancer has to know what runs, should the worker die; not if its whole batch is new and done at once.
-        is_short = bool(group) and len(news) == len(scheduler.running) and self._planner.is_short(group)
-        self._post.start_step(news, scheduler.slots(started), offer, is_short=is_short)
         if not group:
+            post.start_step(news, scheduler.slots(started), None)
             self._clock.on_idle()
             return
-        shape, tasks = group[0].shape, len(group)
-        prompts_s = self._prompts_s()
+        offer, is_short = self._planner.plan(group, started)
+        if scheduler.is_grouped or is_full:
+            offer = Offer()
+        # The balancer has to know what runs, should the worker die; not if its whole batch is new and done at once.
+        is_short = is_short and len(news) == len(scheduler.running)
+        post.start_step(news, scheduler.slots(started), offer, is_short=is_short)
+        # The seconds that a text engine has spent on prompts are no part of the usual step.
+        counters = self._text_counters
+        prompts_s = counters().prefill_s if counters is not None else 0.0
         outcome = step(self._engine, group)
         now = time.monotonic()
-        advanced = len(outcome.advanced)
-        self._scheduler.count_step(advanced, now - started)
-        timed = self._clock.on_return(StepRecord(group[0].key, shape, advanced, advanced == tasks), started, now)
-        if timed is not None:
-            self._scheduler.charge(timed.step, timed.seconds, now, extra_s=self._prompts_s() - prompts_s)
+        prompts_s = counters().prefill_s - prompts_s if counters is not None else 0.0
+        first, tasks, advanced = group[0], len(group), len(outcome.advanced)
+        timed = self._clock.on_return(StepRecord(first.key, first.shape, advanced, advanced == tasks), started, now)
+        scheduler.on_step(advanced, now - started, timed, now, extra_s=prompts_s)
+        if advanced < tasks:
+            self._on_not_advanced(outcome, first.key, now)
+        self._results.send(outcome.advanced, now)
+        if advanced == tasks:
+            self._planner.on_step(first.shape, tasks, now - started, time.monotonic() - received)
+
+    def _on_not_advanced(self, outcome: StepOutcome, key: BatchKey, now: float) -> None:
+        """Hand back the tasks of a step that did not fit into memory; end those that failed in it."""
         if outcome.evicted:
-            self._scheduler.on_out_of_memory(group[0].key, len(outcome.advanced), now)
+            self._scheduler.on_out_of_memory(key, len(outcome.advanced), now)
             self._post.offer(len(outcome.advanced))  # first, or they would come straight back
             self._hand_back([member.assignment.task for member in outcome.evicted], with_checkpoint=True)
         for member, error in outcome.failed:
             self._scheduler.leave(member.assignment.task)
             self._engine.release(member.row)
             self._results.fail(member.assignment, error)
-        self._results.send(outcome.advanced, now)
-        if advanced == tasks:
-            self._planner.on_step(shape, tasks, now - started, time.monotonic() - received)
-
-    def _prompts_s(self) -> float:
-        """Return the seconds that a text engine has spent on prompts: they are no part of the usual step."""
-        return self._engine.text_counters().prefill_s if isinstance(self._engine, CountsTokens) else 0.0

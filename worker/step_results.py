@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from configs.model_sections import Batching
 from wire.codec import WorkerEnvelope
-from wire.inputs import reports_tokens
 from wire.messages import Assignment, Chunk, Progress, Tokens
 from wire.text import TaskTokens
 from worker.batch_scheduler import BatchScheduler, Member, preview_steps
@@ -35,6 +34,9 @@ class StepResults:
         self._checkpoint_every = batching.checkpoint_every
         self._transport = transport
         self._post = post
+        info = engine.info()
+        self._makes_texts = info.text is not None
+        self._makes_chunks = info.streams and not self._makes_texts
         self._last_report = 0.0
         #: Tasks that failed before their result was made.
         self.failed = 0
@@ -49,32 +51,29 @@ class StepResults:
         done: list[FinishedRow] = []
         for member in advanced:
             task, row = member.assignment, member.row
-            output = row.take_tokens()
-            if output is not None:
-                texts.append(TaskTokens(task.task, task.attempt, output))
-            chunks = row.take_chunks()
-            if chunks:
-                if not self._can_send(member, chunks):
-                    continue
-                news += (
-                    WorkerEnvelope(Chunk(task.task, task.attempt, number, part), [frame])
-                    for number, part, frame in chunks
-                )
-            if row.step >= row.steps:
+            if self._makes_texts:
+                output = row.take_tokens()
+                if output is not None:
+                    texts.append(TaskTokens(task.task, task.attempt, output))
+            elif self._makes_chunks and (chunks := row.take_chunks()) and not self._add_chunks(member, chunks, news):
+                continue
+            step = row.step
+            if step >= row.steps:
                 self._scheduler.leave(task.task)
-                done.append(FinishedRow(task, render(self._engine, member), row.step))
+                done.append(FinishedRow(task, render(self._engine, member), step))
                 self._engine.release(row)
-            elif not reports_tokens(task.inputs):
-                news += self._on_advanced(member, now, report=report)
+            elif not self._makes_texts:  # each step of a text reports its whole state
+                self._on_advanced(member, now, news, report=report)
         if texts:
             news.append(WorkerEnvelope(Tokens(texts)))
         if news or done:
             self._post.report(news, done)
 
-    def _on_advanced(self, member: Member, now: float, *, report: bool) -> list[WorkerEnvelope]:
-        """Start a preview and a checkpoint that are due; return a progress report if it is due."""
+    def _on_advanced(self, member: Member, now: float, news: list[WorkerEnvelope], *, report: bool) -> None:
+        """Start a preview and a checkpoint that are due; add a progress report to `news` if it is due."""
         task, row = member.assignment, member.row
-        is_preview = task.inputs.previews and row.step in preview_steps(row.steps, task.inputs.previews)
+        previews = task.inputs.previews
+        is_preview = previews > 0 and row.step in preview_steps(row.steps, previews)
         if is_preview:
             image = render(self._engine, member)
             if callable(image):  # results that are ready are of tasks without previews
@@ -84,13 +83,14 @@ class StepResults:
             state = save(self._engine, member)
             if state is not None:
                 self._post.checkpoint(task, state, row.steps)
-        is_due = report and not is_preview
-        return [WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps))] if is_due else []
+        if report and not is_preview:
+            news.append(WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps)))
 
-    def _can_send(self, member: Member, chunks: Sequence[ResultChunk]) -> bool:
-        """Return whether the balancer accepts pieces of these sizes. If not, the task ends."""
-        size = max(len(frame) for _, _, frame in chunks)
+    def _add_chunks(self, member: Member, chunks: Sequence[ResultChunk], news: list[WorkerEnvelope]) -> bool:
+        """Add these pieces of a result to `news`. False: the balancer accepts none so large, and the task has ended."""
+        task, size = member.assignment, max(len(frame) for _, _, frame in chunks)
         if self._post.can_send(size):
+            news += [WorkerEnvelope(Chunk(task.task, task.attempt, no, part), [frame]) for no, part, frame in chunks]
             return True
         self._scheduler.leave(member.assignment.task)
         self._engine.release(member.row)

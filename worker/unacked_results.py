@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from wire.codec import WorkerEnvelope
 from wire.messages import Finished
 
 #: Upper limit of the stored bytes. The oldest result is dropped first; its task would be computed again.
@@ -23,6 +22,7 @@ _ANSWERS = 3
 class _UnackedResult(NamedTuple):
     message: Finished
     frames: Sequence[bytes]
+    size: int
     #: The result has arrived when so many answers have come since Hello.
     acked_at: int
 
@@ -46,20 +46,19 @@ class UnackedResults:
     def __repr__(self) -> str:
         return f"<UnackedResults {len(self)} results, {self._bytes} bytes>"
 
-    def add(self, message: Finished, frames: Sequence[bytes]) -> WorkerEnvelope:
-        """Store the result and return the envelope to send."""
+    def add(self, message: Finished, frames: Sequence[bytes], size: int) -> None:
+        """Store the result, whose frames have `size` bytes together."""
         if message.task in self._results:
             self.discard(message.task)
-        self._results[message.task] = _UnackedResult(message, frames, self._heartbeats + _ANSWERS)
-        self._bytes += sum(map(len, frames))
+        self._results[message.task] = _UnackedResult(message, frames, size, self._heartbeats + _ANSWERS)
+        self._bytes += size
         while self._bytes > self._max_bytes:
             self.discard(next(iter(self._results)))
-        return WorkerEnvelope(message, frames)
 
     def discard(self, task: str) -> None:
         result = self._results.pop(task, None)
         if result is not None:
-            self._bytes -= sum(map(len, result.frames))
+            self._bytes -= result.size
 
     def on_heartbeat(self) -> None:
         """Count a heartbeat that is about to be sent."""

@@ -15,6 +15,7 @@ from wire.messages import Assignment
 from worker.batch_scheduler import CHECKPOINT_EVERY_S, BatchScheduler, Member, WaitingTask, preview_steps
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, UnstreamedRow
+from worker.step_clock import StepRecord, TimedStep
 
 SIZE = Shape("64x64", 4096)
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
@@ -65,11 +66,17 @@ def next_names(made: BatchScheduler) -> str:
     return "".join(member.assignment.task for member in made.next_group(0.0))
 
 
+def count_step(made: BatchScheduler, members: list[Member], advanced: int, seconds: float, now: float) -> None:
+    first = members[0]
+    record = StepRecord(first.key, first.shape, advanced, advanced == len(members))
+    made.on_step(advanced, seconds, TimedStep(record, seconds), now)
+
+
 def step_once(made: BatchScheduler, seconds: float | dict[str, float]) -> str:
     """Let the next group make a step; return its key."""
     members = made.next_group(0.0)
     key = str(members[0].key)
-    made.on_step(members, len(members), seconds if isinstance(seconds, float) else seconds[key], now=0.0)
+    count_step(made, members, len(members), seconds if isinstance(seconds, float) else seconds[key], now=0.0)
     return key
 
 
@@ -207,11 +214,13 @@ def test_none_joins_full_memory_until_a_task_leaves() -> None:
 
 def test_stats_count_steps_and_late_joins() -> None:
     made = scheduler()
-    join(made, "a")
-    join(made, "b", step=3)
+    row = FakeRow()
+    made.join(task("a"), row, now=0.0)
+    join(made, "b")
+    row.step = 3
     join(made, "c")
-    made.on_step(made.next_group(0.0), 3, 1.0, now=1.0)
-    made.on_step(made.next_group(0.0), 0, 1.0, now=2.0)  # all failed
+    count_step(made, made.next_group(0.0), 3, 1.0, now=1.0)
+    count_step(made, made.next_group(0.0), 0, 1.0, now=2.0)  # all failed
     stats = made.stats
     assert (stats.steps, stats.rows, stats.max_batch, stats.step_s, stats.joined_midway) == (1, 3, 3, 1.0, 1)
 
@@ -223,7 +232,7 @@ def test_only_steps_of_all_members_set_the_limit(advanced: int) -> None:
     for name in "ab":
         join(made, name)
     for _ in range(3):
-        made.on_step(made.next_group(0.0), advanced, 1.0, now=0.0)
+        count_step(made, made.next_group(0.0), advanced, 1.0, now=0.0)
     assert [curve.points for curve in sizer.curves(0.0)] == ([[(2, 1.0)]] if advanced == 2 else [])
 
 
@@ -264,3 +273,27 @@ def test_waiting_task_can_be_removed_before_it_joins() -> None:
     assert made.remove("a") is not None
     assert made.remove("a") is None
     assert take(made) == ""
+
+
+@given(
+    running=st.text("abc", max_size=6),
+    waiting=st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=20),
+    removed=st.sets(st.integers(0, 19)),
+)
+def test_every_key_joins_up_to_its_limit(running: str, waiting: list[tuple[str, bool]], removed: set[int]) -> None:
+    made = scheduler(3)
+    for number, key in enumerate(running):
+        join(made, f"r{number}", key)
+    for number, (key, _) in enumerate(waiting):
+        made.add(task(str(number), key))
+    for number in removed:
+        made.remove(str(number))
+    unready = {str(number) for number, (_, is_ready) in enumerate(waiting) if not is_ready}
+    left = [task.assignment.task for task in made.waiting.values()]
+    expected = []
+    for key in "abcd":
+        ready = [name for name in left if waiting[int(name)][0] == key and name not in unready]
+        expected += ready[: max(3 - running.count(key), 0)]
+    joined = [each.assignment.task for each in made.take_joining(0.0, unready)]
+    assert joined == sorted(expected, key=int)
+    assert list(made.waiting) == [name for name in left if name not in joined]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wire.inputs import ImageInputs, Shape
 from wire.messages import Assignment
 from worker.batch_scheduler import Member
-from worker.offer import MAX_AHEAD, Offer, OfferPlanner, RoundTrips, ends_within
+from worker.offer import MAX_AHEAD, Offer, OfferPlanner, RoundTrips
 
 SIZE = Shape("64x64", 4096)
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
@@ -65,24 +65,24 @@ def planner(step_s: float, tasks: int, trips: RoundTrips | None = None) -> Offer
     ],
 )
 def test_offer_for_a_step(rows: list[tuple[int, int]], step_s: float, offer: Offer) -> None:
-    made = planner(step_s, len(rows)).plan(group(*rows), 100.0)
+    made = planner(step_s, len(rows)).plan(group(*rows), 100.0).offer
     assert made.ahead == offer.ahead
     assert made.at == pytest.approx(offer.at)
 
 
 def test_no_offer_before_a_batch_of_this_size_was_measured() -> None:
     made = planner(0.1, 2)
-    assert made.plan(group((0, 1)), 0.0) == Offer()
-    assert made.plan(group((0, 1), (0, 1)), 0.0).ahead == 2
+    assert made.plan(group((0, 1)), 0.0).offer == Offer()
+    assert made.plan(group((0, 1), (0, 1)), 0.0).offer.ahead == 2
 
 
 def test_shortest_of_recent_steps_is_expected() -> None:
     made = planner(0.05, 1)
     for _ in range(4):
         made.on_step(SIZE, 1, 0.2, 0.2)
-    assert made.plan(group((0, 1)), 0.0).at == pytest.approx(0.05 - LEAD_S)
+    assert made.plan(group((0, 1)), 0.0).offer.at == pytest.approx(0.05 - LEAD_S)
     made.on_step(SIZE, 1, 0.2, 0.2)
-    assert made.plan(group((0, 1)), 0.0).at == pytest.approx(0.2 - LEAD_S)
+    assert made.plan(group((0, 1)), 0.0).offer.at == pytest.approx(0.2 - LEAD_S)
 
 
 @pytest.mark.parametrize(("seconds", "is_short"), [([], False), ([0.0001], True), ([0.0001, 0.002], False)])
@@ -90,7 +90,7 @@ def test_step_is_short_if_none_took_long(seconds: list[float], is_short: bool) -
     made = OfferPlanner(RoundTrips())
     for each in seconds:
         made.on_step(SIZE, 1, each, each)
-    assert made.is_short(group((0, 1))) is is_short
+    assert made.plan(group((0, 1)), 0.0).is_short is is_short
 
 
 @pytest.mark.parametrize(
@@ -156,14 +156,20 @@ def test_lead_is_bounded(answers: list[tuple[float, int]]) -> None:
         assert 0.002 <= trips.lead_s <= 0.1
 
 
-@given(steps=st.integers(1, 50), left=st.integers(1, 60), total=st.integers(1, 60))
-def test_ends_within_counts_the_ends_of_successors(steps: int, left: int, total: int) -> None:
-    ends, remaining = 0, left
-    for _ in range(steps):
-        remaining -= 1
-        if not remaining:
-            ends, remaining = ends + 1, total
-    assert ends_within(steps, left, total) == ends
+@given(
+    doublings=st.integers(1, 6),
+    places=st.lists(st.integers(1, 60).flatmap(lambda total: st.tuples(st.integers(0, total - 1), st.just(total)))),
+)
+def test_offer_counts_the_ends_of_successors(doublings: int, places: list[tuple[int, int]]) -> None:
+    steps, ends = 2**doublings, 0  # made before the balancer answers, rounded up
+    for step, total in places:
+        for _ in range(steps):
+            step += 1
+            if step == total:
+                ends, step = ends + 1, 0
+    if places:
+        offer = planner(LEAD_S / (0.75 * steps), len(places)).plan(group(*places), 0.0).offer
+        assert offer == Offer(min(ends, MAX_AHEAD))
 
 
 @given(
@@ -171,6 +177,6 @@ def test_ends_within_counts_the_ends_of_successors(steps: int, left: int, total:
     step_s=st.floats(1e-6, 10.0),
 )
 def test_offer_is_bounded_and_within_the_step(rows: list[tuple[int, int]], step_s: float) -> None:
-    offer = planner(step_s, len(rows)).plan(group(*rows), 5.0)
+    offer = planner(step_s, len(rows)).plan(group(*rows), 5.0).offer
     assert 0 <= offer.ahead <= MAX_AHEAD
     assert offer.at == 0.0 or 5.0 <= offer.at <= 5.0 + step_s

@@ -66,8 +66,7 @@ def test_sizes_share_the_device(behind: bool, costs: dict[Shape, float], shares:
         device.step(costs[member.shape])
         used[member.shape] += costs[member.shape]  # type: ignore[assignment]
         timed = clock.on_return(StepRecord(member.key, member.shape, 1, is_whole=True), called, device.now)
-        if timed is not None:
-            scheduler.charge(timed.step, timed.seconds, device.now)
+        scheduler.on_step(1, device.now - called, timed, device.now)
     total = sum(used.values())
     assert {shape: 100 * each / total for shape, each in used.items()} == pytest.approx(shares, abs=5)
     learnt = {curve.shape: dict(curve.points)[1] for curve in sizer.curves(device.now)}

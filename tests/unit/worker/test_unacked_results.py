@@ -14,7 +14,7 @@ from worker.unacked_results import UnackedResults
 
 
 def add(results: UnackedResults, task: str, size: int = 1, attempt: int = 1) -> None:
-    results.add(Finished(task, attempt, IMAGE), [b"x" * size])
+    results.add(Finished(task, attempt, IMAGE), [b"x" * size], size)
 
 
 def stored(results: UnackedResults) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from tests.support.tiny_diffusion import admit, engine_of, engine_request, finish, pipeline, request
 from tests.support.tiny_loras import save_two
