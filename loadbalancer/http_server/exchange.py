@@ -320,14 +320,14 @@ class Exchange:
         self._is_chunked = self.method != "HEAD" and status not in _WITHOUT_BODY
         lines = [STATUS_LINE[status], connection.config.default_lines]
         for name, value in headers:
-            if _INVALID(value):  # names are those of this program
+            if not value.isalnum() and _INVALID(value):  # names are those of this program
                 raise RuntimeError("invalid HTTP header")
             if name == b"content-length":
                 self._is_chunked, self._remaining = False, int(value)
             elif name == b"connection" and value.lower() == b"close":
                 self.keep_alive = False
                 continue
-            lines.append(b"%b: %b\r\n" % (name, value))
+            lines += (name, b": ", value, b"\r\n")
         if self._is_chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
