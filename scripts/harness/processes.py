@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 #: Long enough for a machine that is busy with other work.
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 ROOT = Path(__file__).resolve().parents[2]
 
 Process = subprocess.Popen[bytes]

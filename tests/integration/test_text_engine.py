@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
 
 from scripts.harness.balancer import Server, running
-from scripts.harness.processes import PATIENCE_S, wait_until
-from tests.support.texts import client
+from scripts.harness.processes import wait_until
+from tests.support.texts import client, texts_despite_dead_worker
 
 STREAMS, TOKENS = 16, 120
 #: Every other text is sampled. `ignore_eos` makes all of them long.
@@ -41,24 +37,7 @@ def stream(api: openai.OpenAI, number: int) -> Iterator[str]:
 def test_killed_worker_changes_no_text(server: Server) -> None:
     api = client(server.base_url)
     undisturbed = ["".join(stream(api, number)) for number in range(STREAMS)]
-    begun = threading.Barrier(STREAMS + 1, timeout=PATIENCE_S)
-
-    def read(number: int) -> str:
-        parts: list[str] = []
-        for part in stream(api, number):
-            parts.append(part)
-            if len(parts) == 10:
-                begun.wait()
-        return "".join(parts)
-
-    with ThreadPoolExecutor(STREAMS) as pool:
-        texts = [pool.submit(read, number) for number in range(STREAMS)]
-        begun.wait()
-        held = {worker.worker: worker.running + worker.assigned for worker in server.snapshot().workers}
-        victim = max(held, key=lambda name: held[name])
-        os.kill(server.workers[victim].pid, signal.SIGKILL)
-        assert [text.result(PATIENCE_S) for text in texts] == undisturbed
-    assert held[victim] >= 1
+    assert texts_despite_dead_worker(server, lambda number: stream(api, number), STREAMS, before=10) == undisturbed
 
 
 def test_cancelled_text_frees_its_blocks(server: Server) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
 
+from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S
 from worker.engines.sim_text import expected_text as expected_text  # for the tests of the simulated engine
 
@@ -31,4 +37,32 @@ def events(answer: httpx.Response) -> list[Any]:
         if line.startswith("data: "):
             data = line.removeprefix("data: ")
             found.append(data if data == "[DONE]" else json.loads(data))
+    return found
+
+
+def texts_despite_dead_worker(
+    server: Server, stream: Callable[[int], Iterator[str]], count: int, before: int
+) -> list[str]:
+    """Read the streams 0 to `count` - 1 at once, and return their texts.
+
+    The worker with the most texts is killed when each stream has had `before` parts.
+    """
+    begun = threading.Barrier(count + 1, timeout=PATIENCE_S)
+
+    def read(number: int) -> str:
+        parts: list[str] = []
+        for part in stream(number):
+            parts.append(part)
+            if len(parts) == before:
+                begun.wait()
+        return "".join(parts)
+
+    with ThreadPoolExecutor(count) as pool:
+        texts = [pool.submit(read, number) for number in range(count)]
+        begun.wait()
+        held = {worker.worker: worker.running + worker.assigned for worker in server.snapshot().workers}
+        victim = max(held, key=lambda name: held[name])
+        os.kill(server.workers[victim].pid, signal.SIGKILL)
+        found = [text.result(PATIENCE_S) for text in texts]
+    assert held[victim] >= 1
     return found
