@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from loadbalancer.generation.text.waiting_tokens import WaitingTokens
+from loadbalancer.schema.text.logprobs import ChatLogprob, chat_logprobs
 from loadbalancer.schema.text.pieces import TextPiece
 from loadbalancer.schema.text.response_answer import (
     FunctionCallItem,
@@ -29,6 +31,7 @@ from loadbalancer.schema.text.response_events import (
     ReasoningTextDone,
     ResponseEvent,
 )
+from wire.text import TokenLogprob
 
 
 class ResponseItems:
@@ -41,16 +44,20 @@ class ResponseItems:
         #: Texts of the open item.
         self._texts: list[str] = []
         self._is_open = False
+        #: Log-probabilities of the open item, and those whose text has not come.
+        self._logprobs: list[ChatLogprob] = []
+        self._tokens = WaitingTokens()
 
-    def add(self, pieces: Iterable[TextPiece]) -> list[ResponseEvent]:
-        """Return the events of these pieces."""
+    def add(self, pieces: Iterable[TextPiece], tokens: Iterable[TokenLogprob] = ()) -> list[ResponseEvent]:
+        """Return the events of these pieces. `tokens`: with log-probabilities, where they were asked for."""
+        self._tokens.add(tokens)
         events: list[ResponseEvent] = []
         for piece in pieces:
             if not self._continues(piece):
                 events += [*self.finish("completed"), *self._begin(piece)]
             if piece.kind != "call":
                 self._texts.append(piece.text)
-                events.append(self._delta(piece.text))
+                events.append(self._delta(piece.text, self._tokens.take(piece.text)))
         return events
 
     def finish(self, status: ItemStatus) -> list[ResponseEvent]:
@@ -66,10 +73,10 @@ class ResponseItems:
             done = msgspec.structs.replace(item, arguments=text, status=status)
             events = [CallArgumentsDone(item_id=item.id, output_index=index, name=item.name, arguments=text)]
         elif isinstance(item, MessageItem):
-            part = OutputText(text)
+            part = OutputText(text, logprobs=self._logprobs)
             done = msgspec.structs.replace(item, content=[part], status=status)
             events = [
-                OutputTextDone(item_id=item.id, output_index=index, text=text),
+                OutputTextDone(item_id=item.id, output_index=index, text=text, logprobs=self._logprobs),
                 ContentPartDone(item_id=item.id, output_index=index, part=part),
             ]
         else:
@@ -100,16 +107,18 @@ class ResponseItems:
         else:
             item, part = MessageItem(f"msg_{digits}", "in_progress", []), OutputText("")
         self.items.append(item)
-        self._texts, self._is_open = [], True
+        self._texts, self._logprobs, self._is_open = [], [], True
         events: list[ResponseEvent] = [OutputItemAdded(output_index=index, item=item)]
         if part is not None:
             events.append(ContentPartAdded(item_id=item.id, output_index=index, part=part))
         return events
 
-    def _delta(self, text: str) -> ResponseEvent:
+    def _delta(self, text: str, tokens: Sequence[TokenLogprob]) -> ResponseEvent:
         item, index = self.items[-1], len(self.items) - 1
         if isinstance(item, FunctionCallItem):
             return CallArgumentsDelta(item_id=item.id, output_index=index, delta=text)
         if isinstance(item, ReasoningItem):
             return ReasoningTextDelta(item_id=item.id, output_index=index, delta=text)
-        return OutputTextDelta(item_id=item.id, output_index=index, delta=text)
+        logprobs = chat_logprobs(tokens).content
+        self._logprobs += logprobs
+        return OutputTextDelta(item_id=item.id, output_index=index, delta=text, logprobs=logprobs)

@@ -19,6 +19,7 @@ from loadbalancer.schema.text.messages import CalledFunction, ChatMessage, ToolC
 from loadbalancer.schema.text.response_answer import ResponseEcho
 from loadbalancer.schema.text.response_request import (
     INCLUDED,
+    LOGPROBS,
     AnyResponseChoice,
     InputItem,
     ResponseAllowedTools,
@@ -76,7 +77,7 @@ def response_spec(
         info,
         random_seed,
         TokenLimits("max_output_tokens", request.max_output_tokens),
-        logprobs=None,
+        logprobs=_logprobs(request),
         json_schema=json_schema_of(text_format, schema_bounds(limits), "text.format"),
     )
     frame = encode_prompt(prompt)
@@ -110,6 +111,7 @@ def response_echo(request: ResponseRequest, inputs: TextInputs) -> ResponseEcho:
         reasoning={"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
         metadata=request.metadata or {},
         parallel_tool_calls=request.parallel_tool_calls is not False,
+        top_logprobs=request.top_logprobs or 0,
     )
 
 
@@ -123,10 +125,16 @@ def _echo_choice(choice: AnyResponseChoice | None) -> Any:
     return msgspec.to_builtins(choice) if isinstance(choice, msgspec.Struct) else choice or "auto"
 
 
+def _logprobs(request: ResponseRequest) -> int | None:
+    if request.top_logprobs or LOGPROBS in (request.include or ()):
+        return request.top_logprobs or 0
+    return None
+
+
 def _check_included(include: list[str] | None) -> None:
     for name in include or ():
         if name not in INCLUDED:
-            text = f"Unsupported value for 'include': {shorten(name)}."
+            text = f"Unsupported value for 'include': {shorten(name)}. Supported: {', '.join(map(repr, INCLUDED))}."
             raise InvalidRequest(text, param="include", code="unsupported_value")
 
 

@@ -43,7 +43,7 @@ class ResponseWriter:
 
     def answer(self, texts: GeneratedTexts) -> ResponseAnswer:
         """Return the response of a complete text."""
-        self._items.add(merged(texts.choices[0].take()))
+        self._add(texts.choices[0])
         return self._end(texts)
 
     def news(self, texts: GeneratedTexts, choices: Sequence[TextChoice]) -> bytes:
@@ -51,7 +51,7 @@ class ResponseWriter:
         begin: list[ResponseEvent] = []
         if not self._events:
             begin = [ResponseCreated(response=self._begun), ResponseInProgress(response=self._begun)]
-        return self._encode([*begin, *self._items.add(merged(choices[0].take()))])
+        return self._encode([*begin, *self._add(choices[0])])
 
     def end(self, texts: GeneratedTexts) -> bytes:
         is_complete = texts.choices[0].finish != "length"
@@ -68,6 +68,9 @@ class ResponseWriter:
             error=ResponseFailure(error.code or error.type, error.message),
         )
         return self._encode([ResponseFailed(response=failed)])
+
+    def _add(self, choice: TextChoice) -> list[ResponseEvent]:
+        return self._items.add(merged(choice.take()), choice.take_logprobs())
 
     def _end(self, texts: GeneratedTexts) -> ResponseAnswer:
         is_complete = texts.choices[0].finish != "length"

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from loadbalancer.schema.text.logprobs import ChatLogprob
 from loadbalancer.schema.text.usage import TextUsage
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -17,7 +18,7 @@ class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text
 
     text: str
     annotations: list[Any] = []
-    logprobs: list[Any] = []
+    logprobs: list[ChatLogprob] = []
 
 
 class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
@@ -105,6 +106,7 @@ class ResponseEcho(msgspec.Struct, frozen=True):
     reasoning: dict[str, Any]
     metadata: dict[str, str]
     parallel_tool_calls: bool = True
+    top_logprobs: int = 0
 
 
 class ResponseAnswer(ResponseEcho, frozen=True, kw_only=True):

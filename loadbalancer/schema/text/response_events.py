@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from loadbalancer.schema.text.logprobs import ChatLogprob
 from loadbalancer.schema.text.response_answer import OutputItem, OutputText, ReasoningText, ResponseAnswer
 
 _encode = msgspec.json.Encoder().encode
@@ -84,7 +85,7 @@ class OutputTextDelta(ResponseEvent, frozen=True, tag="response.output_text.delt
     output_index: int
     delta: str
     content_index: int = 0
-    logprobs: list[None] = []
+    logprobs: list[ChatLogprob] = []
 
 
 class OutputTextDone(ResponseEvent, frozen=True, tag="response.output_text.done"):
@@ -94,7 +95,7 @@ class OutputTextDone(ResponseEvent, frozen=True, tag="response.output_text.done"
     output_index: int
     text: str
     content_index: int = 0
-    logprobs: list[None] = []
+    logprobs: list[ChatLogprob] = []
 
 
 class ReasoningTextDelta(ResponseEvent, frozen=True, tag="response.reasoning_text.delta"):

@@ -22,11 +22,11 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "previous_response_id": (),
     "prompt": (),
     "store": (False,),
-    "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-#: What `include` may ask for: none of these exists here.
-INCLUDED = ("reasoning.encrypted_content", "file_search_call.results", "web_search_call.action.sources")
+#: What `include` may ask for: the log-probabilities, and what does not exist here.
+LOGPROBS = "message.output_text.logprobs"
+INCLUDED = (LOGPROBS, "reasoning.encrypted_content", "file_search_call.results", "web_search_call.action.sources")
 
 
 class InputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +141,10 @@ class ResponseRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, k
     reasoning: ReasoningOptions | None = None
     chat_template_kwargs: TemplateArguments = msgspec.field(default_factory=msgspec.Raw)
     include: list[str] | None = None
+    top_logprobs: (
+        Annotated[int, msgspec.Meta(ge=0, le=64, description="Number of alternatives to each token of a message.")]
+        | None
+    ) = None
     metadata: (
         Annotated[dict[str, str], msgspec.Meta(max_length=16, description="Returned with the response.")] | None
     ) = None
@@ -160,7 +164,6 @@ class ResponseRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, k
     previous_response_id: Unsupported = None
     prompt: Unsupported = None
     store: Unsupported = None
-    top_logprobs: Unsupported = None
     truncation: Unsupported = None
 
     def check(self) -> None:

@@ -95,7 +95,7 @@ def test_output_of_a_response_is_accepted_as_input(api: openai.OpenAI) -> None:
         ({"conversation": "c"}, "conversation", "unsupported_parameter"),
         ({"background": True}, "background", "unsupported_value"),
         ({"truncation": "auto"}, "truncation", "unsupported_value"),
-        ({"include": ["message.output_text.logprobs"]}, "include", "unsupported_value"),
+        ({"include": ["computer_call_output.output.image_url"]}, "include", "unsupported_value"),
         ({"input": []}, "input", "invalid_value"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "unsupported_value"),
         ({"input": [{"role": "user"}]}, "input[0].content", "missing_required_parameter"),

@@ -234,6 +234,20 @@ def test_what_the_model_has_not_is_refused(info: TextInfo, body: dict[str, Any],
         resolve(CHAT_PATH, info, **body)
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, None),
+        ({"top_logprobs": 0}, None),
+        ({"top_logprobs": 3}, 3),
+        ({"include": ["message.output_text.logprobs"]}, 0),
+        ({"include": ["message.output_text.logprobs"], "top_logprobs": 2}, 2),
+    ],
+)
+def test_responses_have_logprobs_on_request(body: dict[str, Any], expected: int | None) -> None:
+    assert resolve(RESPONSE_PATH, **body).inputs[0].logprobs == expected
+
+
 def test_job_keeps_what_its_response_needs() -> None:
     body = BODIES[RESPONSE_PATH] | {"instructions": "now", "metadata": {"a": "b"}, "temperature": 0.5}
     request = parse_text(RESPONSE_PATH, msgspec.json.encode(body))
