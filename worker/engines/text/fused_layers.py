@@ -110,7 +110,7 @@ def fuse_layers(network: Any, cache: KeyValueCache, device: torch.device) -> boo
         ]
         _replace(layers, fused)
         is_equal = equals(ModelPass(network, cache, device, fused=True)(parts), expected, network.dtype)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         log.info("layers are not fused: %s", error)
         is_equal = False
     if not is_equal:

@@ -220,19 +220,19 @@ def test_minimum_length_forbids_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "expected"),
+    ("task", "kind", "expected"),
     [
-        (request([], 3), "no tokens"),
-        (request([9999], 3), "vocabulary"),
-        (request([20] * 300, 3), "context"),
-        (EngineRequest(request([20], 3).inputs, [b"{"]), "cannot be read"),
+        (request([], 3), "invalid", "no tokens"),
+        (request([9999], 3), "invalid", "vocabulary"),
+        (request([20] * 300, 3), "context_length", "context"),
+        (EngineRequest(request([20], 3).inputs, [b"{"]), "invalid", "cannot be read"),
     ],
 )
-def test_bad_requests_get_an_error(task: EngineRequest, expected: str) -> None:
+def test_bad_requests_get_an_error(task: EngineRequest, kind: str, expected: str) -> None:
     engine = text_engine()
     [row, other] = engine.admit([task, request([20], 2)])
     assert isinstance(row, TaskError)
-    assert row.kind == "invalid"
+    assert row.kind == kind
     assert expected in row.message
     assert not isinstance(other, TaskError)
 
