@@ -38,6 +38,7 @@ from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import Instances
 from loadbalancer.schema.text.chat_request import ChatRequest
 from loadbalancer.schema.text.completion_request import CompletionRequest
+from loadbalancer.schema.text.response_events import RESPONSE_EVENTS
 from loadbalancer.schema.text.response_request import ResponseRequest
 from loadbalancer.schema.text.text_requests import TextRequest
 from loadbalancer.services import Services
@@ -54,7 +55,8 @@ from loadbalancer.storage.records import (
 _EDITS = "/v1/images/edits"
 _OF_EDITS = ("EditProgress", "EditPartialImage", "EditCompletedImage")
 _OF_CALLS = ("PredictionChunk", "PredictionCompleted")
-_EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, *_OF_CALLS, "ErrorEvent")
+_OF_TEXTS = ("ChatChunk", "CompletionAnswer", *[event.__name__ for event in RESPONSE_EVENTS])
+_EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, *_OF_CALLS, *_OF_TEXTS, "ErrorEvent")
 _RESULTS = (
     *("ImagesAnswer", "PredictAnswer", "PredictionsAnswer"),
     *("ChatAnswer", "CompletionAnswer", "ResponseAnswer"),
