@@ -75,7 +75,8 @@ class FairShare:
         """Mark the owner as not waiting. Idempotent."""
         if owner in self._waiting:
             del self._waiting[owner]
-            self._forget_others()
+            if len(self._tags) > self._max_remembered:
+                self._forget_others()
 
     def charge(self, owner: str, work_s: float, weight: float = 1.0, *, takes_turn: bool = False) -> None:
         """Add work to the owner's tag; negative work is a refund. Where it `takes_turn`, the clock advances to it."""
@@ -85,10 +86,11 @@ class FairShare:
         if takes_turn and tag > self._clock:
             self._clock = tag
         self._tags[owner] = charged = tag + work_s / weight
-        if not waits:
+        if waits:
+            if charged < tag:
+                self._push(owner, charged)
+        elif len(self._tags) > self._max_remembered:
             self._forget_others()
-        elif charged < tag:
-            self._push(owner, charged)
 
     def rescale(self, factor: float) -> None:
         """Multiply all tags: the unit of work has changed."""
@@ -98,9 +100,8 @@ class FairShare:
 
     def _forget_others(self) -> None:
         """Bound the number of owners that do not wait. Those that have had more than their share are not forgotten."""
-        if len(self._tags) > 2 * len(self._waiting) + self._max_remembered:
-            self._tags = {name: tag for name, tag in self._tags.items() if name in self._waiting or tag > self._clock}
-            self._max_remembered = max(_REMEMBERED_OWNERS, 2 * len(self._tags))
+        self._tags = {name: tag for name, tag in self._tags.items() if name in self._waiting or tag > self._clock}
+        self._max_remembered = max(_REMEMBERED_OWNERS, 2 * len(self._tags))
 
     def _push(self, owner: str, tag: float) -> None:
         self._waiting[owner] = tag

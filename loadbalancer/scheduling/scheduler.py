@@ -328,7 +328,8 @@ class Scheduler:
         self, worker: Worker, task: Task, message: Finished, frames: Sequence[Frame], now: float
     ) -> list[Effect]:
         error = result_error(message.parts, frames, task.inputs, self._max_result_bytes)
-        worker.on_result(valid=not error)
+        if error or worker.invalid_results:
+            worker.on_result(valid=not error)
         return (
             self._on_invalid_result(worker, task, error, now)
             if error

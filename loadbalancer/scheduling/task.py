@@ -122,7 +122,7 @@ class Task:
     checkpoint: Sequence[Frame] = ()
     checkpoint_step: int = 0
     #: Ids of the tokens that a text task has generated: its complete state.
-    tokens: array[int] = field(default_factory=lambda: array("I"))
+    tokens: array[int] | tuple[()] = ()
     #: Its text has reached its end, although its worker may not have said yet that it is finished.
     has_text_end: bool = False
     #: Steps that computing its prompt takes the place of.
@@ -229,6 +229,8 @@ class Task:
             raise ValueError("tokens came after the end of the text")
         if output.index != count:
             raise ValueError(f"token {output.index} came where token {count} was expected")
+        if isinstance(self.tokens, tuple):
+            self.tokens = array("I")
         self.tokens.extend(output.tokens)
         count = len(self.tokens)
         if count > inputs.max_tokens:
@@ -253,10 +255,11 @@ class Task:
         elif self.checkpoint:
             frames = [*frames, *self.checkpoint]
         context, inputs, count = self.context, self.inputs, len(frames)
+        step = len(self.tokens) or self.checkpoint_step
         if context is None:
-            return Assignment(self.id, self.attempt, inputs, self.state_at, self.isolated, count), frames
+            return Assignment(self.id, self.attempt, inputs, step, self.isolated, count), frames
         ids = context.request_id, context.traceparent
-        return Assignment(self.id, self.attempt, inputs, self.state_at, self.isolated, count, *ids), frames
+        return Assignment(self.id, self.attempt, inputs, step, self.isolated, count, *ids), frames
 
     def on_preempted(self, step: int, frames: Sequence[Frame]) -> None:
         """Take back the task from its worker, with its state at this step where it has one."""

@@ -7,13 +7,13 @@ holds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from configs.scaling import Scaling
 from configs.sections import Queue
 from loadbalancer.scheduling.admission_control import AdmissionControl
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.deadlines import DeadlineHeap, worker_in_time
+from loadbalancer.scheduling.deadlines import DeadlineHeap
 from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
 from loadbalancer.scheduling.model_counters import ModelCounters
 from loadbalancer.scheduling.model_statistics import ModelStatistics, MoveCause
@@ -21,18 +21,17 @@ from loadbalancer.scheduling.owner_statistics import OwnerStatistics
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
+from loadbalancer.scheduling.task_assigner import TaskAssigner
 from loadbalancer.scheduling.text_work import PromptSteps, TextWork
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
 from wire.inputs import Part, TaskInputs, TextInputs, reports_tokens
-from wire.messages import Assign, Assignment, Cancel, FailureKind, Finished, Preempt
+from wire.messages import Cancel, FailureKind, Finished, Preempt
 from wire.text import TokenOutput
 
 #: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
 _MAX_CLAIMED_ATTEMPT = 1_000_000
-#: Assignments and their frames by worker: one message each.
-_Assignments = dict[str, tuple[list[Assignment], list[Frame]]]
 
 
 class TaskStore:
@@ -59,32 +58,30 @@ class TaskStore:
         self._config = config
         self._admission = AdmissionControl(config)
         self._deadlines = DeadlineHeap()
-        self._hold_s = hold_s
-        #: Tasks that workers may still claim, by model, and the time until which nothing is assigned because of them.
-        self._unclaimed: dict[str, set[str]] = {model: set() for model in models}
-        self._hold_until: dict[str, float] = {}
-        #: Models whose queue or slots have changed since tasks were assigned.
-        self._changed: set[str] = set()
-        #: Let the next `assign` look at this model: a slot may be free.
-        self.note_change = self._changed.add
+        self._assigner = assigner = TaskAssigner(
+            self.tasks,
+            self.queues,
+            registry,
+            self.costs,
+            self.statistics,
+            self._expire,
+            slack=config.deadline_slack,
+            hold_s=hold_s,
+        )
+        self.assign, self.note_change = assigner.assign, assigner.note_change
 
     def __repr__(self) -> str:
         return f"<TaskStore {len(self.tasks)} tasks, {self.registry!r}, {self.queues!r}>"
 
-    # ---- submission and assignment
+    # ---- submission
 
     def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> list[Effect]:
-        """Queue the tasks of one request, all or none, and fill free slots. Raises `QueueFull`.
-
-        Where nothing waits, a task goes to a worker with room without a place in the queue. It has the same effect: it
-        would be the first.
-        """
+        """Queue the tasks of one request, all or none, and fill free slots. Raises `QueueFull`."""
         first, model = tasks[0], tasks[0].model
-        queue, pool = self.queues[model], self.registry.pool(model)
         if isinstance(first.inputs, TextInputs):
             for task in tasks:
                 self._expect(task, task.inputs)
-        rejection = self._admission.admit(tasks, queue, pool, now)
+        rejection = self._admission.admit(tasks, self.queues[model], self.registry.pool(model), now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
             self.counters["deadline_unreachable" if unreachable else "refused"] += len(tasks)
@@ -95,58 +92,10 @@ class TaskStore:
             shape, steps = first.shape, first.remaining_work
             work_s = self.costs[model].work_s(shape, steps)
             self.model_counters[model].on_arrival(shape, steps, len(tasks), now, work_s)
-        assignments: _Assignments = {}
         for task in tasks:
             self.tasks[task.id] = task
             self._deadlines.add(task)
-            if task.may_be_running:
-                self._unclaimed[model].add(task.id)
-                self._hold_until[model] = now + self._hold_s
-            waits = queue.count or task.isolated or self._unclaimed[model]
-            worker = None if waits else pool.first_available(now)
-            if worker is None:
-                queue.push(task)
-                self._changed.add(model)
-            else:
-                queue.charge_turn(task)
-                self._assign(task, worker, assignments, now)
-        if self._changed:
-            return self.assign(now, tasks, assignments=assignments)
-        return self._messages(assignments)
-
-    def assign(
-        self,
-        now: float,
-        submitted: Collection[Task] = (),
-        *,
-        everywhere: bool = False,
-        assignments: _Assignments | None = None,
-    ) -> list[Effect]:
-        """Fill free slots from the queues, with one message per worker. Tasks that would be late expire instead.
-
-        Looks at the models that have changed since the last call, or `everywhere`, because time changes them too.
-        `submitted`: tasks submitted in this call, which do not expire: their listener is not registered yet.
-        `assignments`: those that leave in the same messages.
-        """
-        effects: list[Effect] = []
-        assignments = {} if assignments is None else assignments
-        models = [*self.queues] if everywhere else [*self._changed]
-        self._changed.clear()
-        for model in models:
-            queue = self.queues[model]
-            if not queue.count or (self._unclaimed[model] and now < self._hold_until[model]):
-                continue
-            if queue.isolated:
-                self._assign_isolated(queue, model, assignments, now)
-            self._assign_first(queue, model, assignments, submitted, effects, now)
-        return effects + self._messages(assignments) if assignments else effects
-
-    def _messages(self, assignments: _Assignments) -> list[Effect]:
-        messages: list[Effect] = []
-        for name, (own, frames) in assignments.items():
-            queue = self.queues[self.registry.workers[name].hello.model]
-            messages.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
-        return messages
+        return self._assigner.place(tasks, now)
 
     def _expect(self, task: Task, inputs: TaskInputs) -> None:
         """Estimate the work of a text; that of other tasks is known."""
@@ -160,69 +109,6 @@ class TaskStore:
         full_batch_s = costs.full_batch_step_s(task.shape)
         single_s = costs.single_step_s(task.shape) or full_batch_s
         return self.text_work[task.model].prompt_steps(tokens, single_s=single_s, full_batch_s=full_batch_s)
-
-    def _assign_isolated(self, queue: ModelQueue, model: str, assignments: _Assignments, now: float) -> None:
-        """Start isolated tasks on reserved workers that are empty, and reserve workers for the next ones."""
-        registry = self.registry
-        if not any(worker.free_slots for worker in registry.pool(model)):
-            return
-        reserved = registry.reserved(model)
-        waiting = [self.tasks[name] for name in reserved if self.tasks[name].state is TaskState.QUEUED]
-        for task in queue.isolated.values():
-            if task.id not in reserved:
-                if registry.reserve(task, now) is None:
-                    break
-                waiting.append(task)
-        for task in waiting:
-            worker = registry.reserve(task, now)
-            if worker is not None and registry.is_empty(worker, now):
-                queue.take(task)
-                self._assign(task, worker, assignments, now)
-
-    def _assign_first(
-        self,
-        queue: ModelQueue,
-        model: str,
-        assignments: _Assignments,
-        submitted: Collection[Task],
-        effects: list[Effect],
-        now: float,
-    ) -> None:
-        """Assign tasks in the order of the queue while a worker has room."""
-        pool = self.registry.pool(model)
-        while (first_available := pool.first_available(now)) is not None and (first := queue.first()) is not None:
-            worker: Worker | None = first_available
-            if first not in submitted:
-                worker = worker_in_time(
-                    first,
-                    self.registry,
-                    first_available,
-                    self.tasks,
-                    self.costs[model],
-                    waiting=queue.count,
-                    slack=self._config.deadline_slack,
-                    now=now,
-                )
-            if worker is not None:
-                queue.take(first)
-                self._assign(first, worker, assignments, now)
-            else:
-                left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
-                reason = f"not started {now - first.created:.1f} s after it arrived: {left}"
-                effects += self.finish(first, TaskState.EXPIRED, None, reason, now)
-
-    def _assign(self, task: Task, worker: Worker, assignments: _Assignments, now: float) -> None:
-        """Give a task that is not in the queue to the worker."""
-        task.attempt = max(task.attempt, task.last_claimed_attempt) + 1
-        task.worker = worker.id
-        task.transition(TaskState.ASSIGNED, now, ("to {}, attempt {}", worker.id, task.attempt))
-        worker.assign(task.id, task.attempt, now)
-        if task.attempt == 1:
-            self.statistics[task.model].time_in_queue.observe(now - task.created)
-        assignment, task_frames = task.assignment()
-        own, frames = assignments.setdefault(worker.id, ([], []))
-        own.append(assignment)
-        frames += task_frames
 
     # ---- workers that connect again
 
@@ -262,7 +148,7 @@ class TaskStore:
             return False
         task.last_claimed_attempt = max(task.last_claimed_attempt, attempt)  # later attempts must differ from it
         if reports_tokens(task.inputs):
-            self._unclaimed[task.model].discard(task.id)
+            self._assigner.forget_claim(task)
             return False
         if task.state is not TaskState.QUEUED or task.attempt:
             return False
@@ -270,7 +156,7 @@ class TaskStore:
         task.attempt, task.worker, task.uninterrupted = attempt, worker.id, False
         task.transition(TaskState.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
         worker.assign(task.id, attempt, now)
-        self._unclaimed[task.model].discard(task.id)
+        self._assigner.forget_claim(task)
         self.counters["resumed"] += 1
         return True
 
@@ -372,7 +258,7 @@ class TaskStore:
         self.counters["steps_redone"] += redone
         self.statistics[task.model].on_move(cause, redone)
         self.queues[task.model].requeue(task)
-        self._changed.add(task.model)
+        self.note_change(task.model)
         return []
 
     def recover(self, worker: Worker, reason: str, now: float, *, blame: bool) -> list[Effect]:
@@ -443,8 +329,11 @@ class TaskStore:
         effects: list[Effect] = []
         for task in self._deadlines.pop_late(self.tasks, now):
             reason = f"not done {now - task.created:.1f} s after it arrived ({task.state.value})"
-            effects += self.finish(task, TaskState.EXPIRED, None, reason, now)
+            effects += self._expire(task, reason, now)
         return effects
+
+    def _expire(self, task: Task, reason: str, now: float) -> list[Effect]:
+        return self.finish(task, TaskState.EXPIRED, None, reason, now)
 
     def finish(
         self, task: Task, state: TaskState, kind: FailureKind | None, message: str, now: float, status: int = 0
@@ -470,7 +359,7 @@ class TaskStore:
             self.registry.cancel_reservation(task.id)
         if task.source_bytes:
             self._admission.remove(task)
-        self._unclaimed[task.model].discard(task.id)
-        self._changed.add(task.model)
+        self._assigner.forget_claim(task)
+        self.note_change(task.model)
         del self.tasks[task.id]
         return RecordTask(task)

@@ -77,9 +77,10 @@ class WorkerRegistry:
             self._offer(worker)
 
     def set_capacity(self, worker: Worker, slots: int, ahead: int) -> None:
+        pool = self._pools[worker.hello.model]
         if worker.set_capacity(slots, ahead):
-            self.pool(worker.hello.model).forget_rates()
-        self._offer(worker)
+            pool.forget_rates()
+        pool.offer(worker)
 
     def on_task_message(self, worker: Worker, task: str, attempt: int, now: float, *, released: bool) -> bool:
         """Return whether the worker holds this attempt, and free its slot if it is `released`."""
