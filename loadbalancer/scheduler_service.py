@@ -138,13 +138,11 @@ class SchedulerService:
         still run these tasks for an earlier balancer process. `already_counted`: `request_proxied` has counted
         them as arrivals. `context` is by default that of the current request.
         """
-        now, count = time.monotonic(), len(inputs)
+        now, count, request = time.monotonic(), len(inputs), os.urandom(16).hex()
+        names = list(task_ids) or [f"{request}-{i:03}" for i in range(count)]
         context = context or CURRENT.get()
         if context is not None:
             context.on_submit(model, count, now)
-        if not task_ids:
-            request = os.urandom(16).hex()
-            task_ids = [f"{request}-{i:03}" for i in range(count)] if count > 1 else [f"{request}-000"]
         tasks = [
             Task(
                 name,
@@ -161,22 +159,19 @@ class SchedulerService:
                 may_be_running=may_be_running,
                 context=context,
             )
-            for name, item, frames in zip(task_ids, inputs, own_frames or [sources] * count, strict=True)
+            for name, item, frames in zip(names, inputs, own_frames or [sources] * count, strict=True)
         ]
         for task, state in zip(tasks, checkpoints, strict=bool(checkpoints)):
             if state is not None:
                 task.resume_from(state)
-        names = [task.id for task in tasks]
-        for name in names:
-            self._listeners[name] = listener
+        self._listeners.update(dict.fromkeys(names, listener))
         try:
             effects = self._scheduler.submit(tasks, now, already_counted=already_counted)
         except Exception:
             for name in names:
                 self._listeners.pop(name, None)
             raise
-        if effects:
-            self._carry_out(effects, now)
+        self._carry_out(effects, now)
         return names
 
     def request_proxied(self, model: str, inputs: Sequence[TaskInputs]) -> None:

@@ -39,7 +39,7 @@ class AdmissionControl:
             waiting = f"{queue.count} of {queue.max_tasks} tasks are waiting, {own} of them of '{first.owner}'"
             reason = f"the queue of model '{first.model}' is full ({waiting})"
             return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
-        added_bytes = sum(task.source_bytes for task in tasks)
+        added_bytes = first.source_bytes if len(tasks) == 1 else sum(task.source_bytes for task in tasks)
         if added_bytes and not self._source_bytes.fits(first.owner, added_bytes):
             whose = self._source_bytes.describe(first.owner)
             reason = f"there is no room for more source images and inputs of unfinished requests ({whose} bytes)"

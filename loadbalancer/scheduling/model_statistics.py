@@ -93,7 +93,7 @@ class ModelStatistics:
             self.late += state is not TaskState.CANCELLED or now - task.created > self.max_wait_s
         elif state is TaskState.DONE:
             self.run.observe(now - started)
-            if not isinstance(task.inputs, TextInputs):
+            if kind != "text":
                 self.step.observe((now - started) / max(task.steps, 1))
 
     def on_worker_start(self, worker: str, pid: int, start: StartupTimes) -> None:
