@@ -57,6 +57,53 @@ _CLOCKS = (time.perf_counter, time.thread_time, time.process_time)
 # ---- (a), (b): through the service and ZeroMQ
 
 
+class TasksInFlight:
+    """Submits one more task for each that ends, until it is stopped."""
+
+    def __init__(self, service: SchedulerService) -> None:
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._is_running = True
+        self.done = 0
+        self.failed = 0
+
+    async def begin(self, count: int) -> None:
+        """Bring so many tasks into flight."""
+        for number in range(count):
+            self._submit()
+            if not number % 100:
+                await asyncio.sleep(0)
+
+    def stop(self) -> None:
+        self._is_running = False
+
+    def _submit(self) -> None:
+        self._service.submit(
+            "m", [INPUTS], timeout_s=_TIMEOUT_S, priority=0, listener=self._on_update, own_frames=[FRAMES]
+        )
+
+    def _on_update(self, update: TaskUpdate) -> None:
+        if isinstance(update, TaskCompleted | TaskEnded):
+            self.done += 1
+            if self._is_running:
+                self.failed += isinstance(update, TaskEnded)
+                # As the next request of a connection: in a later turn of the loop.
+                self._loop.call_soon(self._submit)
+
+
+async def cost_windows(tasks: TasksInFlight, seconds: float) -> list[tuple[float, ...]]:
+    """Return for each window with ended tasks their number, and the microseconds per task on each clock."""
+    windows: list[tuple[float, ...]] = []
+    for _ in range(round(seconds / _WINDOW_S)):
+        done, starts = tasks.done, [clock() for clock in _CLOCKS]
+        await asyncio.sleep(_WINDOW_S)
+        count = tasks.done - done
+        if count:
+            costs = (1e6 * (clock() - start) / count for clock, start in zip(_CLOCKS, starts, strict=True))
+            windows.append((count, *costs))
+    return windows
+
+
 async def through_service(
     *, workers: int, slots: int, step_s: float, users: int, queued: int, result_bytes: int, seconds: float
 ) -> dict[str, Any]:
@@ -76,44 +123,21 @@ async def through_service(
             stdout=subprocess.PIPE,
             limit=1 << 28,
         )
-        loop, done, failed = asyncio.get_running_loop(), 0, 0
-
-        def submit() -> None:
-            service.submit("m", [INPUTS], timeout_s=_TIMEOUT_S, priority=0, listener=on_update, own_frames=[FRAMES])
-
-        def on_update(update: TaskUpdate) -> None:
-            nonlocal done, failed
-            if isinstance(update, TaskCompleted | TaskEnded):
-                done += 1
-                if running:
-                    failed += isinstance(update, TaskEnded)
-                    loop.call_soon(submit)  # as the next request of a connection: in a later turn of the loop
-
-        running = True
         while sum(worker.slots > 0 for worker in service.snapshot().workers) < workers:
             await asyncio.sleep(0.02)
-        for number in range(users + queued):
-            submit()
-            if not number % 100:
-                await asyncio.sleep(0)
+        tasks = TasksInFlight(service)
+        await tasks.begin(users + queued)
         await asyncio.sleep(1.0)
         began = time.perf_counter()
-        windows: list[tuple[float, ...]] = []
-        for _ in range(round(seconds / _WINDOW_S)):
-            before = [done, *(clock() for clock in _CLOCKS)]
-            await asyncio.sleep(_WINDOW_S)
-            count = done - before[0]
-            if count:
-                costs = (1e6 * (clock() - start) / count for clock, start in zip(_CLOCKS, before[1:], strict=True))
-                windows.append((count, *costs))
-        running = False
+        windows = await cost_windows(tasks, seconds)
+        tasks.stop()
         delays = [delay for at, delay in json.loads((await child.communicate(b""))[0]) if at >= began]
         await service.stop()
     waits = delays and {f"p{share}": quantile(delays, share / 100) for share in (50, 99)} | {"max": max(delays)}
     counts, wall, thread, process = zip(*windows, strict=True)
     return {
         "tasks": sum(counts),
-        "failed": failed,
+        "failed": tasks.failed,
         "tasks_per_s": 1e6 / statistics.median(wall),
         "loop_us": {"min": min(thread), "median": statistics.median(thread)},
         "process_us": {"min": min(process), "median": statistics.median(process)},
