@@ -47,10 +47,10 @@ from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.device_monitor import load_measured_memory, monitor_devices
 from controller.runtime.inventory import (
     HostDevices,
-    awaits_machines,
     build_host_devices,
     build_models,
     build_pool,
+    join_time_s,
     max_starting,
     memory_shortage,
     oversized_models,
@@ -176,7 +176,7 @@ async def _allocate(
     cluster = await _join_cluster(settings, console) if settings.launcher == "ray" else None
     gpus = [] if cluster is not None else _gpus(settings)
     devices = [Device(gpu.device, gpu.total_bytes) for gpu in gpus]
-    machine = build_host_devices(settings, devices, cpu_cores(), awaits_machines=awaits_machines(settings, 0.0))
+    machine = build_host_devices(settings, devices, cpu_cores(), awaits_machines=join_time_s(settings) > 0)
     models = _models(settings, machine)
     try:
         data_dir = DataDirCheck(settings.data_dir)

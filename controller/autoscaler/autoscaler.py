@@ -19,8 +19,7 @@ from controller.planning.allocation import load_of
 from controller.planning.crash_backoff import after_exit, cannot_start, crash_kind, record_crash
 from controller.planning.device_pool import DevicePool
 from controller.planning.machine_health import MachineHealth
-from controller.planning.machine_preference import model_machines, preferred_machines
-from controller.planning.machines import Machine
+from controller.planning.machines import Machine, model_machines, preferred_machines
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
 from controller.planning.standby import StandbyTarget, as_replica, with_standby

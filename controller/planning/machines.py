@@ -1,4 +1,4 @@
-"""Machines whose agents run workers for the controller, as their last reports describe them. Pure."""
+"""Machines whose agents run workers for the controller, and the order in which a model uses them. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from configs.devices import kind_of
+from configs.devices import kind_of, machine_of
 from controller.types import Device
-from host.types import MemoryReading
+from host.types import MemoryReading, WorkerProcess
+
+#: The controller's own machine. It has the weights of every model.
+_OWN = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +47,22 @@ class Machine:
         kinds = Counter(kind_of(device.name) for device in self.devices)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         return f"{self.name}: {listed}{f'; not used: {self.refused_reason}' if self.refused_reason else ''}"
+
+
+def model_machines(model: str, machines: Sequence[Machine]) -> frozenset[str]:
+    """Return the machines with the model's weights at hand."""
+    return frozenset({_OWN, *(machine.name for machine in machines if model in machine.models)})
+
+
+def preferred_machines(
+    model: str, spares: Sequence[WorkerProcess], machines: Sequence[Machine]
+) -> tuple[frozenset[str], ...]:
+    """Return sets of machines, the best first: those with a standby worker, then those with the weights.
+
+    The result is empty if the controller's machine is the only one.
+    """
+    if not machines:
+        return ()
+    waiting = frozenset(machine_of(child.device) for child in spares if child.drained_at is None)
+    found = model_machines(model, machines)
+    return (waiting, found) if waiting else (found,)

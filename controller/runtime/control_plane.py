@@ -28,7 +28,7 @@ from controller.config_diff import ConfigChange, diff_settings, generation
 from controller.launchers.machines import MachinesLauncher
 from controller.planning.machines import Machine
 from controller.planning.rolling_update import UpdatePolicy
-from controller.runtime.inventory import awaits_machines
+from controller.runtime.inventory import join_time_s
 from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_report
 from controller.runtime.state_file import StateFile
 from controller.types import WorkerLimits
@@ -73,7 +73,8 @@ class ControlPlaneAgent:
         self._machines: Sequence[Machine] = ()
         #: Whether machines were awaited when the models got their devices, and those that there were.
         self._started_at = time.monotonic()
-        self._built_for: list[object] = [awaits_machines(settings, 0.0)]
+        self._join_by = self._started_at + join_time_s(settings)
+        self._built_for: list[object] = [join_time_s(settings) > 0]
         self._overrides = Overrides()
         self._decisions = DecisionLog()
         #: Number of the newest decision that the balancer has.
@@ -93,7 +94,7 @@ class ControlPlaneAgent:
             (machine.name, tuple(device.name for device in machine.devices), tuple(machine.unusable_models))
             for machine in machines
         ]
-        awaits = awaits_machines(self.settings, time.monotonic() - self._started_at)
+        awaits = time.monotonic() < self._join_by
         if [awaits, *places] != self._built_for:
             self._built_for = [awaits, *places]
             self._update_slots(awaits)
@@ -198,11 +199,11 @@ class ControlPlaneAgent:
         Raises `ConfigError`, `SetupError`, `InvalidCommand` and `OSError`; then nothing has changed.
         """
         changed = diff_settings(self.settings, self._read_settings())
-        awaits = awaits_machines(changed.settings, time.monotonic() - self._started_at)
-        fresh = self._build_models(changed.settings, self._machines, awaits)
+        join_by = self._started_at + join_time_s(changed.settings)
+        fresh = self._build_models(changed.settings, self._machines, time.monotonic() < join_by)
         overrides = request_restart(self._overrides, models, list(fresh), time.time())
         self._launcher.update_settings(changed.settings)
-        self.settings = changed.settings
+        self.settings, self._join_by = changed.settings, join_by
         for name, model in self._autoscaler.models.items():
             model.update_settings(fresh[name])
         self._overrides = active_overrides(overrides, self._limits(), time.time())

@@ -76,10 +76,10 @@ def build_host_devices(
     return HostDevices(gpus, slots, simulated, machines, awaits_machines=awaits_machines)
 
 
-def awaits_machines(settings: Settings, uptime_s: float) -> bool:
-    """Return whether machines may still join, so that no worker needs to share a device yet."""
+def join_time_s(settings: Settings) -> float:
+    """Return the time that machines have to join. Until then no worker needs to share a device."""
     workers = settings.workers
-    return settings.launcher == "local" and workers.listen is not None and uptime_s < workers.share_after_s
+    return workers.share_after_s if settings.launcher == "local" and workers.listen is not None else 0.0
 
 
 def build_pool(

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from controller.planning.machine_preference import preferred_machines
-from controller.planning.machines import Machine
+from controller.planning.machines import Machine, preferred_machines
 from controller.planning.placement import DeviceSlots, PlacementRequest
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.scale_down import select_to_stop

@@ -12,11 +12,11 @@ from configs.load import ConfigError, load
 from configs.settings import Settings
 from controller.planning.machines import Machine
 from controller.runtime.inventory import (
-    awaits_machines,
     build_host_devices,
     build_models,
     build_pool,
     device_slots,
+    join_time_s,
     max_starting,
     memory_shortage,
     oversized_models,
@@ -247,19 +247,16 @@ def test_devices_are_shared_only_once_no_machine_is_awaited(
 
 
 @pytest.mark.parametrize(
-    ("workers", "launcher", "uptime_s", "expected"),
+    ("workers", "launcher", "expected"),
     [
-        ({}, "local", 0.0, False),
-        ({"listen": "tcp://127.0.0.1:5555"}, "local", 29.0, True),
-        ({"listen": "tcp://127.0.0.1:5555"}, "local", 30.0, False),
-        ({"listen": "tcp://127.0.0.1:5555"}, "ray", 0.0, False),
-        ({"listen": "tcp://127.0.0.1:5555", "share_after_s": 0}, "local", 0.0, False),
+        ({}, "local", 0.0),
+        ({"listen": "tcp://127.0.0.1:5555"}, "local", 30.0),
+        ({"listen": "tcp://127.0.0.1:5555", "share_after_s": 7}, "local", 7.0),
+        ({"listen": "tcp://127.0.0.1:5555", "share_after_s": 7}, "ray", 0.0),
     ],
 )
-def test_machines_are_awaited_for_a_time(
-    settings: Any, workers: dict[str, Any], launcher: str, uptime_s: float, expected: bool
-) -> None:
-    assert awaits_machines(settings({"m": {}}, workers=workers, launcher=launcher), uptime_s) is expected
+def test_machines_have_a_time_to_join(settings: Any, workers: dict[str, Any], launcher: str, expected: float) -> None:
+    assert join_time_s(settings({"m": {}}, workers=workers, launcher=launcher)) == expected
 
 
 def test_simulated_devices_of_other_machines(settings: Any) -> None:
