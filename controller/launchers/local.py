@@ -20,6 +20,7 @@ from host.worker_commands import WorkerCommands
 BALANCER = "loadbalancer"
 #: Settings that only the controller reads: a change does not outdate children.
 _OWN_KEYS = frozenset({"data_dir", "min_workers", "max_workers", "devices", "launcher", "ray"})
+_OWN_WORKERS_KEYS = frozenset({"start_timeout_s", "max_starting", "share_after_s"})
 
 
 class LocalLauncher:
@@ -112,4 +113,6 @@ def _read_by_children(text: str) -> Tree:
         name: {key: part for key, part in model.items() if key not in ("scaling", "gpu_memory")}
         for name, model in tree.get("models", {}).items()
     }
-    return {key: part for key, part in tree.items() if key not in _OWN_KEYS} | {"models": models}
+    workers = {key: value for key, value in (tree.get("workers") or {}).items() if key not in _OWN_WORKERS_KEYS}
+    others = {key: part for key, part in tree.items() if key not in _OWN_KEYS}
+    return others | {"models": models, "workers": workers}

@@ -73,6 +73,7 @@ class ControlLoop:
         self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
         self._workers = WorkerTracker()
         self._children: Sequence[WorkerProcess] = ()
+        self._created_at = time.monotonic()
         self._reload_requested = False
         self._is_ready = False
         self._decision_logger = DecisionLogger()
@@ -201,7 +202,9 @@ class ControlLoop:
     def _log_ready_workers(self, new: Sequence[str], now: float) -> None:
         for child in self._children:
             if child.id in new:
-                self._console.line(f"worker {child.id} ready on {child.device} after {now - child.started_at:.1f} s")
+                is_own = child.started_at >= self._created_at  # else an earlier controller has started it
+                after = f" after {now - child.started_at:.1f} s" if is_own else ""
+                self._console.line(f"worker {child.id} ready on {child.device}{after}")
 
     def _show_progress(self, snapshot: Snapshot | None) -> None:
         """Print once that the server is ready: every model with `min_workers` above 0 has its first worker."""

@@ -351,7 +351,7 @@ def test_worker_is_pinned_to_device(
     ("changes", "outdated"),
     [
         ({}, False),
-        ({"min_workers": 3, "devices": {"use": "cpu"}}, False),
+        ({"min_workers": 3, "devices": {"use": "cpu"}, "workers": {"start_timeout_s": 5}}, False),
         ({"models": {"m": {"engine": "sim", "scaling": {"min_workers": 2}}}}, False),
         ({"server": {"port": 8123}}, True),
         ({"models": {"m": {"engine": "sim", "max_batch_size": 3}}}, True),

@@ -159,6 +159,10 @@ def test_agents_and_controller_adopt_what_runs(cluster: Parts) -> None:
     parts.head.until(is_adopted, "the workers of both machines")
     parts.until({"near": EACH, "far": EACH})
     assert {worker.pid for machine in (near, far) for worker in machine.workers()} == before
+    printed = parts.head.output().rpartition("models: m; logs: ")[2].splitlines()
+    ready = [line for line in printed if line.startswith("worker ")]
+    assert len(ready) == 2 * EACH, "each once"
+    assert not any(" after " in line for line in ready), "this controller has not started them"
 
 
 def test_rolling_replacement_across_machines(cluster: Parts) -> None:
