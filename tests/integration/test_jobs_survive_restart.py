@@ -28,6 +28,7 @@ from scripts.harness.processes import PATIENCE_S, launch, stop, wait_until
 from tests.conftest import StartServer
 from tests.support.images import data_url, png
 from tests.support.texts import expected_text
+from tests.support.waiting import until
 from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
@@ -392,13 +393,6 @@ async def receivers() -> AsyncIterator[Callable[[Callable[[int], int]], Any]]:
         await receiver.stop()
 
 
-async def until(condition: Callable[[], object], what: str) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.02)
-    assert condition(), what
-
-
 SECRET = "a secret of many letters"
 
 
@@ -408,7 +402,7 @@ async def test_webhooks_are_signed_and_retried_until_received(server: StartServe
     running = await asyncio.to_thread(server, jobs=JOBS)
     done = accepted(await asyncio.to_thread(post, running, webhook=hook))
     failed = accepted(await asyncio.to_thread(post, running, webhook=hook, prompt="sim:fail"))
-    await until(lambda: min(len(receiver.of(job)) for job in (done, failed)) >= 3, "three attempts for each")
+    await until(lambda: min(len(receiver.of(job)) for job in (done, failed)) >= 3)
     for job, state in ((done, "done"), (failed, "failed")):
         for headers, body in receiver.of(job):
             signed = f"{job}.{headers['webhook-timestamp']}.".encode() + body
@@ -430,12 +424,12 @@ async def test_webhook_is_retried_after_a_restart(server: StartServer, receivers
     running = await asyncio.to_thread(server, jobs=JOBS)
     hook = {"url": f"http://127.0.0.1:{receiver.port}/hook"}
     job = accepted(await asyncio.to_thread(post, running, webhook=hook))
-    await until(lambda: receiver.of(job), "the first attempt")
+    await until(lambda: receiver.of(job))
     await asyncio.to_thread(end_balancer, running, signal.SIGKILL)
     refused = len(receiver.of(job))
     state["status"] = 200
     await asyncio.to_thread(start_balancer, running)
-    await until(lambda: len(receiver.of(job)) > refused, "another attempt")
+    await until(lambda: len(receiver.of(job)) > refused)
     headers, body = receiver.of(job)[-1]
     assert "webhook-signature" not in headers, "no secret was given"
     assert json.loads(body)["state"] == "done"
@@ -446,7 +440,7 @@ async def test_webhook_to_private_address_is_never_sent(server: StartServer, rec
     running = await asyncio.to_thread(server, jobs=JOBS | {"webhook_private": False, "webhook_attempts": 2})
     hook = {"url": f"http://localhost:{receiver.port}/hook"}
     job = accepted(await asyncio.to_thread(post, running, webhook=hook))
-    await until(lambda: "given up" in running.log("loadbalancer"), "the last attempt")
+    await until(lambda: "given up" in running.log("loadbalancer"))
     assert not receiver.received
     assert (await asyncio.to_thread(get_job, running, job))["state"] == "done"
     direct = {"url": f"http://127.0.0.1:{receiver.port}/hook"}

@@ -83,9 +83,9 @@ async def test_stopped_worker_is_lost_and_accepted_when_it_continues(service: In
     sent = service.submit([inputs(seed, steps=60) for seed in range(8)])
     await sent.progress(3)
     os.kill(service.processes[0].pid, signal.SIGSTOP)
-    await service.wait_until(lambda: service.worker("a") is None, timeout_s=60.0)
+    await service.wait_until(lambda: service.worker("a") is None)
     os.kill(service.processes[0].pid, signal.SIGCONT)
-    await service.wait_until(lambda: service.worker("a"), timeout_s=60.0)
+    await service.wait_until(lambda: service.worker("a"))
     await sent.check_images()
     again = service.submit([inputs(seed) for seed in range(8)])
     await again.check_images()
@@ -221,7 +221,7 @@ async def test_worker_reconnects_to_restarted_balancer(service: InProcessService
 async def test_worker_without_balancer_exits(service: InProcessService) -> None:
     await service.start("w")
     await service.scheduler.stop()
-    await service.wait_until(lambda: service.processes[0].poll() is not None, timeout_s=60.0)
+    await service.wait_until(lambda: service.processes[0].poll() is not None)
     assert service.processes[0].returncode == 3
     service.scheduler = SchedulerService(service.settings, worker_address(service.settings.data_dir))
     await service.scheduler.start()

@@ -18,6 +18,8 @@ from configs.paths import worker_address
 from configs.settings import Settings
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskUpdate
+from scripts.harness.processes import PATIENCE_S
+from tests.support.waiting import until
 from wire.inputs import ImageInputs
 from wire.snapshot import WorkerStats
 from worker.engines.sim import expected_image
@@ -61,10 +63,8 @@ class InProcessService:
         self.processes.append(process)
         return process
 
-    async def wait_until(self, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.01)
+    async def wait_until(self, condition: Callable[[], object]) -> None:
+        await until(condition)
 
     def worker(self, name: str) -> WorkerStats | None:
         return next((w for w in self.scheduler.snapshot().workers if w.worker == name and w.slots), None)
@@ -75,7 +75,11 @@ class InProcessService:
         await self.wait_until(lambda: all(self.worker(name) for name in names))
 
     def submit(
-        self, inputs: Sequence[ImageInputs], timeout_s: float = 60.0, sources: Sequence[bytes] = (), **options: Any
+        self,
+        inputs: Sequence[ImageInputs],
+        timeout_s: float = PATIENCE_S,
+        sources: Sequence[bytes] = (),
+        **options: Any,
     ) -> SubmittedRequest:
         """`options` are those of `SchedulerService.submit`: `priority`, `owner`, `weight`, `resume`."""
         return SubmittedRequest(self.scheduler, inputs, timeout_s, sources, **options)
@@ -107,7 +111,7 @@ class SubmittedRequest:
 
     async def outcomes(self) -> list[TaskCompleted | TaskEnded]:
         """The final update of each task, in order; every task has exactly one."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while len(last := [u for u in self.updates if isinstance(u, TaskCompleted | TaskEnded)]) < len(self.tasks):
                 self._changed.clear()
                 await self._changed.wait()
@@ -123,7 +127,7 @@ class SubmittedRequest:
             assert bytes(end.image) == expected_image(image, self.sources)
 
     async def progress(self, steps: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while not any(isinstance(u, TaskProgress) and u.step >= steps for u in self.updates):
                 self._changed.clear()
                 await self._changed.wait()

@@ -10,6 +10,7 @@ import pytest
 
 from configs.model_sections import Batching, Sim
 from configs.model_settings import Model
+from scripts.harness.processes import PATIENCE_S
 from wire.codec import BalancerEnvelope, WorkerEnvelope
 from wire.inputs import ImageInputs
 from wire.messages import PROTOCOL, Assign, Assignment, Cancel, Failed, Finished, Hello, Preempted, Started, ToWorker
@@ -22,7 +23,6 @@ from worker.transport import DrainRequested
 
 INPUTS = ImageInputs("runs", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 MODEL = Model(engine="sim", sim=Sim(t0_s=0, t1_s=0, load_s=0), batching=Batching(checkpoint_every="never"))
-PATIENCE_S = 30.0
 
 
 class PreparingEngine(SimEngine):

@@ -22,7 +22,9 @@ from loadbalancer.generation.decoding.messages import (
 )
 from loadbalancer.generation.decoding.pixels import decode_images
 from loadbalancer.schema.errors import ApiError, InvalidRequest, TimedOut, TooBusy, Unavailable
+from scripts.harness.processes import PATIENCE_S
 from tests.support.images import file, half, make_image, png, scan_bomb
+from tests.support.waiting import until
 
 LIMITS = ImageLimits(
     max_source_pixels=25_000_000,
@@ -33,7 +35,6 @@ LIMITS = ImageLimits(
 )
 #: Seconds of CPU time, twice: for the image and for the mask.
 BOMB = scan_bomb(5000, 100)
-PATIENCE_S = 60.0
 
 
 def request(image: bytes, mask: bytes | None = None, cpu_limit_s: float = 60.0) -> Callable[[], DecodeRequest]:
@@ -59,12 +60,6 @@ def is_decoder(child: psutil.Process) -> bool:
         return child.status() != psutil.STATUS_ZOMBIE and ("decoder_process" in command or "muster decoder" in command)
     except psutil.Error:  # it has just ended
         return False
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def decode(pool: DecoderPool, read: Callable[[], DecodeRequest], owner: str = "alice") -> SourceImages:

@@ -13,9 +13,8 @@ from loadbalancer.jobs.manager import JobManager
 from loadbalancer.schema.errors import Conflict, TooBusy
 from loadbalancer.storage.database import Database
 from loadbalancer.storage.records import JobRecord, JobSpec, JobState
+from scripts.harness.processes import PATIENCE_S
 from tests.support.in_process_service import in_process_service, inputs
-
-PATIENCE_S = 30.0
 
 
 def spec(owner: str = "bob", model: str = "m", steps: int = 20) -> JobSpec:

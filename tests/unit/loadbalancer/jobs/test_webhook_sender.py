@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from loadbalancer.storage.database import Database
 from loadbalancer.storage.records import JobSpec, JobState, WebhookTarget
 from loadbalancer.storage.repository import Repository
 from tests.support.in_process_service import inputs
+from tests.support.waiting import until
 
-PATIENCE_S = 30.0
 SETTINGS = Jobs(webhook_private=True, webhook_timeout_s=2.0, webhook_attempts=1, webhook_concurrency=4)
 
 
@@ -70,12 +70,6 @@ async def end_job(database: Database, job: str, owner: str, url: str, ended: flo
         repository.finish(job, JobState.DONE, None, ended)
 
     await database.do(work)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_slow_receivers_of_one_owner_hold_up_nobody_else(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from loadbalancer.transport.process_watcher import ProcessWatcher
-
-PATIENCE_S = 30.0
+from scripts.harness.processes import PATIENCE_S
 
 
 @pytest.fixture

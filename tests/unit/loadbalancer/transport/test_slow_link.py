@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ import zmq.asyncio
 from configs.sections import Workers
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
-from scripts.harness.processes import free_port
+from scripts.harness.processes import PATIENCE_S, free_port
 from scripts.harness.tcp_proxy import TcpProxy
 from tests.support.scheduler import IMAGE
+from tests.support.waiting import until
 from wire.codec import BalancerEnvelope, WorkerEnvelope, encode
 from wire.curve import AllowedPeer, KeyPair, WorkerKey, new_pair, secure_client
 from wire.inputs import ImageInputs
 from wire.messages import PROTOCOL, Ack, Assign, Assignment, Finished, Heartbeat, Hello
 
-PATIENCE_S = 30.0
 BULK = bytes(1 << 20)
 SERVER = new_pair()
 NEAR, FAR = new_pair(), new_pair()
@@ -35,12 +35,6 @@ class Link(NamedTuple):
     received: list[tuple[str, str]]
     lost: list[str]
     port: int
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

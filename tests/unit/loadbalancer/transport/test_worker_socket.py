@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,19 +12,14 @@ from pydantic import ByteSize
 
 from configs.sections import Workers
 from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
+from scripts.harness.processes import PATIENCE_S
 from tests.support.scheduler import IMAGE
+from tests.support.waiting import until
 from wire.codec import MAX_HEADER_BYTES, Frame, WorkerEnvelope, encode
 from wire.messages import Capacity, Finished, Preempted, ToBalancer, Tokens
 from wire.text import TaskTokens, TokenOutput
 
 LIMIT = 5 << 20
-PATIENCE_S = 30.0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def preempted(*sizes: int) -> list[Frame]:
