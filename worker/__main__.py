@@ -235,9 +235,7 @@ def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, Worker
 
 def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerKey | None, loaded: LoadedEngine) -> int:
     engine, device, stopwatch = loaded
-    configured = settings.models[model]
-    workers = settings.workers
-    round_trips = RoundTrips()
+    workers, round_trips = settings.workers, RoundTrips()
     client = BalancerClient(
         address,
         name,
@@ -255,35 +253,11 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         call_at=client.call_at,
         round_trips=round_trips,
     )
-
-    def drain(signum: int, frame: object) -> None:
-        del frame
-        reason = f"signal {signal.Signals(signum).name}"
-        if signum == signal.SIGUSR1:
-            # It counts twice: two equal signals that come close together arrive as one.
-            client.request_drain(reason)
-            client.request_drain(reason)
-        else:
-            client.request_drain(reason, _DRAIN_GRACE_S)
-
-    # torch.compile keeps its results there. Its default, a folder in /tmp, is lost with a reboot or a container.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir(settings.data_dir) / "inductor"))
-    with start_failures():
-        engine.load()
-        configured = with_engine_limits(configured, engine)
-        max_batch, sizer = _batch_sizer(configured)
-        stopwatch.lap("device_s")
-        engine.warm_up()
-        measure(engine, configured, sizer, max_batch, cache_dir(settings.data_dir), device)
-    # Libraries and model stay: looking at them again would take most of a short step's time.
-    gc.collect()
-    gc.freeze()
-    stopwatch.lap("warm_up_s")
+    configured, sizer = _prepare(settings, model, loaded)
     hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
     loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s, round_trips)
     # Only now: a signal during loading ends the process at once, because there is nothing to drain.
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(signum, drain)
+    _drain_on_signals(client)
     log.info("ready after %.1f s (%s)", stopwatch.times.total_s, stopwatch)
     with contextlib.suppress(OSError):  # the disk is full, or the controller is on another machine
         served_file(children_dir(settings.data_dir), name).touch()
@@ -304,6 +278,40 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     except (Exception, SystemExit):
         log.exception("the engine could not be closed")
     return EXIT_ORPHANED if client.orphaned else 0
+
+
+def _prepare(settings: Settings, name: str, loaded: LoadedEngine) -> tuple[Model, BatchSizer]:
+    """Move the model to its device and measure it. Return its configuration with the engine's limits, and its sizer."""
+    engine, device, stopwatch = loaded
+    # torch.compile keeps its results there. Its default, a folder in /tmp, is lost with a reboot or a container.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir(settings.data_dir) / "inductor"))
+    with start_failures():
+        engine.load()
+        model = with_engine_limits(settings.models[name], engine)
+        max_batch, sizer = _batch_sizer(model)
+        stopwatch.lap("device_s")
+        engine.warm_up()
+        measure(engine, model, sizer, max_batch, cache_dir(settings.data_dir), device)
+    # Libraries and model stay: looking at them again would take most of a short step's time.
+    gc.collect()
+    gc.freeze()
+    stopwatch.lap("warm_up_s")
+    return model, sizer
+
+
+def _drain_on_signals(client: BalancerClient) -> None:
+    def drain(signum: int, frame: object) -> None:
+        del frame
+        reason = f"signal {signal.Signals(signum).name}"
+        if signum == signal.SIGUSR1:
+            # It counts twice: two equal signals that come close together arrive as one.
+            client.request_drain(reason)
+            client.request_drain(reason)
+        else:
+            client.request_drain(reason, _DRAIN_GRACE_S)
+
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signum, drain)
 
 
 def _batch_sizer(model: Model) -> tuple[int, BatchSizer]:

@@ -35,8 +35,13 @@ TEXTS: tuple[tuple[DeviceErrorKind, str], ...] = (
     # torch asks NVML how much memory is free when an allocation has failed.
     ("out_of_memory", r"NVML_SUCCESS == r.*INTERNAL ASSERT FAILED.*CUDACachingAllocator"),
     # ---- refused: the call was not started, and the device is as before
-    ("refused", r"(CUDA|HIP) error: invalid (configuration argument|argument|resource handle|device function)"),
-    ("refused", r"(CUDA|HIP) error: (operation not supported|too many resources requested for launch)"),
+    (
+        "refused",
+        r"(CUDA|HIP)( driver)? error: invalid (configuration argument|argument|resource handle|device function)",
+    ),
+    ("refused", r"Triton Error \[(CUDA|HIP)\]: (invalid (argument|value|image)|device kernel image is invalid)"),
+    ("refused", r"Triton Error \[(CUDA|HIP)\]: (operation not supported|no kernel image|too many resources)"),
+    ("refused", r"(CUDA|HIP)( driver)? error: (operation not supported|too many resources requested for launch)"),
     ("refused", r"(CUDA|HIP) error: no kernel image is available|hipErrorNoBinaryForGpu"),
     (
         "refused",
@@ -45,7 +50,9 @@ TEXTS: tuple[tuple[DeviceErrorKind, str], ...] = (
     ("refused", r"(CUBLAS|CUBLASLT|HIPBLAS|HIPBLASLT)_STATUS_(NOT_SUPPORTED|INVALID_VALUE|ARCH_MISMATCH)"),
     ("refused", r"CUDNN_STATUS_(NOT_SUPPORTED|BAD_PARAM|NO_EXECUTION_PLANS)\w*|miopenStatus(NotImplemented|BadParm)"),
     # ---- lost: everything else that a runtime or a library reports
-    ("lost", r"\b(CUDA|HIP|cuDNN|MIOpen|cuBLAS|NCCL) error\b"),
+    ("lost", r"\b(CUDA|HIP|cuDNN|MIOpen|cuBLAS|NCCL)( driver)? error\b"),
+    # Compiled passes call the driver through Triton, which has a spelling of its own.
+    ("lost", r"\bTriton Error \[(CUDA|HIP)\]"),
     (
         "lost",
         r"(CUDNN|CUBLAS|CUSOLVER|CUSPARSE|CUFFT|HIPBLAS)_(STATUS_)?(EXECUTION_FAILED|EXEC_FAILED|INTERNAL_ERROR|MAPPING_ERROR)",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.utils import BaseOutput
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worker.engines.diffusion.generic.call_batching import (
     DenoiserCall,
@@ -88,6 +89,34 @@ def test_timesteps_of_any_type_batched(time: Any) -> None:
     torch.testing.assert_close(one, rows(1) + 7)
     torch.testing.assert_close(two, rows(2, 1) + 3.5)
     torch.testing.assert_close(three, rows(3) + 7)
+
+
+class CopiesBetweenDevices(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "copy" in func._schema.name and "device" in (kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+class MetaDenoiser(torch.nn.Module):
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return sample * timestep.reshape(-1, 1, 1)
+
+
+@pytest.mark.parametrize("time", [7, 7.5])
+def test_numbers_are_filled_in_on_the_device(time: float) -> None:
+    """A copy from memory that is not pinned would wait for the queued steps of a GPU."""
+    module = MetaDenoiser()
+    calls = [call(module, torch.empty(count, 3, 2, device="meta"), time) for count in (2, 1)]
+    with CopiesBetweenDevices() as copies:
+        answers = run_calls(calls)
+    assert [tuple(each.shape) for each in answers] == [(2, 3, 2), (1, 3, 2)]
+    assert copies.count == 0
 
 
 def test_single_call_made_unchanged() -> None:

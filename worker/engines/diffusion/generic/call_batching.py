@@ -27,6 +27,7 @@ import torch
 from torch.utils import _pytree as pytree  # handles diffusers' output classes, which register themselves there
 
 from worker.engines.diffusion.generic.text_padding import need_padding, pad_texts, paddable_texts
+from worker.engines.torch_device import to_device
 
 LISTS = frozenset({"x", "cap_feats", "img_shapes", "img_sizes", "txt_seq_lens", "control_context"})
 SHARED = frozenset(
@@ -168,7 +169,10 @@ def _concatenate(kind: str, leaves: Sequence[tuple[DenoiserCall, Any]]) -> Any:
 
 
 def _expand(number: Any, call: DenoiserCall) -> torch.Tensor:
-    return torch.as_tensor(number).to(call.device, non_blocking=True).reshape(-1).expand(call.size)
+    if not isinstance(number, torch.Tensor):
+        return torch.full((call.size,), number, device=call.device)  # filled there: a copy would wait for queued steps
+    on_device = to_device(number, call.device) if number.device.type == "cpu" else number.to(call.device)
+    return on_device.reshape(-1).expand(call.size)
 
 
 def _split_output(answer: Any, sizes: Sequence[int], listed: bool) -> list[Any]:
