@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime
 import errno
+import ipaddress
 import re
 import secrets
 import sys
@@ -241,11 +242,26 @@ def _add_worker(settings: Settings, name: str, file: Path, *, agent: bool) -> No
                 raise UsageError(f"{file} exists; it is not overwritten")
             on_error.callback(file.unlink, missing_ok=True)  # the list was not written: the secret is useless
         on_error.pop_all()
-    address = settings.workers.listen or "tcp://HOST:PORT"
+    address = _join_address(settings.workers.listen)
     print(f"{file} holds the secret of {name}. Copy it to the worker's machine, and start there:", file=sys.stderr)
     print(f"python -m worker {'--agent ' if agent else ''}--join {address} --key-file {file.name}")
     if agent:
         print(f"or, as a service there, /etc/systemd/system/muster-agent.service:\n\n{_unit(address)}", file=sys.stderr)
+    if settings.workers.listen is None:
+        print("HOST and PORT are those of workers.listen; with --config FILE they are filled in", file=sys.stderr)
+    elif "//HOST:" in address:
+        print("HOST is a name or an address of this machine that the other machine reaches", file=sys.stderr)
+
+
+def _join_address(listen: str | None) -> str:
+    """Return where a worker connects to. HOST stands for a host that is not known: no machine connects to 0.0.0.0."""
+    if listen is None:
+        return "tcp://HOST:PORT"
+    host, _, port = listen.removeprefix("tcp://").rpartition(":")
+    with contextlib.suppress(ValueError):  # a name
+        if ipaddress.ip_address(host.strip("[]")).is_unspecified:
+            return f"tcp://HOST:{port}"
+    return listen
 
 
 def _unit(address: str) -> str:

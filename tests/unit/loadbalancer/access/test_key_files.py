@@ -134,6 +134,31 @@ def test_invalid_command_changes_nothing(
     assert keys_file(tmp_path).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("listen", "address", "note"),
+    [
+        (None, "tcp://HOST:PORT", "with --config FILE they are filled in"),
+        ("tcp://10.0.0.1:5555", "tcp://10.0.0.1:5555", ""),
+        ("tcp://gpu.example.org:5555", "tcp://gpu.example.org:5555", ""),
+        ("tcp://0.0.0.0:5555", "tcp://HOST:5555", "HOST is a name or an address of this machine"),
+        ("tcp://[::]:5555", "tcp://HOST:5555", "HOST is a name or an address of this machine"),
+        ("tcp://[fe80::1]:5555", "tcp://[fe80::1]:5555", ""),
+    ],
+)
+@pytest.mark.parametrize("agent", [[], ["--agent"]], ids=["worker", "agent"])
+def test_command_for_the_other_machine_can_connect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], agent: list[str], listen: str | None, address: str, note: str
+) -> None:
+    config = tmp_path / "muster.yaml"
+    config.write_text("models: {m: {engine: sim}}\n" + (f"workers: {{listen: '{listen}'}}" if listen else ""))
+    assert keys(tmp_path, "--config", str(config), "add-worker", *agent, "box", str(tmp_path / "box.key")) == 0
+    output = capsys.readouterr()
+    assert f"--join {address} --key-file box.key" in output.out
+    assert (f"--join {address} --key-file /etc/muster/box.key" in output.err) is bool(agent)
+    assert note in output.err
+    assert ("HOST" in output.err) is bool(note)
+
+
 def test_worker_key_is_created_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "box.key"
     assert keys(tmp_path, "add-worker", "box", str(file)) == 0
