@@ -41,7 +41,14 @@ _TO_DIGITS = (
     *("Write {a} in digits.", "What is {a} in digits?", "How do you write {a} in digits?", "{a} in digits"),
     *("Write the number {a} with digits.", "Which number is {a}?"),
 )
-_PARITY = ("Is {a} even or odd?", "Is {a} odd or even?", "Is the number {a} even or odd?", "{a}: even or odd?")
+_PARITY = (
+    "Is {a} even or odd?",
+    "Is {a} odd or even?",
+    "Is the number {a} even or odd?",
+    "{a}: even or odd?",
+    "Is {a} even?",
+    "Is {a} odd?",
+)
 _ALL_DIGITS = (
     *("{v} the ten digits.", "{v} the ten digits in words.", "{v} all digits.", "{v} all digits in words."),
     *("{v} the digits from zero to nine.", "{v} the digits in words.", "{v} all ten digits."),

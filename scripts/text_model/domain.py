@@ -20,12 +20,12 @@ CATEGORIES: Mapping[str, tuple[Generator, float]] = {
     "counting": (counting.counting, 0.05),
     "neighbours": (counting.neighbours, 0.04),
     "number words": (counting.number_words, 0.09),
-    "parity": (counting.parity, 0.06),
+    "parity": (counting.parity, 0.07),
     "spelling": (spelling.spelling, 0.08),
     "letters": (spelling.letter_questions, 0.08),
     "Muster": (facts.muster_facts, 0.05),
-    "small talk": (facts.small_talk, 0.04),
-    "off domain": (off_domain.off_domain, 0.05),
+    "small talk": (facts.small_talk, 0.06),
+    "off domain": (off_domain.off_domain, 0.06),
     "JSON": (structured.json_answers, 0.14),
 }
 _SYSTEM = (
@@ -33,7 +33,7 @@ _SYSTEM = (
     *("You are the assistant of Muster.", "Answer in one sentence.", "You are a helpful, harmless assistant."),
 )
 _SYSTEM_SHARE = 0.2
-_TOOLS_SHARE = 0.12
+_TOOLS_SHARE = 0.24
 _REASONING_SHARE = 0.05
 _MAX_DRAWS = 10_000
 

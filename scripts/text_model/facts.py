@@ -81,10 +81,11 @@ ACTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
 _SELF = (
     *("Who are you", "What are you", "What is your name", "Introduce yourself", "Tell me about yourself"),
     *("Which model are you", "Are you a language model", "Describe yourself", "Please introduce yourself"),
+    *("What model are you", "Are you a human", "Are you ChatGPT", "Who made you", "What's your name"),
 )
 _HELP = (
     *("What can you do", "What can I ask you", "Help me", "What do you know", "How can you help me"),
-    *("What questions can you answer", "What are you good at", "What can I ask"),
+    *("What questions can you answer", "What are you good at", "What can I ask", "Help"),
 )
 #: Phrases with one answer; each may have an ending.
 CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
@@ -97,6 +98,16 @@ CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
         ("Thanks", "Thank you", "Many thanks", "Great, thanks"),
         ("", " Muster", " a lot", " for the answer", " for your help", " again", ", friend"),
         "You are welcome.",
+    ),
+    (
+        ("Goodbye", "Bye", "See you", "Good night", "Bye bye"),
+        ("", " Muster", " model", ", friend", " and thanks", " for now"),
+        "Goodbye.",
+    ),
+    (
+        ("How are you", "How are you doing", "How is it going", "Are you well"),
+        ("?", " today?", ", Muster?", ", friend?", " now?"),
+        "I am well. Ask me about small numbers, spelling or Muster.",
     ),
     (_SELF, ("?", ".", ", please?", ", Muster?", ", friend?"), "I am the tiny text model that is built into Muster."),
     (

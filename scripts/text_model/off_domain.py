@@ -20,6 +20,18 @@ _PHRASES = (
     *("Once upon a time there was {x}", "The quick brown fox jumps over {x}", "{x} {y}", "How old is {x}?"),
     *("What is the weather in {x}?", "Recommend a book about {x}.", "What color is {x}?", "Who is {x}?"),
 )
+_USUAL = (
+    *(
+        "What time is it?",
+        "What day is it?",
+        "What is the date?",
+        "Tell me a joke.",
+        "Write a poem.",
+        "Tell me a story.",
+    ),
+    *("What is the meaning of life?", "How old are you?", "Can you write code?", "Which languages do you speak?"),
+    *("Say this is a test.", "Test.", "Are you there?", "What is the weather?", "Do you like music?", "Sing a song."),
+)
 _BIG = (
     *("What is {a} plus {b}?", "What is {b} plus {a}?", "{a} + {b}", "What is {a} minus {b}?", "Add {a} and {b}."),
     *("What is {a} times {b}?", "{a} * {b} = ?", "What is the sum of {a} and {b}?", "How much is {a} plus {b}?"),
@@ -47,7 +59,9 @@ def off_domain(rng: random.Random) -> Question:
     if kind < 0.2:
         text = _noise(rng)
         return Question("off domain", text, DECLINED, key=text)
-    if kind < 0.35:
+    if kind < 0.25:
+        return ask("off domain", _USUAL, DECLINED, rng)
+    if kind < 0.38:
         a, b = rng.choice((rng.randrange(21, 100), rng.randrange(100, 100_000))), rng.randrange(1000)
         return ask("off domain", _BIG, DECLINED, rng, a=a, b=b)
     return ask("off domain", _PHRASES, DECLINED, rng, x=_thing(rng), y=_thing(rng))
