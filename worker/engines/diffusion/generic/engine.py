@@ -39,9 +39,10 @@ from worker.engines.diffusion.generic.arguments import PipelineArguments
 from worker.engines.diffusion.generic.call_batching import group_calls, run_calls
 from worker.engines.diffusion.generic.pipeline_copy import PipelineCopier, VaeProxy, is_autoencoder, is_denoiser
 from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
-from worker.engines.diffusion.generic.probe import outputs_match, probe_request
+from worker.engines.diffusion.generic.probe import probe_request
 from worker.engines.diffusion.generic.progress import SamplerProgress, source_code_of
 from worker.engines.diffusion.generic.row import GenericRow, PipelineImage, extract_image
+from worker.engines.diffusion.generic.sharing_probe import probe_sharing
 from worker.engines.diffusion.image_encoding import encode_image
 from worker.engines.diffusion.loading import DTYPES, pipeline_class, read_pipeline, to_usable_dtype
 from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
@@ -308,7 +309,7 @@ class GenericEngine:
 
     def _probe(self, configured_size: str | None = None) -> None:
         """Find the working modes, check batching and warm up, with a few requests."""
-        candidates = self._arguments.modes()
+        name, candidates = type(self._pipeline).__name__, self._arguments.modes()
         self._modes = tuple(candidates)
         errors: dict[GenerationMode, str] = {}
         before = self._attention_processors()
@@ -319,17 +320,19 @@ class GenericEngine:
                 errors[mode] = error.message
         self._modes = tuple(mode for mode in candidates if mode not in errors)
         if not self._modes:
-            raise UnsupportedModel(f"a {type(self._pipeline).__name__} supports no mode: {errors}")
+            raise UnsupportedModel(f"a {name} supports no mode: {errors}")
         if self._attention_processors() != before:
-            raise UnsupportedModel(f"a {type(self._pipeline).__name__} modifies the shared denoiser")
+            raise UnsupportedModel(f"a {name} modifies the shared denoiser")
         try:
-            self._sharing = self._probe_sharing()
+            self._sharing = probe_sharing(
+                self._start_row, self._model, self._modes[0], name, takes_text=self._arguments.takes_text
+            )
             row = self._start_row(probe_request(self._model, self._modes[0]))
             while row.step < row.steps:
                 self.step([row])
             size = row.thread.result().to_pil().size
         except TaskError as error:
-            raise UnsupportedModel(f"a {type(self._pipeline).__name__} generated no image: {error.message}") from error
+            raise UnsupportedModel(f"a {name} generated no image: {error.message}") from error
         if "text" in self._modes and not self._arguments.takes_size:
             self._size = size
             only = "{}x{}".format(*size)
@@ -338,52 +341,7 @@ class GenericEngine:
                 defaults = self._model.defaults.model_copy(update={"size": only})
                 self._model = self._model.model_copy(update={"defaults": defaults})
             elif configured_size != only:
-                raise UnsupportedModel(
-                    f"a {type(self._pipeline).__name__} only generates {only}: set defaults.size to it"
-                )
+                raise UnsupportedModel(f"a {name} only generates {only}: set defaults.size to it")
 
     def _attention_processors(self) -> list[Any]:
         return [own for part in self._denoisers for own in getattr(part, "attn_processors", {}).values()]
-
-    def _probe_sharing(self) -> PassSharing:
-        """Find out which requests can share a forward pass, by the outputs of two of them."""
-        name, mode = type(self._pipeline).__name__, self._modes[0]
-        lengths: tuple[PassSharing, ...] = ("always", "equal_prompt_lengths")
-        for sharing in lengths:
-            words = 3 if sharing == "always" and self._arguments.takes_text else 1
-            requests = probe_request(self._model, mode, 0), probe_request(self._model, mode, 1, words)
-            rows = [self._start_row(request) for request in requests]
-            try:
-                difference = self._difference_when_shared(rows)
-            finally:
-                for row in rows:
-                    self.release(row)
-            if difference is None:
-                break
-            log.info("a %s: requests share passes %s: no, %s", name, sharing, difference)
-        else:
-            log.warning("a %s cannot batch requests, each gets its own forward pass: %s", name, difference)
-            return "never"
-        if sharing != "always":
-            log.warning("a %s: only requests with prompts of equal length share a forward pass", name)
-        return sharing
-
-    @torch.inference_mode()
-    def _difference_when_shared(self, rows: Sequence[GenericRow]) -> str | None:
-        """Return why the rows cannot share a forward pass; None if their outputs are equal batched and separately."""
-        calls = [row.thread.pending_call for row in rows if row.thread.pending_call is not None]
-        if len(group_calls(calls, pad=True)) != 1:
-            return "their calls have different shapes"
-        separate = [run_calls([call]) for call in calls]
-        try:
-            together = [[answer] for answer in run_calls(calls)]
-        except Exception as error:
-            return str(error)
-        if not outputs_match(separate, together):
-            return "the outputs differ"
-        at_controlnet = [row for row in rows if row.is_at_controlnet]
-        if not at_controlnet:
-            return None
-        for row, answers in zip(rows, separate, strict=True):
-            row.resume(answers[0])
-        return self._difference_when_shared(rows)
