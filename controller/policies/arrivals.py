@@ -13,6 +13,10 @@ from wire.snapshot import ArrivalBucket
 #: Windows in seconds in which a step of the rate may show first, and the margin in standard deviations.
 _STEP_WINDOWS_S = (5.0, 15.0, 30.0)
 _STEP_MARGIN = 2.0
+#: Windows in seconds and margin in standard deviations of a step that no chance explains.
+_SUDDEN_WINDOWS_S, _SUDDEN_MARGIN, _SUDDEN_TASKS = (15.0, 30.0), 8.0, 6
+#: Least time in seconds that the usual rate is taken over.
+_USUAL_S = 30.0
 #: The variation covers about this many arrivals, and is that of exponential work until there are `_ENOUGH`.
 _VARIATION_OVER, _ENOUGH = 1000.0, 20.0
 #: Up to this many tasks per second are replayed one by one. More are merged, to `_MERGED` of the allowed wait each.
@@ -53,6 +57,21 @@ def step_rate(queue: Queue, rate: float) -> float:
         count = sum(count for age_s, count in ages if age_s <= window_s)
         rate = max(rate, (count - _STEP_MARGIN * math.sqrt(count)) / window_s)
     return rate
+
+
+def sudden_rate(queue: Queue, rate_window_s: float) -> float:
+    """Return the arrivals per second of the last seconds if they cannot be chance at the usual rate, else 0.
+
+    The usual rate is that of the rest of the `rate_window_s` seconds over which `arrivals_long_window` counts.
+    """
+    found = 0.0
+    for window_s in _SUDDEN_WINDOWS_S:
+        count = sum(bucket.tasks for bucket in queue.recent_arrivals if queue.uptime_s - bucket.second <= window_s)
+        rest_s = max(min(rate_window_s, queue.uptime_s) - window_s, _USUAL_S)
+        usual = (max(queue.arrivals_long_window - count, 0) + 1) * window_s / rest_s
+        if count >= _SUDDEN_TASKS and count > usual + _SUDDEN_MARGIN * math.sqrt(usual + 1):
+            found = max(found, count / window_s)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from configs.scaling import Scaling
-from controller.policies.arrivals import step_rate
+from controller.policies.arrivals import step_rate, sudden_rate
 from controller.types import Observation, Queue, Replica, Stage
 
 #: Minimum observation time for a rate estimate, as a fraction of the look-back period.
@@ -24,6 +24,8 @@ _DECAY = 1 - 1 / 40
 _PRIOR = 100
 #: A backlog is cleared within this many allowed waits, even if `drain_s` is longer.
 _DRAIN_WAITS = 3.0
+#: The same for the backlog of a sudden step, where a start fits into the allowed wait.
+_SUDDEN_DRAIN_WAITS = 1.5
 #: Least dispersion that is believed.
 _REGULAR = 0.1
 #: Counts that differ by more than this many Poisson standard deviations show a rate change, not burstiness.
@@ -111,9 +113,7 @@ def workers_for_backlog(observation: Observation, scaling: Scaling, now: float, 
     queue = observation.queue
     if queue is None or not queue.queued or queue.backlog_work_s is None:
         return 0
-    rate = recent_rate(queue, scaling)
-    rate = step_rate(queue, rate) if believes_step else rate
-    inputs = backlog_inputs(queue, scaling, observation.cold_start_s, rate)
+    inputs = backlog_inputs(queue, scaling, observation.cold_start_s, believes_step=believes_step)
     alive = [replica for replica in observation.replicas if replica.stage is not Stage.DRAINING]
     etas = [eta_s(replica, observation.cold_start_s, now) for replica in alive] + [
         observation.cold_start_s
@@ -132,11 +132,16 @@ class BacklogInputs(NamedTuple):
     drain_s: float
 
 
-def backlog_inputs(queue: Queue, scaling: Scaling, cold_start_s: float, rate: float) -> BacklogInputs:
-    """Return the inputs for this many arrivals per second."""
-    arriving = rate * (queue.mean_work_s or 0.0)
-    drain_s = min(scaling.drain_s, _DRAIN_WAITS * scaling.slo.max_wait_s)
-    return BacklogInputs(arriving, worker_speed(queue), scaling.slo.max_wait_s, cold_start_s, drain_s)
+def backlog_inputs(queue: Queue, scaling: Scaling, cold_start_s: float, *, believes_step: bool) -> BacklogInputs:
+    """Return the inputs for the recent arrivals; `believes_step` as in `workers_for_backlog`."""
+    max_wait_s, rate = scaling.slo.max_wait_s, recent_rate(queue, scaling)
+    drain_s = min(scaling.drain_s, _DRAIN_WAITS * max_wait_s)
+    if believes_step:
+        rate = step_rate(queue, rate)
+        # A worker that starts within the allowed wait can still help the requests that wait now.
+        if cold_start_s <= max_wait_s and (sudden := sudden_rate(queue, scaling.rate_window_s)):
+            rate, drain_s = max(rate, sudden), min(drain_s, _SUDDEN_DRAIN_WAITS * max_wait_s)
+    return BacklogInputs(rate * (queue.mean_work_s or 0.0), worker_speed(queue), max_wait_s, cold_start_s, drain_s)
 
 
 def workers_to_clear(work_s: float, oldest_wait_s: float, etas: Sequence[float], inputs: BacklogInputs) -> int:

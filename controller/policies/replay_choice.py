@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from configs.scaling import Scaling
-from controller.policies.arrivals import WorkVariation, replay_tasks, step_rate
-from controller.policies.queueing import backlog_inputs, recent_rate
+from controller.policies.arrivals import WorkVariation, replay_tasks
+from controller.policies.queueing import backlog_inputs
 from controller.policies.replay import Replay, ReplayStep, advance, begin
 from controller.types import Observation, Queue, WorkerLimits
 from wire.snapshot import ArrivalBucket
@@ -136,7 +136,7 @@ def _step(
     buckets: Sequence[ArrivalBucket],
 ) -> ReplayStep:
     start_s, end_s = memory.second + 1, max(int(queue.uptime_s), memory.second + 1)
-    cold_start_s, rate = observation.cold_start_s, recent_rate(queue, scaling)
+    cold_start_s = observation.cold_start_s
     return ReplayStep(
         start_s=start_s,
         end_s=end_s,
@@ -146,8 +146,8 @@ def _step(
         slowdown=queue.batch_slowdown,
         min_workers=limits.min_workers,
         max_workers=limits.max_workers,
-        backlog=backlog_inputs(queue, scaling, cold_start_s, step_rate(queue, rate)),
-        plain_backlog=backlog_inputs(queue, scaling, cold_start_s, rate),
+        backlog=backlog_inputs(queue, scaling, cold_start_s, believes_step=True),
+        plain_backlog=backlog_inputs(queue, scaling, cold_start_s, believes_step=False),
         decay=math.exp(-(end_s - start_s) / _MEMORY_S),
         recent_decay=math.exp(-(end_s - start_s) / _RECENT_S),
         is_counted=memory.age_s > _UNCOUNTED_S,

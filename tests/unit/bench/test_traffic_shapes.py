@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from controller.simulator.cli import run
+from controller.simulator.results import model_results
 from scripts.bench.autoscaling.traffic import generators as g
 from scripts.bench.autoscaling.traffic.catalog import all_shapes
 
@@ -35,3 +37,10 @@ def test_square_wave_has_arrivals_in_the_first_half_only() -> None:
 def test_halves_are_fixed_and_similar_in_size() -> None:
     design = sum(shape.design for shape in SHAPES.values())
     assert abs(2 * design - len(SHAPES)) <= 5
+
+
+def test_step_with_short_starts_is_followed() -> None:
+    scenario = SHAPES["step 0.3 to 4/s, starts of 5 s, 5 s allowed"].scenario()
+    (row,) = model_results("slo_work", run("slo_work", scenario))
+    assert row.in_slo >= 0.97
+    assert row.gpu_hours <= 1.47  # Knative's formula with the best target

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.policies.arrivals import WorkVariation, replay_tasks, step_rate
+from controller.policies.arrivals import WorkVariation, replay_tasks, step_rate, sudden_rate
 from controller.types import Queue
 from wire.snapshot import ArrivalBucket
 
@@ -82,3 +82,21 @@ def test_variation_is_never_negative(parts: list[list[ArrivalBucket]]) -> None:
 def test_step_shows_in_the_last_seconds(ages: list[float], rate: float) -> None:
     buckets = [ArrivalBucket(int(1000 - age_s), 1, 1.0, 1.0) for age_s in sorted(ages, reverse=True)]
     assert step_rate(Queue(0, 0, recent_arrivals=buckets, uptime_s=1000.0), 0.3) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("count", "within_s", "before", "uptime_s", "rate"),
+    [
+        (60, 15, 270, 1000.0, 4.0),  # 0.3/s before
+        (20, 15, 270, 1000.0, 0.0),  # eight standard deviations above 4.6 are 23.5
+        (60, 15, 3600, 1000.0, 0.0),  # 4/s is usual
+        (5, 1, 0, 1000.0, 0.0),  # too few to tell
+        (60, 15, 0, 20.0, 4.0),  # counted for seconds only
+        (0, 15, 0, 0.0, 0.0),
+    ],
+)
+def test_sudden_rate_is_no_chance(count: int, within_s: int, before: int, uptime_s: float, rate: float) -> None:
+    spread = [int(uptime_s - 1 - number * within_s / max(count, 1)) for number in range(count)]
+    buckets = [ArrivalBucket(second, spread.count(second), 1.0, 1.0) for second in sorted(set(spread))]
+    queue = Queue(0, 0, recent_arrivals=buckets, arrivals_long_window=before + count, uptime_s=uptime_s)
+    assert sudden_rate(queue, 900.0) == pytest.approx(rate, rel=0.1)

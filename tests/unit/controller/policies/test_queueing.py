@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from controller.policies.queueing import (
 )
 from controller.types import Observation, Queue, Replica, Stage
 from host.types import WorkerProcess
+from wire.snapshot import ArrivalBucket
 
 SCALING = Scaling(drain_s=20, look_back_period_s=90)
 
@@ -219,6 +221,23 @@ def test_backlog_without_late_tasks_needs_no_workers(
     slowdown = 2.0 if batch > 1 else 1.0
     queue = Queue(5, 1, batch, slowdown, work_s, 2.0, recent, recent, oldest_wait_s=oldest_wait_s, uptime_s=1000)
     observation = observe(queue, ready, started_at, owed=owed)
+    assert workers_for_backlog(observation, SCALING, now=100.0) == workers
+
+
+@pytest.mark.parametrize(
+    ("cold_start_s", "usual", "workers"),
+    [
+        (5.0, 27, 7),  # 30 + 4 * 20 - 3 * 20 seconds of work in 15 s
+        (5.0, 3600, 5),  # no step: the last 15 s minus chance are 3/s, and it takes 20 s
+        (11.0, 27, 5),  # a start takes longer than the allowed wait
+    ],
+)
+def test_sudden_step_is_cleared_fast(cold_start_s: float, usual: int, workers: int) -> None:
+    buckets = [ArrivalBucket(second, 4, 4.0, 1.0) for second in range(985, 1000)]
+    queue = Queue(
+        30, 3, 1, 1.0, 30.0, 1.0, 60, usual + 60, oldest_wait_s=11.0, uptime_s=1000.0, recent_arrivals=buckets
+    )
+    observation = replace(observe(queue, 3), cold_start_s=cold_start_s)
     assert workers_for_backlog(observation, SCALING, now=100.0) == workers
 
 
