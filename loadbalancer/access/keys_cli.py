@@ -245,12 +245,12 @@ def _add_worker(settings: Settings, name: str, file: Path, *, agent: bool) -> No
     address = _join_address(settings.workers.listen)
     print(f"{file} holds the secret of {name}. Copy it to the worker's machine, and start there:", file=sys.stderr)
     print(f"python -m worker {'--agent ' if agent else ''}--join {address} --key-file {file.name}")
-    if agent:
-        print(f"or, as a service there, /etc/systemd/system/muster-agent.service:\n\n{_unit(address)}", file=sys.stderr)
     if settings.workers.listen is None:
         print("HOST and PORT are those of workers.listen; with --config FILE they are filled in", file=sys.stderr)
     elif "//HOST:" in address:
         print("HOST is a name or an address of this machine that the other machine reaches", file=sys.stderr)
+    if agent:
+        print(f"or, as a service there, /etc/systemd/system/muster-agent.service:\n\n{_unit(address)}", file=sys.stderr)
 
 
 def _join_address(listen: str | None) -> str:
