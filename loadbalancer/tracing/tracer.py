@@ -43,13 +43,17 @@ class TraceLimit:
 
     def take(self, now: float) -> bool:
         """Return whether one more may begin, and count it."""
-        second = int(now)
-        if second != self._second:
-            self._second, self._begun = second, 0
-        if self._begun >= self._per_s:
+        if self.is_reached(now):
             return False
         self._begun += 1
         return True
+
+    def is_reached(self, now: float) -> bool:
+        """Return whether no more may begin within this second."""
+        second = int(now)
+        if second != self._second:
+            self._second, self._begun = second, 0
+        return self._begun >= self._per_s
 
 
 class Tracer:
@@ -66,11 +70,17 @@ class Tracer:
         return self._sink.counters
 
     def begin(self, request_id: str, traceparent: str) -> RequestContext:
-        """Return the context of a request that has just arrived."""
-        caller = parse_traceparent(traceparent)
+        """Return the context of a request that has just arrived.
+
+        Beyond the limit, a request whose client sends no `traceparent` belongs to no trace.
+        """
+        caller, now = parse_traceparent(traceparent) if traceparent else None, time.monotonic()
+        if caller is None and self._limit.is_reached(now):
+            self._sink.counters["traces_over_limit"] += 1
+            return RequestContext(request_id)
         trace_id = caller.trace_id if caller is not None else f"{random.getrandbits(128) or 1:032x}"
         parent_id = caller.span_id if caller is not None else ""
-        now, is_sampled = time.monotonic(), self._is_sampled(caller, trace_id)
+        is_sampled = self._is_sampled(caller, trace_id)
         if is_sampled and not self._limit.take(now):
             is_sampled = False
             self._sink.counters["traces_over_limit"] += 1
