@@ -84,7 +84,7 @@ def main() -> int:
         "sweep": _numbers(args.sweep),
         "sweep_shape": _SWEEP_SHAPE,
         "admissions": {"batches": _numbers(args.places), "intervals": _numbers(args.intervals)},
-        "loads": args.loads.split(","),
+        "loads": [each for each in args.loads.split(",") if each],
         "rate": 1.0,
     }
     plan |= {key: getattr(args, key) for key in ("users", "slots", "rounds", "dtype")}
