@@ -48,3 +48,14 @@ def test_unsampled_requests_take_no_part_of_the_limit() -> None:
     assert trace is not None
     assert trace.is_sampled
     assert not sink.counters
+
+
+def test_requests_beyond_the_limit_without_caller_have_no_trace() -> None:
+    sink = Sink()
+    tracer = Tracer(lambda caller, trace_id: True, sink, 3)
+    contexts = [tracer.begin(f"req-{number}", "") for number in range(50)]
+    traces = [context.trace for context in contexts if context.trace is not None]
+    assert 3 <= len(traces) <= 6, "two seconds at most"
+    assert all(trace.is_sampled for trace in traces)
+    assert sink.counters["traces_over_limit"] == 50 - len(traces)
+    assert [context.request_id for context in contexts] == [f"req-{number}" for number in range(50)]
