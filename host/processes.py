@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import psutil
@@ -34,6 +37,9 @@ _SAME_TIME_S = 0.005
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 #: Position of `starttime` in /proc/PID/stat after the command, which may contain blanks; see proc_pid_stat(5).
 _START_TIME_FIELD = 19
+#: Becomes the program that follows as soon as a line arrives. If the parent dies before its child has a record, standard
+#: input ends without one, and no process is left that the next parent cannot know.
+_WHEN_RECORDED = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -131,20 +137,38 @@ class Processes:
         generation: str = "",
         spare: bool = False,
     ) -> None:
-        """Start a process unless there is one of this name."""
+        """Start a process unless there is one of this name. Raises `OSError` if it or its record cannot be made."""
         if name in self._children:
             return
+        if shutil.which(command[0]) is None:
+            raise FileNotFoundError(errno.ENOENT, "no such program, or it may not be run", command[0])
         self._logs.prune(self._children)
         with open_for_append(self._logs.path(name)) as log:
             process = subprocess.Popen(  # noqa: S603 - our own programs
-                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*_WHEN_RECORDED, *command],
+                env=env,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._spawned[name] = process
         self._handles[name] = psutil.Process(process.pid)
         self._children[name] = WorkerProcess(
             name, model, device, process.pid, time.monotonic(), generation=generation, spare=spare
         )
-        self._write(name)
+        try:
+            self._write(name)
+        except OSError:
+            process.kill()
+            process.wait()
+            _stdin(process).close()
+            del self._children[name], self._handles[name], self._spawned[name]
+            raise
+        with contextlib.suppress(BrokenPipeError):  # it was killed meanwhile
+            _stdin(process).write(b"\n")
+        _stdin(process).close()
 
     def activate(self, name: str, device: str) -> None:
         """Activate a standby worker, if there is one. Raises `OSError` if its file cannot be written."""
@@ -226,6 +250,11 @@ class Processes:
 
     def _files(self, name: str) -> StandbyFiles:
         return standby_files(self._records, name)
+
+
+def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None
+    return process.stdin
 
 
 def _end_group(leader: int) -> None:

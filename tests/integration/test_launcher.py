@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -179,6 +180,56 @@ def test_what_a_child_has_forked_ends_with_it(rig: Rig, is_adopted: bool) -> Non
     rig.current.signal("w", signal.SIGTERM)
     rig.exit("w")
     wait_until(lambda: not forked.is_running() or forked.status() == psutil.STATUS_ZOMBIE, "it has ended")
+
+
+#: A launcher that dies after the start of its child, before the child's record is on disk.
+DIES_BEFORE_THE_RECORD = """
+import os, signal, sys
+from pathlib import Path
+from configs.sections import Logging
+from host.processes import Processes
+
+class Dying(Processes):
+    def _write(self, name):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+folder = Path(sys.argv[1])
+Dying(folder / "records", folder / "logs", Logging()).spawn(
+    sys.argv[2], "m", "cpu:0", [sys.executable, "-c", sys.argv[3], sys.argv[2]], {}
+)
+"""
+
+
+def processes_named(name: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found += [process] if name in process.cmdline() else []
+    return found
+
+
+def test_child_without_a_record_does_not_outlive_launcher(rig: Rig) -> None:
+    name = f"unrecorded-{os.getpid()}"
+    arguments = [str(rig.folder), name, WAITS]
+    assert subprocess.run([sys.executable, "-c", DIES_BEFORE_THE_RECORD, *arguments]).returncode == -signal.SIGKILL
+    wait_until(lambda: not processes_named(name), "the child is gone")
+    assert (rig.logs / f"{name}.log").read_text() == "", "its program never began"
+    assert rig.next().adopt() == []
+
+
+def test_start_fails_if_the_record_cannot_be_written(rig: Rig) -> None:
+    rig.records.rmdir()
+    with pytest.raises(OSError, match="records"):
+        rig.spawn("w1", wait=False)
+    assert rig.current.poll() == PollResult([], [])
+    assert (rig.logs / "w1.log").read_text() == ""
+    rig.records.mkdir()
+    rig.spawn("w1")
+
+
+def test_missing_program_is_named(rig: Rig) -> None:
+    with pytest.raises(FileNotFoundError, match="/nowhere/python"):
+        rig.current.spawn("w1", "m", "cpu:0", ["/nowhere/python", "-m", "worker"], {})
 
 
 def test_child_has_own_session(rig: Rig) -> None:
