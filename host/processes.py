@@ -37,8 +37,8 @@ _SAME_TIME_S = 0.005
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 #: Position of `starttime` in /proc/PID/stat after the command, which may contain blanks; see proc_pid_stat(5).
 _START_TIME_FIELD = 19
-#: Becomes the program that follows as soon as a line arrives. If the parent dies before its child has a record, standard
-#: input ends without one, and no process is left that the next parent cannot know.
+#: Becomes the program that follows as soon as a line arrives. If the parent dies before its child has a record,
+#: standard input ends without one, and no process is left that the next parent cannot know.
 _WHEN_RECORDED = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 
 
