@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -14,12 +13,10 @@ from configs.settings import Settings
 from loadbalancer.access.key_enforcement import EnforcedKeys
 from loadbalancer.access.startup_checks import StartupError
 from loadbalancer.components import FLUSH_S, Components, build_components
+from loadbalancer.garbage_collection import GarbageCollection
 from loadbalancer.transport.curve_listener import CannotListen
 
 log = logging.getLogger("loadbalancer")
-
-#: New objects, less those that were deleted, after which the youngest are searched for garbage.
-_GC_THRESHOLD = 5000
 
 
 async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: EnforcedKeys, token: str) -> None:
@@ -38,11 +35,8 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
     parts.webhook_sender.start()
     keys.start()
     parts.page.start()
-    # What was built stays: looking at it again with every full collection would cost a tenth of a request, and pauses.
-    gc.collect()
-    gc.freeze()
-    # Requests leave no garbage in cycles. A burst of them is no reason to look for it.
-    gc.set_threshold(_GC_THRESHOLD, 10, 10)
+    garbage_collection = GarbageCollection()
+    garbage_collection.start()
     serving = asyncio.create_task(parts.server.serve(sockets=list(listeners)))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, first_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,6 +46,7 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
     await keys.stop()
     await parts.database.close()
     await parts.observers.stop()
+    garbage_collection.stop()
     log.info("stopped")
 
 

@@ -35,6 +35,7 @@ from rich.table import Table
 from configs.scaling import Scaling
 from configs.sections import Queue, Workers
 from configs.settings import Settings
+from loadbalancer.garbage_collection import GarbageCollection
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.events import Effect, MessageReceived, SendMessage, TasksCancelled, TasksSubmitted, Tick
 from loadbalancer.scheduling.scheduler import Scheduler
@@ -115,6 +116,8 @@ async def through_service(
         )
         service = SchedulerService(settings, address)
         await service.start()
+        garbage_collection = GarbageCollection()
+        garbage_collection.start()
         arguments = (address, workers, slots, step_s, result_bytes)
         child = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -132,6 +135,7 @@ async def through_service(
         windows = await cost_windows(tasks, seconds)
         tasks.stop()
         delays = [delay for at, delay in json.loads((await child.communicate(b""))[0]) if at >= began]
+        garbage_collection.stop()
         await service.stop()
     waits = delays and {f"p{share}": quantile(delays, share / 100) for share in (50, 99)} | {"max": max(delays)}
     counts, wall, thread, process = zip(*windows, strict=True)

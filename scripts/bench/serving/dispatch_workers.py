@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 import zmq
@@ -77,11 +78,13 @@ def main(address: str, workers: int, slots: int, step_s: float, result_bytes: in
     #: End of each running batch.
     ends: list[tuple[float, int, SimulatedWorker, list[tuple[str, int]]]] = []
     chance, turns = random.Random(1), 0
-    beat_at = time.perf_counter() + _HEARTBEAT_S
+    # Each worker has its own time in the second, as if they had started one after the other.
+    now = time.perf_counter()
+    beats = deque((now + _HEARTBEAT_S * number / workers, sim) for number, sim in enumerate(sims.values()))
     poller.register(sys.stdin, zmq.POLLIN | zmq.POLLERR)
     is_open = True
     while is_open:
-        wait_s = min(beat_at, ends[0][0] if ends else beat_at) - time.perf_counter()
+        wait_s = min(beats[0][0], ends[0][0] if ends else beats[0][0]) - time.perf_counter()
         for socket, _ in poller.poll(int(max(wait_s, 0.0) * 1000)):
             if socket not in sims:
                 is_open = False
@@ -100,10 +103,10 @@ def main(address: str, workers: int, slots: int, step_s: float, result_bytes: in
             _, _, sim, tasks = heapq.heappop(ends)
             sim.freed_at = [time.perf_counter()] * len(tasks)
             sim.finish(tasks, result)
-        if now >= beat_at:
-            beat_at = now + _HEARTBEAT_S
-            for sim in sims.values():
-                sim.send_heartbeat()
+        while beats[0][0] <= now:
+            _, sim = beats.popleft()
+            sim.send_heartbeat()
+            beats.append((now + _HEARTBEAT_S, sim))
     print(json.dumps(delays))
     context.destroy(linger=0)
 
