@@ -40,7 +40,7 @@ def settings_restored() -> Iterator[None]:
 @pytest.mark.usefixtures("settings_restored")
 def test_growth_starts_no_full_search() -> None:
     def full_searches() -> int:
-        return gc.get_stats()[2]["collections"]
+        return int(gc.get_stats()[2]["collections"])
 
     async def grow() -> None:
         collection = GarbageCollection()
