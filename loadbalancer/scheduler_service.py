@@ -247,11 +247,13 @@ class SchedulerService:
                 envelope = BalancerEnvelope(effect.message, effect.frames)
                 self._outbox.setdefault(effect.worker, []).append(envelope)
             elif isinstance(effect, RecordTask):
-                _note_end(effect.task, now)
+                task = effect.task
+                if task.context is not None:
+                    task.context.on_task_end(task.created, task.first_started, now)
                 if self._tracer is not None:
-                    self._tracer.end_task(effect.task)
+                    self._tracer.end_task(task)
                 if self._arrivals is not None:
-                    self._arrivals.put(effect.task, now, time.time())
+                    self._arrivals.put(task, now, time.time())
             else:
                 log.info("%s", _printable(effect.text))
 
@@ -321,13 +323,6 @@ class SchedulerService:
         self._processes.watch_only(connected)
         self._socket.keep_only(connected)
         self._socket.ensure_bound()
-
-
-def _note_end(task: Task, now: float) -> None:
-    context = task.context
-    if context is not None:
-        started = task.first_started if task.first_started is not None else now
-        context.on_task_end(started - task.created, now - started, now)
 
 
 def _printable(text: str) -> str:

@@ -26,7 +26,7 @@ from loadbalancer.generation.validation import (
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
 from loadbalancer.services import Services
-from wire.inputs import LORA_NAME
+from wire.inputs import LORA_NAME, ImageFormat
 
 
 class RequestBuilder:
@@ -44,11 +44,13 @@ class RequestBuilder:
         caller: Caller,
         image: FileReader | str | None = None,
         mask: FileReader | str | None = None,
+        file_format: ImageFormat | None = None,
     ) -> GenerationSpec:
         """The complete specification. Source images are decoded last, after every other check.
 
         `image` and `mask` are data URLs, or read files of a form. The time that this takes counts as time of the
-        request. Raises `ApiError`.
+        request. `file_format`, in place of the request's `output_format`: what the header Accept asks for. Raises
+        `ApiError`.
         """
         settings, seed = self._settings, secrets.randbits(32)
         started = time.monotonic()
@@ -58,7 +60,7 @@ class RequestBuilder:
         capabilities = ModelCapabilities(self._scheduler.engine_info(name), loras)
         if isinstance(request, PredictRequest):
             return resolve_request(request, settings, seed, capabilities, caller)
-        spec = resolve_images(request, settings, seed, capabilities, caller)
+        spec = resolve_images(request, settings, seed, capabilities, caller, file_format)
         if image is None:
             if isinstance(request, EditRequest):
                 text = "Missing required parameter: 'image'."

@@ -59,7 +59,9 @@ class RequestContext:
     def on_error(self, code: str) -> None:
         self.error_code = code
 
-    def on_task_end(self, waited_s: float, ran_s: float, now: float) -> None:
+    def on_task_end(self, created: float, started: float | None, now: float) -> None:
+        """Note the end of a task. `started`: None for one that has never run."""
+        waited_s, ran_s = (now - created, 0.0) if started is None else (started - created, now - started)
         self.waited_s = waited_s if self.waited_s is None else max(self.waited_s, waited_s)
         self.ran_s = ran_s if self.ran_s is None else max(self.ran_s, ran_s)
         self.last_ended_at = now

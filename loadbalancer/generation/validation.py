@@ -86,13 +86,15 @@ def resolve_images(
     random_seed: int,
     capabilities: ModelCapabilities,
     caller: Caller = ANYONE,
+    file_format: ImageFormat | None = None,
 ) -> GenerationSpec:
     """The specification of `POST /v1/images/*`. Raises `InvalidRequest` and `ModelNotFound`.
 
-    `with_source_images` adds the source image, if the request has one.
+    `file_format` replaces the request's `output_format`. `with_source_images` adds the source image, if the request
+    has one.
     """
     n = _bounded("n", request.n, 1, 1, settings.server.max_n)
-    output_format = request.output_format or "png"
+    output_format = file_format or request.output_format or "png"
     quality = 100 if request.output_compression is None else request.output_compression
     if output_format == "png" and quality != 100:
         _reject("output_compression", quality, "Only 100 goes with output_format 'png', which is lossless")
@@ -167,15 +169,16 @@ def resolve_request(
     name = resolve_model(request.model, settings)
     model, engine = settings.models[name], capabilities.engine
     server, limits, defaults = settings.server, model.limits, capabilities.defaults(model)
-    preset = _preset(quality, model)
+    preset = _preset(quality, model) if model.quality else _NO_PRESET
     negative_prompt = _checked_prompts(request, server.max_prompt_chars)
     if not has_source_image and engine is not None and "text" not in engine.modes:
         raise _unsupported("text", name, engine)
-    width, height = _size(request.size, "{}x{}".format(*defaults.sides), limits)
+    assert defaults.size is not None  # `defaults` are complete
+    width, height = _size(request.size, defaults.size, limits)
     usual_steps, usual_guidance = preset.steps or defaults.steps, preset.guidance_scale
     if usual_guidance is None:
         usual_guidance = defaults.guidance_scale
-    assert usual_steps is not None  # `defaults` are complete
+    assert usual_steps is not None
     assert usual_guidance is not None
     steps = _bounded("num_inference_steps", request.num_inference_steps, usual_steps, 1, limits.max_steps)
     guidance = _bounded("guidance_scale", request.guidance_scale, usual_guidance, 0, limits.max_guidance_scale)

@@ -34,26 +34,24 @@ class RepeatedHead:
         self.url = url
         self.direct = direct
 
-    def body_start(self, data: bytes) -> int:
-        """Return where the body begins if `data` is exactly one request with this head; otherwise 0."""
+    def match(self, data: bytes) -> tuple[HeaderList, bytes] | None:
+        """Return the headers and the body if `data` is exactly one request with this head; otherwise None."""
         if not data.startswith(self._before):
-            return 0
-        start = len(self._before)
-        if self._index < 0:
-            return start if len(data) == start else 0
+            return None
+        start, index, headers = len(self._before), self._index, self._headers
+        if index < 0:
+            return (headers, b"") if len(data) == start else None
         end = data.find(b"\r", start, start + 6)
         digits = data[start:end] if end > 0 else b""
         if not digits.isdigit() or not data.startswith(self._rest, end):
-            return 0
-        start, length = end + len(self._rest), int(digits)
-        return start if len(data) - start == length <= self._max_length else 0
-
-    def headers(self, length: int) -> HeaderList:
-        """Return the headers of a request whose body has this length."""
-        index, value = self._index, b"%d" % length
-        if index < 0 or self._headers[index][1] == value:
-            return self._headers
-        return [*self._headers[:index], (_LENGTH, value), *self._headers[index + 1 :]]
+            return None
+        body = data[end + len(self._rest) :]
+        if not len(body) == int(digits) <= self._max_length:
+            return None
+        value = b"%d" % len(body)  # without zeros at its beginning
+        if headers[index][1] != value:
+            headers = [*headers[:index], (_LENGTH, value), *headers[index + 1 :]]
+        return headers, body
 
 
 def repeated_head(data: bytes, headers: HeaderList, method: str, url: bytes, direct: DirectHead) -> RepeatedHead | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import httptools
 
+from loadbalancer.api.direct_calls import HeaderList
 from loadbalancer.http_server.connection_table import client_of
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.input_budget import FREE_BYTES
@@ -149,8 +150,8 @@ class BoundedRequestParser(MessageParser):
         """Parse up to the end of a request; the rest is parsed after its response."""
         chunks, start, size, stage = self._chunks, 0, len(data), self._stage
         repeated = self._repeated_head
-        if repeated is not None and stage == IDLE and (body := repeated.body_start(data)):
-            self._begin_repeated(repeated, data[body:])
+        if repeated is not None and stage == IDLE and (found := repeated.match(data)):
+            self._begin_repeated(repeated, *found)
             return
         while start < size:
             stop = self._end_of_slice(data, start)
@@ -180,13 +181,13 @@ class BoundedRequestParser(MessageParser):
         is_kept = self._other_heads <= MAX_OTHER_HEADS
         self._repeated_head = repeated_head(data, self.headers, exchange.method, self.url, head) if is_kept else None
 
-    def _begin_repeated(self, head: RepeatedHead, body: bytes) -> None:
+    def _begin_repeated(self, head: RepeatedHead, headers: HeaderList, body: bytes) -> None:
         """Begin a complete request whose head is that of the last one. The parser does not notice it."""
         self._other_heads = 0
         self._stage = HANDLING
-        self.url, self.headers = head.url, head.headers(len(body))
-        call = head.direct.new_call(self.headers)
-        exchange = self._last = self._active = Exchange(self, head.method, None, call, self.headers, keep_alive=True)
+        self.url, self.headers = head.url, headers
+        call = head.direct.new_call(headers)
+        exchange = self._last = self._active = Exchange(self, head.method, None, call, headers, keep_alive=True)
         exchange.body, exchange.more_body = body, False
         exchange.begin_call()
 

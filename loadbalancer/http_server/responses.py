@@ -13,8 +13,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from loadbalancer.access.request_ids import new_request_id
 from loadbalancer.api.http_helpers import encode_json
+from loadbalancer.api.request_head import new_request_id
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.parse_queue import TASK_COST
 from loadbalancer.http_server.request_parser import BoundedRequestParser

@@ -96,8 +96,8 @@ def _earliest_finish_s(tasks: Sequence[Task], queue: ModelQueue, workers: Worker
     queue_s = drain_s(queue.steps, workers) if queue.steps else 0.0
     if not fastest_s or queue_s is None:
         return None
-    own_s = first.remaining_steps * fastest_s
-    if len(tasks) > workers.slots:
+    own_s = (first.steps - first.step) * fastest_s
+    if len(tasks) > 1 and len(tasks) > workers.slots:
         rate = workers.steps_per_s(first.shape)
         if not rate:
             return None

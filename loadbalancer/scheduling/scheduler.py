@@ -99,6 +99,8 @@ class Scheduler:
         self.tasks, self.queues, self.counters = store.tasks, store.queues, store.counters
         self.model_counters, self.costs = store.model_counters, store.costs
         self.statistics, self.owners = store.statistics, store.owners
+        #: Queue the tasks of one request and fill free slots, as `handle` does for `TasksSubmitted`.
+        self.submit = store.submit
         #: Fill free slots, after one or more calls of `apply` or `receive`.
         self.assign = store.assign
 
@@ -112,10 +114,6 @@ class Scheduler:
         effects, is_tick = self.apply(event, now), isinstance(event, Tick)
         effects += self.store.assign(now, everywhere=is_tick)
         return effects + self._preempt_and_rebalance(now) if is_tick else effects
-
-    def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> list[Effect]:
-        """Queue the tasks of one request, all or none, and fill free slots: `TasksSubmitted`. Raises `QueueFull`."""
-        return self.store.submit(tasks, now, already_counted=already_counted)
 
     def apply(self, event: Event, now: float) -> list[Effect]:
         """Process the event without filling free slots. Raises `QueueFull` for `TasksSubmitted` without room."""

@@ -201,8 +201,7 @@ class Task:
         images, checkpoint = frames[:preview], frames[preview:]
         if checkpoint and step > self.checkpoint_step:
             self.checkpoint, self.checkpoint_step = tuple(checkpoint), step
-        is_due = self.previews < self.inputs.previews * self.attempt
-        image = images[0] if images and is_due else None
+        image = images[0] if images and self.previews < self.inputs.previews * self.attempt else None
         self.previews += image is not None
         return TaskProgress(self.id, self.step if image is None else step, self.steps, image)
 
@@ -258,7 +257,7 @@ class Task:
         step = len(self.tokens) or self.checkpoint_step
         if context is None:
             return Assignment(self.id, self.attempt, inputs, step, self.isolated, count), frames
-        ids = context.request_id, context.traceparent
+        ids = context.request_id, "" if context.trace is None else context.trace.traceparent
         return Assignment(self.id, self.attempt, inputs, step, self.isolated, count, *ids), frames
 
     def on_preempted(self, step: int, frames: Sequence[Frame]) -> None:

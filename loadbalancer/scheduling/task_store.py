@@ -359,7 +359,8 @@ class TaskStore:
             self.registry.cancel_reservation(task.id)
         if task.source_bytes:
             self._admission.remove(task)
-        self._assigner.forget_claim(task)
+        if task.may_be_running:
+            self._assigner.forget_claim(task)
         self.note_change(task.model)
         del self.tasks[task.id]
         return RecordTask(task)

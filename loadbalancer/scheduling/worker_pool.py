@@ -89,9 +89,13 @@ class WorkerPool:
     # ---- rates
 
     def forget_rates(self) -> None:
-        """Compute rates again when they are asked for: the step times or slots of a worker have changed."""
+        """Compute rates again when they are asked for: the workers or the step times of one have changed."""
         self._rates.clear()
         self._fastest.clear()
+        self.forget_slots()
+
+    def forget_slots(self) -> None:
+        """Compute again what depends on the slots of the workers: those of one have changed."""
         self._shortest.clear()
         self._slots = None
 

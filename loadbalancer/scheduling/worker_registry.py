@@ -79,7 +79,7 @@ class WorkerRegistry:
     def set_capacity(self, worker: Worker, slots: int, ahead: int) -> None:
         pool = self._pools[worker.hello.model]
         if worker.set_capacity(slots, ahead):
-            pool.forget_rates()
+            pool.forget_slots()
         pool.offer(worker)
 
     def on_task_message(self, worker: Worker, task: str, attempt: int, now: float, *, released: bool) -> bool:

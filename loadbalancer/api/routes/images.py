@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TypeVar
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 
 from configs.model_settings import PREDICT_PATH
@@ -20,7 +18,6 @@ from loadbalancer.api.proxying import BodyFactory, form_content, json_content, t
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.uploads import Form, read_form
-from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.base64_json import base64_json
@@ -28,9 +25,9 @@ from loadbalancer.schema.parsing import parse, parse_form
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
 from loadbalancer.schema.responses import PredictAnswer
 from loadbalancer.services import Services
+from wire.inputs import ImageFormat
 
 _ERRORS = (400, 404, 406, 413, 422, 429, 500, 502, 503, 504)
-Image = TypeVar("Image", ImageRequest, EditRequest, JsonEditRequest)
 _FILES = {f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in ("png", "jpeg", "webp")}
 _PNG = {"image/png": _FILES["image/png"]}
 _EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", "ErrorEvent")
@@ -54,9 +51,10 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
 
         With `Accept: image/png`, `image/jpeg` or `image/webp`: the file of the only image.
         """
-        parsed = _with_format(request, parse(ImageRequest, request.json(), max_bytes))
-        spec = await builder.build(parsed, request.caller, parsed.image, parsed.mask)
-        return await _answer(services, request, parsed, spec, partial(json_content, request))
+        parsed = parse(ImageRequest, request.json(), max_bytes)
+        file_format = requested_format(request.head.accepted, parsed)
+        spec = await builder.build(parsed, request.caller, parsed.image, parsed.mask, file_format)
+        return await _answer(services, request, parsed, spec, partial(json_content, request), file_format)
 
     @routes.post(
         "/v1/images/edits",
@@ -76,15 +74,17 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
             return await run_while_connected(request, edit_as_form(hot_request(request, b""), form))
 
     async def edit_as_json(request: HotRequest) -> Response:
-        parsed = _with_format(request, parse(JsonEditRequest, request.json(), max_bytes))
+        parsed = parse(JsonEditRequest, request.json(), max_bytes)
+        file_format = requested_format(request.head.accepted, parsed)
         mask = None if parsed.mask is None else parsed.mask.image_url or ""
-        spec = await builder.build(parsed, request.caller, parsed.images[0].image_url or "", mask)
-        return await _answer(services, request, parsed, spec, partial(json_content, request))
+        spec = await builder.build(parsed, request.caller, parsed.images[0].image_url or "", mask, file_format)
+        return await _answer(services, request, parsed, spec, partial(json_content, request), file_format)
 
     async def edit_as_form(request: HotRequest, form: Form) -> Response:
-        parsed = _with_format(request, parse_form(EditRequest, form.texts))
-        spec = await builder.build(parsed, request.caller, form.file("image"), form.file("mask"))
-        return await _answer(services, request, parsed, spec, partial(form_content, form))
+        parsed = parse_form(EditRequest, form.texts)
+        file_format = requested_format(request.head.accepted, parsed)
+        spec = await builder.build(parsed, request.caller, form.file("image"), form.file("mask"), file_format)
+        return await _answer(services, request, parsed, spec, partial(form_content, form), file_format)
 
     if PREDICT_PATH not in services.settings.api_paths:  # else it is a model's own
         _add_minimal_api(routes, services, builder, hot)
@@ -111,7 +111,8 @@ def _add_minimal_api(routes: APIRouter, services: Services, builder: RequestBuil
         (image,) = await in_flight.results()
         if wants_file:
             return image_file(image, spec.inputs[0], in_flight.close)
-        return _held_response(PredictAnswer(base64_json(image.image), image.flagged, image.truncated_tokens), in_flight)
+        answer = PredictAnswer(base64_json(image.image), image.flagged, image.truncated_tokens)
+        return FrameResponse([encode_json(answer)], JSON, on_end=in_flight.close)
 
 
 async def _answer(
@@ -120,14 +121,14 @@ async def _answer(
     parsed: ImageRequest | EditRequest,
     spec: GenerationSpec,
     build: BodyFactory,
+    file_format: ImageFormat | None,
 ) -> Response:
     """Return the upstream's response, or queue the request and await or stream it.
 
-    `build` makes the body for the upstream server.
+    `build` makes the body for the upstream server. With a `file_format`, the client gets the file in place of JSON.
     """
-    wants_file = requested_format(request.head.accepted, parsed) is not None
     proxy = services.settings.models[spec.model].cold_start_proxy
-    if proxy is not None and not wants_file:  # the other server answers JSON
+    if proxy is not None and file_format is None:  # the other server answers JSON
         result = await try_upstream(services, request, spec, proxy, build, stream=bool(parsed.stream))
         if isinstance(result, Response):
             return result
@@ -144,24 +145,14 @@ async def _answer(
             add = None if links is None else partial(_add_result, links, spec.owner)
             return EventStream(in_flight, edit=isinstance(parsed, EditRequest), add_result=add)
         images = await in_flight.results()
-        if wants_file:
+        if file_format is not None:
             return image_file(images[0], spec.inputs[0], in_flight.close)
         urls = None if links is None else await links.add(spec.owner, [bytes(image.image) for image in images])
-        return _held_response(images_answer(spec, images, time.time(), urls), in_flight)
+        content = encode_json(images_answer(spec, images, time.time(), urls))
+        return FrameResponse([content], JSON, on_end=in_flight.close)  # until then its images count as held
     except BaseException:
         in_flight.close()
         raise
-
-
-def _with_format(request: HotRequest, parsed: Image) -> Image:
-    """The request with the format that the header Accept asks for. Raises `NotAcceptable`."""
-    image_format = requested_format(request.head.accepted, parsed)
-    return parsed if image_format is None else parsed.model_copy(update={"output_format": image_format})
-
-
-def _held_response(content: msgspec.Struct, in_flight: InFlightRequest) -> Response:
-    """The content as JSON. The request is closed when the client has read it."""
-    return FrameResponse([encode_json(content)], JSON, on_end=in_flight.close)
 
 
 async def _add_result(links: ResultLinks, owner: str, image: TaskCompleted) -> str:

@@ -23,8 +23,8 @@ def context(*, tasks: bool = True) -> RequestContext:
     made = RequestContext("r1", parse_traceparent(f"00-{TRACE}-00f067aa0ba902b7-01"))
     if tasks:
         made.on_submit("m", 2, 1.0)
-        made.on_task_end(0.5, 2.0, 3.5)
         made.on_task_end(1.0, 1.5, 3.5)
+        made.on_task_end(1.0, 2.0, 3.5)
     return made
 
 
