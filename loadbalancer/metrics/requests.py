@@ -10,8 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from loadbalancer.metrics.histograms import add_histogram
-from loadbalancer.scheduling.histogram import Histogram
-from loadbalancer.scheduling.model_statistics import SECONDS
+from loadbalancer.scheduling.task_statistics import SECONDS, Histogram
 
 
 class RouteMetrics:

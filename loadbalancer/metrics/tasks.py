@@ -10,9 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from loadbalancer.metrics.histograms import add_histogram
-from loadbalancer.scheduling.histogram import Histogram
-from loadbalancer.scheduling.model_statistics import ModelStatistics
-from loadbalancer.scheduling.owner_statistics import OwnerStatistics
+from loadbalancer.scheduling.task_statistics import Histogram, ModelStatistics, OwnerStatistics
 
 
 class TaskHistogram(NamedTuple):

@@ -16,12 +16,11 @@ from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.deadlines import DeadlineHeap
 from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
 from loadbalancer.scheduling.model_counters import ModelCounters
-from loadbalancer.scheduling.model_statistics import ModelStatistics, MoveCause
-from loadbalancer.scheduling.owner_statistics import OwnerStatistics
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
 from loadbalancer.scheduling.task_assigner import TaskAssigner
+from loadbalancer.scheduling.task_statistics import ModelStatistics, MoveCause, OwnerStatistics
 from loadbalancer.scheduling.text_work import PromptSteps, TextWork
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry

@@ -14,9 +14,8 @@ from loadbalancer.metrics.scaling import ScalingCollector
 from loadbalancer.metrics.storage import StorageCollector
 from loadbalancer.metrics.tasks import TaskCollector
 from loadbalancer.scaling.control_plane import ControlPlane
-from loadbalancer.scheduling.model_statistics import ModelStatistics
-from loadbalancer.scheduling.owner_statistics import OwnerStatistics
 from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task_statistics import ModelStatistics, OwnerStatistics
 from wire.inputs import ImageInputs, Shape
 from wire.messages import StartupTimes, StepCurve, WorkerCounters
 from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, MachineRecord, ModelRecord

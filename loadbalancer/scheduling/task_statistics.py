@@ -1,4 +1,4 @@
-"""What became of one model's tasks since the start, for `/metrics`. Pure.
+"""What became of tasks since the start, by model and by owner, for `/metrics`. Pure.
 
 A task counts against the promise `slo.max_wait_s` when a worker starts it: in time or late. One that ends without a
 start is late as well, unless its client left before the promise was broken. The promise is read at the start of the
@@ -7,11 +7,12 @@ balancer, so a histogram never mixes two of them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Literal, get_args
 
-from loadbalancer.scheduling.histogram import Histogram, bounds_with
-from loadbalancer.scheduling.owner_statistics import OwnerStatistics
 from loadbalancer.scheduling.task import Task, TaskState
 from wire.inputs import CallInputs, ImageInputs, TextInputs
 from wire.messages import StartupTimes
@@ -30,6 +31,85 @@ MoveCause = Literal["preempted", "worker_lost", "invalid_result", "reconnected"]
 _KINDS: dict[type, str] = {ImageInputs: "image", CallInputs: "call", TextInputs: "text"}
 #: Workers whose start is remembered, so that one that connects again is not counted again.
 _MAX_REMEMBERED = 1000
+#: Owners are the names of API keys, of which there may be many in time. Those beyond this number of pairs of model and
+#: owner are counted together.
+MAX_PAIRS = 2000
+#: No API key has this name.
+REMAINDER = "(others)"
+
+
+class Histogram:
+    """Counts values by the smallest bound that they do not exceed. For the event loop only.
+
+    Those of prometheus_client take a lock per bucket, counter and sum, because threads may share them: together a tenth
+    of the time of a request.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """`bounds` are in ascending order."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    @property
+    def bounds(self) -> Sequence[float]:
+        return self._bounds
+
+    @property
+    def sum(self) -> float:
+        """The sum of all values."""
+        return self._sum
+
+    def cumulative(self) -> Iterator[int]:
+        """Yield the number of values up to each bound, then the number of all values."""
+        return accumulate(self._counts)
+
+
+def bounds_with(bounds: Sequence[float], value: float) -> tuple[float, ...]:
+    """Return the bounds with one more, so that the values up to it are counted exactly."""
+    return tuple(sorted({*map(float, bounds), float(value)}))
+
+
+class OwnerUsage:
+    """What one owner has used of one model."""
+
+    __slots__ = ("ended", "tokens", "work_s")
+
+    def __init__(self) -> None:
+        #: Seconds of work that workers spent on its tasks, as if each ran in a batch of one.
+        self.work_s = 0.0
+        #: Generated tokens.
+        self.tokens = 0
+        #: Ended tasks by outcome.
+        self.ended: Counter[str] = Counter()
+
+
+class OwnerStatistics:
+    """The use of all owners."""
+
+    def __init__(self) -> None:
+        self._usage: dict[tuple[str, str], OwnerUsage] = {}
+
+    @property
+    def usage(self) -> Mapping[tuple[str, str], OwnerUsage]:
+        """The use by model and owner."""
+        return self._usage
+
+    def on_end(self, model: str, owner: str, outcome: str, work_s: float, tokens: int) -> None:
+        """Count an ended task."""
+        usage = self._usage.get((model, owner))
+        if usage is None:
+            owner = owner if len(self._usage) < MAX_PAIRS else REMAINDER
+            usage = self._usage.setdefault((model, owner), OwnerUsage())
+        usage.work_s += work_s
+        usage.tokens += tokens
+        usage.ended[outcome] += 1
 
 
 class ModelStatistics:

@@ -10,11 +10,17 @@ import pytest
 from configs.scaling import Scaling, Slo
 from configs.sections import Queue
 from loadbalancer.scheduling.events import TasksCancelled, TasksSubmitted, Tick, WorkerLost
-from loadbalancer.scheduling.histogram import Histogram, bounds_with
-from loadbalancer.scheduling.model_statistics import SECONDS, ModelStatistics
-from loadbalancer.scheduling.owner_statistics import MAX_PAIRS, REMAINDER, OwnerStatistics
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import QueueFull
+from loadbalancer.scheduling.task_statistics import (
+    MAX_PAIRS,
+    REMAINDER,
+    SECONDS,
+    Histogram,
+    ModelStatistics,
+    OwnerStatistics,
+    bounds_with,
+)
 from tests.support.scheduler import IMAGE, INPUTS, PNG, connect, new_scheduler, receive, task
 from wire.messages import PROTOCOL, Failed, Finished, Hello, Preempted, Progress, Started, StartupTimes
 
