@@ -1,4 +1,4 @@
-"""Schedules a worker's tasks: which of them wait, which join the batch and which share the next step. Pure.
+"""Schedules a worker's tasks: which of them wait, which join the batch, which share a step, and its time. Pure.
 
 Tasks with equal keys form a group, which can share a step. The group that has used the least step time goes next, so
 that a slow shape cannot hold up a fast one, nor a large group a small one.
@@ -16,7 +16,6 @@ from wire.inputs import NO_SHAPE, Shape, TaskInputs
 from wire.messages import Assignment
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, Row
-from worker.step_clock import TimedStep
 
 #: Interval of checkpoints in `auto` mode: the work that a lost worker may cost a task.
 CHECKPOINT_EVERY_S = 2.0
@@ -24,6 +23,50 @@ CHECKPOINT_EVERY_S = 2.0
 _MAX_KEY_CHARS = 200
 #: Weight of the newest step in the moving averages.
 _NEWEST_WEIGHT = 0.1
+
+
+class StepRecord(NamedTuple):
+    """One step of a batch."""
+
+    key: Hashable
+    shape: Shape
+    #: Tasks that have advanced.
+    advanced: int
+    #: All tasks of the batch have advanced, in one call: its time tells about batches of this size.
+    is_whole: bool
+
+
+class TimedStep(NamedTuple):
+    """A step and its duration."""
+
+    step: StepRecord
+    seconds: float
+
+
+class StepClock:
+    """Measures the steps of one loop, and attributes time to the steps that took it.
+
+    A GPU works behind the loop: `step` queues work, and returns when the step before it has finished. The time of that
+    call belongs to the step before. Charged to the step that was queued, it would bill the time of a large image to a
+    small one.
+    """
+
+    def __init__(self, *, behind: bool) -> None:
+        """`behind`: each call returns when the step before it has finished, and not its own."""
+        self._behind = behind
+        #: The step that the device works on, and when it began.
+        self._pending: tuple[StepRecord, float] | None = None
+
+    def on_return(self, step: StepRecord, called: float, now: float) -> TimedStep | None:
+        """Note that the call for `step` has returned; return the step that it has waited for."""
+        if not self._behind:
+            return TimedStep(step, now - called)
+        finished, self._pending = self._pending, (step, now)  # the device begins it when the one before is done
+        return None if finished is None else TimedStep(finished[0], now - finished[1])
+
+    def on_idle(self) -> None:
+        """Note that no step follows: nothing waits for the last one, and its duration stays unknown."""
+        self._pending = None
 
 
 class WaitingTask(NamedTuple):

@@ -24,7 +24,7 @@ from wire.messages import (
     Started,
     WorkerCounters,
 )
-from worker.batch_scheduler import BatchScheduler, WaitingTask, shape_of
+from worker.batch_scheduler import BatchScheduler, StepClock, StepRecord, WaitingTask, shape_of
 from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
 from worker.engine import (
@@ -41,7 +41,6 @@ from worker.fault_isolation import StepOutcome, admit, batch_key, save_now, step
 from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import PostProcessor
 from worker.preparation import Preparation
-from worker.step_clock import StepClock, StepRecord
 from worker.step_results import StepResults
 from worker.task_fields import task_fields
 from worker.transport import DrainRequested, Transport

@@ -85,9 +85,11 @@ class Autoscaler:
         """
         self._now = now
         demands, decided = [], []
-        self.machines.update(machines, now)
-        faults = self.machines.faults(now)
-        self.pool.set_machines(machines, faults)
+        faults: Mapping[str, str] = {}
+        if machines or self.machines.reported:  # other machines than the controller's own
+            self.machines.update(machines, now)
+            faults = self.machines.faults(now)
+            self.pool.set_machines(machines, faults)
         silent = frozenset(machine.name for machine in machines if machine.silent)
         observations = {name: model.observe(observations[name], now, silent) for name, model in self.models.items()}
         for name, model in self.models.items():
@@ -110,7 +112,7 @@ class Autoscaler:
                     load_of(observation.queue, model.scaling),
                     old,
                     surge(observation.replicas, model.decision.desired, old, model.crashes) if old else 0,
-                    preferred_machines(name, observation.spares, machines),
+                    preferred_machines(name, observation.spares, machines) if machines else (),
                 )
             )
         plan = self._plan(demands, now)
@@ -124,7 +126,8 @@ class Autoscaler:
         """Plan on the devices as they are now."""
         replicas = [replica for demand in demands for replica in demand.observation.replicas]
         self.pool.observe(replicas, now)
-        self.machines.observe(replicas, now)
+        if self.machines.reported:
+            self.machines.observe(replicas, now)
         plan = make_plan(demands, now, self.pool.devices(now))
         new = {swap.worker for swap in plan.swaps} - self._swapped
         self.swaps += len(new)

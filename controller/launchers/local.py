@@ -14,7 +14,7 @@ from configs.settings import Settings
 from configs.yaml_file import InvalidYaml, parse_yaml
 from controller.config_diff import generation
 from host.processes import Processes
-from host.types import PollResult, WorkerProcess
+from host.types import WorkerProcess
 from host.worker_commands import WorkerCommands
 
 BALANCER = "loadbalancer"
@@ -31,6 +31,8 @@ class LocalLauncher:
         self._data_dir = settings.data_dir.resolve()
         self._settings = settings
         self._processes = Processes(children_dir(settings.data_dir), log_dir(settings.data_dir), settings.logging)
+        #: Poll every process, including the balancer.
+        self.poll = self._processes.poll
         self._config = run_dir(settings.data_dir) / "config.yaml"
         balancer = ["--connect", worker_address(settings.data_dir)]
         self._commands = WorkerCommands(self._data_dir, self._config, balancer, python)
@@ -97,10 +99,6 @@ class LocalLauncher:
 
     def rotate_logs(self) -> None:
         self._processes.rotate_logs()
-
-    def poll(self) -> PollResult:
-        """Poll every process, including the balancer."""
-        return self._processes.poll()
 
 
 def _read_by_children(text: str) -> Tree:

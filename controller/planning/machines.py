@@ -59,10 +59,8 @@ def preferred_machines(
 ) -> tuple[frozenset[str], ...]:
     """Return sets of machines, the best first: those with a standby worker, then those with the weights.
 
-    The result is empty if the controller's machine is the only one.
+    It is for a model whose workers may run on several machines.
     """
-    if not machines:
-        return ()
     waiting = frozenset(machine_of(child.device) for child in spares if child.drained_at is None)
     found = model_machines(model, machines)
     return (waiting, found) if waiting else (found,)

@@ -83,7 +83,8 @@ def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, 
     draft.allocate()
     if any(demand.surge for demand in demands):
         draft.replace_outdated()
-    return Plan(draft.actions, draft.blocked(), draft.swaps, draft.next_devices())
+    next_devices = draft.next_devices() if any(demand.preferred for demand in demands) else {}
+    return Plan(draft.actions, draft.blocked(), draft.swaps, next_devices)
 
 
 class _PlanBuilder:
@@ -222,7 +223,7 @@ class _PlanBuilder:
                 )
 
     def next_devices(self) -> dict[str, str]:
-        """Return where one more worker of each model would start; empty without other machines."""
+        """Return where one more worker of each model would start, if it may run on several machines."""
         found = {}
         for demand, claimant in zip(self._demands, self._claimants, strict=True):
             if demand.preferred and (device := self._slots.find(claimant.request)):

@@ -109,7 +109,7 @@ def build_report(
         last_decision=decisions.last,
         command_results=results,
         swaps=state.autoscaler.swaps,
-        machines=tuple(_machines(state)),
+        machines=tuple(_machines(state)) if state.autoscaler.machines.reported else (),
     )
 
 

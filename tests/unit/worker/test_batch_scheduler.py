@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from configs.model_sections import Batching
 from wire.inputs import ImageInputs, Shape
 from wire.messages import Assignment
-from worker.batch_scheduler import CHECKPOINT_EVERY_S, BatchScheduler, Member, WaitingTask, preview_steps
+from worker.batch_scheduler import (
+    CHECKPOINT_EVERY_S,
+    BatchScheduler,
+    Member,
+    StepRecord,
+    TimedStep,
+    WaitingTask,
+    preview_steps,
+)
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, UnstreamedRow
-from worker.step_clock import StepRecord, TimedStep
 
 SIZE = Shape("64x64", 4096)
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")

@@ -12,11 +12,10 @@ from configs.model_settings import Model
 from tests.support.scheduler import INPUTS
 from wire.inputs import Shape
 from wire.messages import Assignment
-from worker.batch_scheduler import BatchScheduler, WaitingTask
+from worker.batch_scheduler import BatchScheduler, StepClock, StepRecord, TimedStep, WaitingTask
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, StepsAhead, UnstreamedRow
 from worker.engines.sim import SimEngine, expected_image
-from worker.step_clock import StepClock, StepRecord, TimedStep
 
 SMALL, LARGE = Shape("512x512", 512 * 512), Shape("1024x1024", 1024 * 1024)
 

@@ -119,7 +119,6 @@ def machine(name: str, *models: str) -> Machine:
 
 def test_preferred_machines_have_a_standby_worker_or_the_weights() -> None:
     machines = [machine("a", "m"), machine("b", "n")]
-    assert preferred_machines("m", [], ()) == ()
     assert preferred_machines("m", [], machines) == (frozenset({"", "a"}),)
     draining = dataclasses.replace(spare("s2", "a/cuda"), drained_at=NOW)
     assert preferred_machines("m", [spare("s", "b/cuda"), draining], machines) == (B, frozenset({"", "a"}))
