@@ -8,6 +8,7 @@ import pytest
 
 from controller.simulator.cli import run
 from controller.simulator.results import model_results
+from scripts.bench.autoscaling.late_shapes import find, settings
 from scripts.bench.autoscaling.traffic import generators as g
 from scripts.bench.autoscaling.traffic.catalog import all_shapes
 
@@ -44,3 +45,17 @@ def test_step_with_short_starts_is_followed() -> None:
     (row,) = model_results("slo_work", run("slo_work", scenario))
     assert row.in_slo >= 0.97
     assert row.gpu_hours <= 1.47  # Knative's formula with the best target
+
+
+def test_settings_for_late_shapes_keep_to_the_maximum() -> None:
+    shape = SHAPES["square 2/s, period 90 s"]
+    changes = dict(settings(shape))
+    assert changes["percentile: 99.9"] == {"slo": {"max_wait_s": shape.max_wait_s, "percentile": 99.9}}
+    assert max(fields.get("min_workers", 0) for fields in changes.values()) < shape.max_workers
+
+
+def test_late_shape_gets_the_cheapest_setting_that_holds() -> None:
+    found = find(SHAPES["step 0.3 to 4/s, starts of 5 s, 5 s allowed"])
+    holding = {name: row["gpu_hours"] for name, row in found["settings"].items() if row["in_time"] >= 99}
+    assert found["best"] in holding
+    assert holding[found["best"]] == min(holding.values())
