@@ -67,6 +67,8 @@ class SchedulerService:
     ) -> None:
         self._arrivals = arrivals
         self._tracer = tracer
+        #: Whether anything reads what the contexts of requests note of their tasks.
+        self._notes_tasks = tracer is not None or settings.logging.access
         self._curve_listener = listener
         self._scheduler = Scheduler(
             {name: settings.scaling(name) for name in settings.models},
@@ -141,7 +143,7 @@ class SchedulerService:
         now, count, request = time.monotonic(), len(inputs), os.urandom(16).hex()
         names = list(task_ids) or [f"{request}-{i:03}" for i in range(count)]
         context = context or CURRENT.get()
-        if context is not None:
+        if context is not None and self._notes_tasks:
             context.on_submit(model, count, now)
         tasks = [
             Task(
@@ -248,7 +250,7 @@ class SchedulerService:
                 self._outbox.setdefault(effect.worker, []).append(envelope)
             elif isinstance(effect, RecordTask):
                 task = effect.task
-                if task.context is not None:
+                if task.context is not None and self._notes_tasks:
                     task.context.on_task_end(task.created, task.first_started, now)
                 if self._tracer is not None:
                     self._tracer.end_task(task)

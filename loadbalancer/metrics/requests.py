@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -19,13 +18,14 @@ class RouteMetrics:
     __slots__ = ("counts", "seconds")
 
     def __init__(self) -> None:
-        #: By status.
-        self.counts: Counter[int] = Counter()
+        #: By status. A plain dictionary: those of `collections` add twice as slowly.
+        self.counts: dict[int, int] = {}
         self.seconds = Histogram(SECONDS)
 
     def record(self, status: int, seconds: float) -> None:
         """Count a request that took so long."""
-        self.counts[status] += 1
+        counts = self.counts
+        counts[status] = counts.get(status, 0) + 1
         self.seconds.observe(seconds)
 
 

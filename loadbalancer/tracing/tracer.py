@@ -75,10 +75,11 @@ class Tracer:
         Beyond the limit, a request whose client sends no `traceparent` belongs to no trace.
         """
         caller, now = parse_traceparent(traceparent) if traceparent else None, time.monotonic()
-        if caller is None and self._limit.is_reached(now):
-            self._sink.counters["traces_over_limit"] += 1
-            return RequestContext(request_id)
         trace_id = caller.trace_id if caller is not None else f"{random.getrandbits(128) or 1:032x}"
+        if caller is None and self._limit.is_reached(now):
+            # A trace that the sampler leaves out is not lost through the limit.
+            self._sink.counters["traces_over_limit"] += self._is_sampled(None, trace_id)
+            return RequestContext(request_id)
         parent_id = caller.span_id if caller is not None else ""
         is_sampled = self._is_sampled(caller, trace_id)
         if is_sampled and not self._limit.take(now):

@@ -5,6 +5,8 @@
 Each round starts `python -m loadbalancer` by itself, until its first answer. Then it starts `python -m controller` with
 one simulated model, waits until it is ready and at rest, and reads `/proc/PID/smaps_rollup`. PSS counts a page that
 several processes share in equal parts. Without the shared pages of libraries (`private_mb`) a process costs less.
+`pair_mb` is what balancer and controller cost together where no other process shares a library with them: their
+private pages, and of each file the pages of the process that has more of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,24 @@ def memory(pid: int) -> dict[str, float]:
     fields = dict(line.split()[:2] for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     private = int(fields["Private_Clean:"]) + int(fields["Private_Dirty:"])
     return {"pss_mb": int(fields["Pss:"]) * 1024 / 1e6, "private_mb": private * 1024 / 1e6}
+
+
+def file_pages(smaps: str) -> dict[str, float]:
+    """Return the MB of each mapped file that no process has changed. `smaps`: the text of `/proc/PID/smaps`."""
+    found: Counter[str] = Counter()
+    file = ""
+    for fields in map(str.split, smaps.splitlines()):
+        if not fields[0].endswith(":"):
+            file = fields[5] if len(fields) > 5 else ""
+        elif file.startswith("/") and fields[0] in ("Rss:", "Anonymous:"):
+            kilobytes = int(fields[1])
+            found[file] += kilobytes if fields[0] == "Rss:" else -kilobytes
+    return {name: size * 1024 / 1e6 for name, size in found.items()}
+
+
+def pair_mb(private_mb: float, first: Mapping[str, float], second: Mapping[str, float]) -> float:
+    """Return what two processes cost with these private pages and these pages of files."""
+    return private_mb + sum(max(first.get(name, 0.0), second.get(name, 0.0)) for name in first.keys() | second.keys())
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -110,7 +131,11 @@ def measure(folder: Path) -> dict[str, Any]:
                 "idle_cpu_ms_per_s": 1000 * (cpu_s(process) - start_cpu[kind]) / _IDLE_S,
                 "threads": process.num_threads(),
             }
-        return {"healthz_s": healthy_s, "ready_s": ready_s, "balancer_alone": alone, "processes": seen}
+        pair = ("controller", "loadbalancer")
+        files = [file_pages(Path(f"/proc/{running[kind].pid}/smaps").read_text()) for kind in pair]
+        private = sum(seen[kind]["private_mb"] for kind in pair)
+        result = {"healthz_s": healthy_s, "ready_s": ready_s, "balancer_alone": alone, "processes": seen}
+        return result | {"pair_mb": pair_mb(private, *files)}
     finally:
         instance.end()
 
@@ -129,7 +154,8 @@ def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> Table:
     alone = result["balancer_alone"]
     title = f"/healthz after {result['healthz_s']:.2f} s, ready after {result['ready_s']:.2f} s; "
-    title += f"the balancer's /healthz {alone['healthz_s']:.2f} s after its own command"
+    title += f"the balancer's /healthz {alone['healthz_s']:.2f} s after its own command; "
+    title += f"balancer and controller alone {result['pair_mb']:.1f} MB"
     shown = Table("process", "PSS MB", "private MB", "CPU s to start", "CPU ms/s at rest", "threads", title=title)
     for kind, seen in result["processes"].items():
         values = ("pss_mb", "private_mb", "start_cpu_s", "idle_cpu_ms_per_s")

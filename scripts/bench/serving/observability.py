@@ -48,8 +48,8 @@ class NoOp:
     def predict(self, items: list[float]) -> list[float]:
         return items
 """
-_BODY = b'{"instances": [1.5]}'
-_HEADERS = {"content-type": "application/json"}
+BODY = b'{"instances": [1.5]}'
+HEADERS = {"content-type": "application/json"}
 _WARM_UP_S = 2.0
 _SCRAPE_S = 1.0
 OFF, UNOBSERVED = "off", "unobserved"
@@ -88,7 +88,8 @@ class Sample:
 def serving(
     folder: Path,
     name: str,
-    root: Path,
+    root: Path = ROOT,
+    *,
     environment: Mapping[str, str],
     settings: Mapping[str, Any],
     program: str = "loadbalancer",
@@ -161,9 +162,9 @@ def cost_of_off(rounds: list[dict[str, Sample]]) -> tuple[float, float]:
 
 def measure(variant: Variant, connections: int, seconds: float) -> Sample:
     with scraping(variant.server) if variant.is_scraped else contextlib.nullcontext():
-        wrk.run(variant.url, _BODY, _HEADERS, connections, 1.0)
+        wrk.run(variant.url, BODY, HEADERS, connections, 1.0)
         before = variant.cpu_s()
-        load = wrk.run(variant.url, _BODY, _HEADERS, connections, seconds)
+        load = wrk.run(variant.url, BODY, HEADERS, connections, seconds)
         used = variant.cpu_s() - before
     return Sample(load.per_s, 1e6 * used / max(load.answered, 1), load.errors)
 
@@ -201,7 +202,9 @@ def variants(folder: Path, baseline: Path | None) -> Iterator[list[Variant]]:
             **given: Mapping[str, Any],
         ) -> Variant:
             environment, settings = given.get("environment", {}), given.get("settings", {})
-            server = stack.enter_context(serving(folder / name, name, root, environment, settings, program))
+            server = stack.enter_context(
+                serving(folder / name, name, root, environment=environment, settings=settings, program=program)
+            )
             return Variant(name, server, scraped)
 
         made = [start(OFF), start(UNOBSERVED, program=_UNOBSERVED_PROGRAM)]
@@ -210,8 +213,8 @@ def variants(folder: Path, baseline: Path | None) -> Iterator[list[Variant]]:
         if baseline is not None:
             made.append(start("baseline", baseline.resolve()))
         for each in made:
-            httpx.post(each.url, content=_BODY, headers=_HEADERS, timeout=PATIENCE_S).raise_for_status()
-            wrk.run(each.url, _BODY, _HEADERS, 64, _WARM_UP_S)
+            httpx.post(each.url, content=BODY, headers=HEADERS, timeout=PATIENCE_S).raise_for_status()
+            wrk.run(each.url, BODY, HEADERS, 64, _WARM_UP_S)
         yield made
 
 

@@ -12,14 +12,15 @@ from typing import Any
 from loadbalancer import __main__ as loadbalancer
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.metrics.requests import RouteMetrics
-from loadbalancer.scheduling.task_statistics import ModelStatistics, OwnerStatistics
+from loadbalancer.scheduling.task_statistics import Histogram, ModelStatistics, OwnerStatistics
 
 #: What observes, and the beginning of the names of its hooks.
-_OBSERVERS: tuple[tuple[type, str], ...] = (
+OBSERVERS: tuple[tuple[type, str], ...] = (
     (RouteMetrics, "record"),
     (RequestContext, "on_"),
     (ModelStatistics, "on_"),
     (OwnerStatistics, "on_"),
+    (Histogram, "observe"),
 )
 
 
@@ -31,12 +32,12 @@ def hooks(observer: type, prefix: str) -> list[str]:
     return found
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def do_nothing(*_: Any, **__: Any) -> None:
     """Observe nothing."""
 
 
 if __name__ == "__main__":
-    for each, start in _OBSERVERS:
+    for each, start in OBSERVERS:
         for hook in hooks(each, start):
-            setattr(each, hook, _nothing)
+            setattr(each, hook, do_nothing)
     sys.exit(loadbalancer.main())

@@ -59,3 +59,11 @@ def test_requests_beyond_the_limit_without_caller_have_no_trace() -> None:
     assert all(trace.is_sampled for trace in traces)
     assert sink.counters["traces_over_limit"] == 50 - len(traces)
     assert [context.request_id for context in contexts] == [f"req-{number}" for number in range(50)]
+
+
+def test_requests_that_the_sampler_leaves_out_are_not_over_the_limit() -> None:
+    sink = Sink()
+    chosen = iter([True] * 4 + [False] * 50)
+    tracer = Tracer(lambda caller, trace_id: next(chosen), sink, 3)
+    sampled = [trace for _ in range(50) if (trace := tracer.begin("req", "").trace) is not None and trace.is_sampled]
+    assert len(sampled) + sink.counters["traces_over_limit"] == 4
