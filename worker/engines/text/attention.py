@@ -64,8 +64,7 @@ def attend(
 ) -> torch.Tensor:
     """Write keys and values into the cache, and attend to each row's own. All have shape [tokens, heads, head_size]."""
     keys, values = plan.cache.keys[call.layer], plan.cache.values[call.layer]
-    keys.flatten(0, 1).index_copy_(0, plan.slots, key)
-    values.flatten(0, 1).index_copy_(0, plan.slots, value)
+    plan.cache.write(call.layer, plan.places, key, value)
     scaling, window = call.scaling, call.window
     if plan.ragged is not None:
         return _ragged(plan.ragged, query, keys, values, scaling, window)
@@ -116,13 +115,17 @@ def _decode(
     Query heads that share keys are the "tokens" of the query, so that no keys are repeated.
     """
     query = query[group.start : group.end]
-    rows, heads, size = query.shape
+    (rows, heads, size), key_heads = query.shape, keys.shape[1]
+    query = query.reshape(rows, key_heads, heads // key_heads, size)
+    own_keys, own_values = group.blocks.read(keys), group.blocks.read(values)
+    if query.device.type == "cpu" and query.dtype == torch.float32:
+        # Half the time of the fused function, which has many small parts. It would round scores of half precision.
+        bias = group.bias(window, key_heads, heads // key_heads, query.dtype)
+        factor = size**-0.5 if scaling is None else scaling
+        scores = torch.baddbmm(bias, query.flatten(0, 1), own_keys.flatten(0, 1).transpose(1, 2), alpha=factor)
+        return torch.bmm(scores.softmax(-1), own_values.flatten(0, 1)).view(rows, heads, size)
     output = functional.scaled_dot_product_attention(
-        query.reshape(rows, keys.shape[2], heads // keys.shape[2], size),
-        group.blocks.read(keys),
-        group.blocks.read(values),
-        attn_mask=group.mask(window, query.dtype),
-        scale=scaling,
+        query, own_keys, own_values, attn_mask=group.mask(window, query.dtype), scale=scaling
     )
     return output.reshape(rows, heads, size)
 
@@ -138,10 +141,14 @@ def _ragged(
     """Return the output for all rows, of shape [tokens, heads, head_size]: each the same bits in any batch."""
     from torch.nn.attention import varlen  # seconds of imports that a CPU does not need
 
+    (_, heads), size = rows.places.shape, query.shape[2]
+    own_keys, own_values = (
+        each.view(-1, size).index_select(0, rows.places.flatten()).view(-1, heads, size) for each in (keys, values)
+    )
     output = varlen.varlen_attn(
         query.contiguous(),
-        keys.flatten(0, 1).index_select(0, rows.slots),
-        values.flatten(0, 1).index_select(0, rows.slots),
+        own_keys,
+        own_values,
         rows.query_ends,
         rows.key_ends,
         rows.max_query,
@@ -160,18 +167,18 @@ def computes_ragged(shape: CacheShape, dtype: torch.dtype, device: torch.device)
     """Return whether attention of rows of any lengths runs here, and equals that of one row."""
     if device.type != "cuda":
         return False
-    keys, values = torch.randn(2, 1, 24, shape.heads, shape.head_size, dtype=dtype, device=device)
+    keys, values = torch.randn(2, 1, shape.heads, 24, shape.head_size, dtype=dtype, device=device)
     query = torch.randn(10, 2 * shape.heads, shape.head_size, dtype=dtype, device=device)
     ends = [torch.tensor(each, dtype=torch.int32, device=device) for each in ([0, 9, 10], [0, 9, 24])]
-    slots = torch.arange(24, device=device)
+    places = torch.arange(24, device=device)[:, None] + 24 * torch.arange(shape.heads, device=device)
     try:
-        got = _ragged(RaggedRows(ends[0], ends[1], 9, 15, slots), query, keys, values, None, None)
+        got = _ragged(RaggedRows(ends[0], ends[1], 9, 15, places), query, keys, values, None, None)
         parts = [(slice(0, 9), slice(0, 9), True), (slice(9, 10), slice(9, 24), False)]
         expected = [
             functional.scaled_dot_product_attention(
                 query[at].transpose(0, 1)[None],
-                keys.transpose(1, 2)[:, :, of],
-                values.transpose(1, 2)[:, :, of],
+                keys[:, :, of],
+                values[:, :, of],
                 is_causal=is_causal,
                 enable_gqa=True,
             )[0].transpose(0, 1)

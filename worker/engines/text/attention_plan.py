@@ -21,8 +21,8 @@ class RaggedRows(NamedTuple):
     key_ends: torch.Tensor
     max_query: int
     max_key: int
-    #: Places in the cache of all tokens of all rows.
-    slots: torch.Tensor
+    #: Places in the cache of all tokens of all rows, see `KeyValueCache.places`.
+    places: torch.Tensor
 
 
 @dataclass
@@ -56,6 +56,7 @@ class DecodeGroup:
     positions: torch.Tensor
     block_tokens: int
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    biases: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """Return 0 for tokens that a row sees and minus infinity for others, of shape [rows, 1, 1, tokens]."""
@@ -63,6 +64,13 @@ class DecodeGroup:
             number = self.blocks.table.shape[1] * self.block_tokens
             self.masks[window] = _mask(self.positions, number, window, dtype)[:, None, None, :]
         return self.masks[window]
+
+    def bias(self, window: int | None, heads: int, queries: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return the mask for each of the heads that keys have and its queries: [rows * heads, queries, tokens]."""
+        if window not in self.biases:
+            mask = self.mask(window, dtype)
+            self.biases[window] = mask.expand(-1, heads, queries, -1).flatten(0, 1)
+        return self.biases[window]
 
 
 def _mask(positions: torch.Tensor, number: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
@@ -90,8 +98,8 @@ class AttentionPlan:
     """How one pass uses the cache. Rows of several tokens come first, then rows of one."""
 
     cache: KeyValueCache
-    #: Place in the cache of each token.
-    slots: torch.Tensor
+    #: Where each token's heads belong in the cache, see `KeyValueCache.places`.
+    places: torch.Tensor
     prefills: Sequence[Prefill] = ()
     decodes: Sequence[DecodeGroup] = ()
     #: Of all rows; None: they are computed one by one, and groups of those of one token together.
@@ -123,4 +131,4 @@ def ragged_rows(parts: Sequence[RowPart], cache: KeyValueCache, device: torch.de
     places = (table[:, :, None] * cache.block_tokens + torch.arange(cache.block_tokens)).flatten(1)
     slots = places[torch.arange(places.shape[1]) < keys[1:, None]]
     query_ends, key_ends = (to_device(each.cumsum(0).to(torch.int32), device) for each in (queries, keys))
-    return RaggedRows(query_ends, key_ends, int(queries.max()), int(keys.max()), to_device(slots, device))
+    return RaggedRows(query_ends, key_ends, int(queries.max()), int(keys.max()), cache.places(to_device(slots, device)))

@@ -22,7 +22,10 @@ class CacheShape(NamedTuple):
 
 
 class KeyValueCache:
-    """Keys and values of all layers, each of shape [blocks + 1, block_tokens, heads, head_size]."""
+    """Keys and values of all layers, each of shape [blocks + 1, heads, block_tokens, head_size].
+
+    Rows are read as whole blocks of a head, so that attention gets the tokens of each head one after the other.
+    """
 
     def __init__(
         self, shape: CacheShape, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
@@ -30,10 +33,24 @@ class KeyValueCache:
         self.block_tokens = block_tokens
         #: No row holds it.
         self.spare_block = blocks
-        size = (blocks + 1, block_tokens, shape.heads, shape.head_size)
+        size = (blocks + 1, shape.heads, block_tokens, shape.head_size)
         # Zeros, because attention multiplies what it masks by 0.
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+
+    def places(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return where the heads of tokens are, of shape [tokens, heads], counted in vectors of `head_size`.
+
+        A token's slot is its block times `block_tokens` plus its place in the block.
+        """
+        heads = self.keys[0].shape[1]
+        first = slots // self.block_tokens * (heads * self.block_tokens) + slots % self.block_tokens
+        return first[:, None] + torch.arange(heads, device=slots.device) * self.block_tokens
+
+    def write(self, layer: int, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Write keys and values of shape [tokens, heads, head_size]."""
+        for cached, new in ((self.keys[layer], key), (self.values[layer], value)):
+            cached.view(-1, new.shape[-1]).index_put_((places,), new)
 
     @torch.inference_mode()
     def clear(self, blocks: Sequence[int]) -> None:
@@ -52,28 +69,26 @@ class RowPart(NamedTuple):
     completes: bool = True
 
 
-class RowBlocks(NamedTuple):
-    """Blocks of rows, of shape [rows, blocks]."""
+class RowBlocks:
+    """Blocks of rows."""
 
-    table: torch.Tensor
-    #: The first block of a single row whose blocks follow each other: they are read where they are. None: copied.
-    first: int | None = None
+    def __init__(self, table: torch.Tensor, cache: KeyValueCache) -> None:
+        """`table`: the blocks of each row, of shape [rows, blocks]."""
+        self.table = table
+        heads = cache.keys[0].shape[1]
+        of_heads = table[:, None] * heads + torch.arange(heads, device=table.device)[:, None]
+        self._of_heads = of_heads.flatten()
 
     def read(self, layer: torch.Tensor) -> torch.Tensor:
         """Return the rows' part of a layer's keys or values, of shape [rows, heads, tokens, head_size]."""
-        (rows, number), (_, size, heads, head_size) = self.table.shape, layer.shape
-        if self.first is not None:
-            own = layer[self.first : self.first + number]
-        else:
-            own = layer.index_select(0, self.table.flatten())
-        return own.reshape(rows, number * size, heads, head_size).transpose(1, 2)
+        (rows, number), (_, heads, size, head_size) = self.table.shape, layer.shape
+        own = layer.view(-1, size * head_size).index_select(0, self._of_heads)
+        return own.view(rows, heads, number * size, head_size)
 
 
 def row_blocks(parts: Sequence[RowPart], cache: KeyValueCache, device: torch.device) -> RowBlocks:
     """Return the blocks of these rows."""
-    table = block_table(parts, cache)
-    is_run = len(parts) == 1 and bool((table[0].diff() == 1).all())
-    return RowBlocks(to_device(table, device), int(table[0, 0]) if is_run else None)
+    return RowBlocks(to_device(block_table(parts, cache), device), cache)
 
 
 def block_table(parts: Sequence[RowPart], cache: KeyValueCache) -> torch.Tensor:

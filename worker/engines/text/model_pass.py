@@ -57,14 +57,15 @@ class ModelPass:
             ends[place] = len(tokens)
         last = [ends[place] - 1 for place, part in enumerate(parts) if part.completes]
         kept = self._tensor(last or [0])
+        places = self._cache.places(self._tensor(slots))
         if self._is_ragged:
             ragged = ragged_rows([parts[place] for place in ends], self._cache, self._device)
-            plan = AttentionPlan(self._cache, self._tensor(slots), ragged=ragged)
+            plan = AttentionPlan(self._cache, places, ragged=ragged)
         else:
             prefills = [self._prefill(parts[place], ends[place]) for place in several]
             decodes = self._decode_groups([parts[place] for place in single], ends[several[-1]] if several else 0)
             last_of_layers = kept if self._is_fused else None
-            plan = AttentionPlan(self._cache, self._tensor(slots), prefills, decodes, last=last_of_layers)
+            plan = AttentionPlan(self._cache, places, prefills, decodes, last=last_of_layers)
         output = self._model(
             input_ids=self._tensor(tokens)[None],
             position_ids=self._tensor(positions)[None],

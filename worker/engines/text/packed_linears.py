@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 #: Number of rows that packed weights are laid out for. Others are as fast as with plain weights or faster.
 _PACKED_ROWS = 16
 #: Layers that a model applies to the same tensor, one after the other: their weights are multiplied at once.
-_JOINT_LAYERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_JOINT_LAYERS = (("q_proj", "k_proj", "v_proj"),)
 
 
 class PackedLinear(torch.nn.Module):
@@ -27,8 +27,14 @@ class PackedLinear(torch.nn.Module):
         """Return the address and the bytes of the weights."""
         return torch.ops.mkldnn.data_ptr(self._packed), torch.ops.mkldnn._nbytes(self._packed)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self._packed, self.bias, "none", [], "")
+    def forward(self, hidden: torch.Tensor, function: str = "none") -> torch.Tensor:
+        """`function` is applied to each element of the output: one of oneDNN's names, as `swish`."""
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self._packed, self.bias, function, [], "")
+        return output
+
+    def add(self, hidden: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Return the sum of `other` and the output for `hidden`."""
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(hidden, other, self._packed, self.bias, "add")
         return output
 
 

@@ -73,8 +73,8 @@ class StaticPass:
 
     def _compute(self) -> torch.Tensor:
         tokens, positions, slots = self._inputs
-        group = DecodeGroup(0, len(slots), RowBlocks(self._table), positions, self._cache.block_tokens)
-        plan = AttentionPlan(self._cache, slots, decodes=[group])
+        group = DecodeGroup(0, len(slots), RowBlocks(self._table, self._cache), positions, self._cache.block_tokens)
+        plan = AttentionPlan(self._cache, self._cache.places(slots), decodes=[group])
         output = self._model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, plan=plan)
         logits: torch.Tensor = output.logits[0].float()
         return logits

@@ -17,6 +17,8 @@ from worker.engines.text.noise import gumbel_noise, noise_keys
 
 #: Most probable tokens among which the bound of `top_p` is looked for first: sorting a vocabulary takes long.
 _FIRST_TOP_P = 256
+#: Tokens of a part of the vocabulary that is searched for its maximum.
+_PART = 256
 
 
 class TokenMask(Protocol):
@@ -76,7 +78,7 @@ def choose(logits: torch.Tensor, rows: Sequence[SampledRow]) -> list[Choice]:
     if not rows:
         return []
     changed = _adjusted(logits, rows)
-    values, tokens = changed.max(-1)
+    values, tokens = _largest(changed)
     sampled = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
     if sampled:
         own = changed if len(sampled) == len(rows) else changed[sampled]
@@ -90,6 +92,24 @@ def choose(logits: torch.Tensor, rows: Sequence[SampledRow]) -> list[Choice]:
         for place, (logprob, top) in zip(reported, _logprobs(own, tokens[reported], number), strict=True):
             choices[place] = choices[place]._replace(logprob=logprob, top=top[: rows[place].logprobs])
     return choices
+
+
+def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the highest logit of each row and its first token.
+
+    A CPU finds a maximum ten times as fast as its place: only the part that has the maximum is searched for it.
+    """
+    vocabulary = logits.shape[1]
+    whole = vocabulary // _PART * _PART
+    if logits.device.type != "cpu" or not whole:
+        values, tokens = logits.max(-1)
+        return values, tokens
+    highest = logits[:, :whole].unflatten(1, (-1, _PART)).amax(-1)
+    if whole < vocabulary:
+        highest = torch.cat((highest, logits[:, whole:].amax(-1, keepdim=True)), 1)
+    values, parts = highest.max(-1)
+    searched = (parts[:, None] * _PART + torch.arange(_PART)).clamp_(max=vocabulary - 1)
+    return values, searched.gather(1, logits.gather(1, searched).argmax(-1, keepdim=True))[:, 0]
 
 
 def _adjusted(logits: torch.Tensor, rows: Sequence[SampledRow]) -> torch.Tensor:

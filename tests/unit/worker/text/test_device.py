@@ -12,7 +12,7 @@ from tests.support.text_models import tiny_model
 from worker.engines.text.admission import cache_shape
 from worker.engines.text.attention import ATTENTION, computes_ragged
 from worker.engines.text.attention_plan import ragged_rows
-from worker.engines.text.cache import KeyValueCache, RowPart
+from worker.engines.text.cache import CacheShape, KeyValueCache, RowPart, row_blocks
 from worker.engines.text.model_pass import ModelPass
 from worker.engines.text.packed_linears import PackedLinear, pack_linears
 from worker.engines.text.recordings import Recordings, StaticPass, recorded_size
@@ -60,7 +60,13 @@ def test_packed_layer_computes_the_same(dtype: torch.dtype, bias: bool) -> None:
     with torch.inference_mode():
         for rows in (1, 16, 33):
             hidden = torch.randn(1, rows, 48).to(dtype)
-            assert torch.allclose(packed(hidden), linear(hidden), rtol=2e-2, atol=2e-2)
+            plain, other = linear(hidden), torch.randn(1, rows, 70).to(dtype)
+            for got, expected in (
+                (packed(hidden), plain),
+                (packed(hidden, "swish"), torch.nn.functional.silu(plain)),
+                (packed.add(hidden, other), plain + other),
+            ):
+                assert torch.allclose(got, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_joint_layers_compute_the_same_and_hold_nothing() -> None:
@@ -106,7 +112,25 @@ def test_places_of_rows_of_any_lengths() -> None:
     assert rows.query_ends.tolist() == [0, 5, 6]
     assert rows.key_ends.tolist() == [0, 9, 15]
     assert (rows.max_query, rows.max_key) == (5, 9)
-    assert rows.slots.tolist() == [28, 29, 30, 31, 8, 9, 10, 11, 20, 12, 13, 14, 15, 0, 1]
+    slots = [28, 29, 30, 31, 8, 9, 10, 11, 20, 12, 13, 14, 15, 0, 1]
+    heads = cache.keys[0].shape[1]
+    expected = [[(slot // 4 * heads + head) * 4 + slot % 4 for head in range(heads)] for slot in slots]
+    assert rows.places.tolist() == expected
+
+
+def test_cache_returns_what_was_written() -> None:
+    """Tokens of two rows, whose blocks are in any order; each head has its own tokens one after the other."""
+    cache = KeyValueCache(CacheShape(2, 3, 5), 6, 4, torch.float32, _CPU)
+    parts = [RowPart(range(7), 0, [4, 1]), RowPart(range(3), 0, [3])]
+    slots = [16, 17, 18, 19, 4, 5, 6, 12, 13, 14]
+    key, value = torch.randn(2, len(slots), 3, 5)
+    cache.write(1, cache.places(torch.tensor(slots)), key, value)
+    for layer, written in ((cache.keys[1], key), (cache.values[1], value)):
+        got = row_blocks(parts, cache, _CPU).read(layer)
+        assert got.shape == (2, 3, 8, 5)
+        assert torch.equal(got[0, :, :7], written[:7].transpose(0, 1))
+        assert torch.equal(got[1, :, :3], written[7:].transpose(0, 1))
+    assert not cache.keys[0].any()
 
 
 def test_rows_of_very_different_lengths_equal_themselves_alone() -> None:

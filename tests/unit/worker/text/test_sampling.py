@@ -202,3 +202,23 @@ def test_noise_is_finite_and_of_its_distribution() -> None:
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
     assert float(noise.std()) == pytest.approx(math.pi / math.sqrt(6), abs=0.01)
     assert float(torch.corrcoef(noise).fill_diagonal_(0).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 257, 600, 1024])
+def test_greedy_token_is_the_first_of_the_highest(vocabulary: int) -> None:
+    """The vocabulary is searched in parts, whose last may be short; the highest logits may be equal."""
+    for first, second in ((0, vocabulary - 1), (vocabulary - 2, vocabulary - 1), (vocabulary // 2, vocabulary // 2)):
+        row = torch.full((2, vocabulary), -math.inf)
+        row[0, [first, second]] = 2.5
+        row[1] = torch.arange(vocabulary) % 3
+        choices = choose(row, [SampledRow(Sampling(0, temperature=0.0), 0)] * 2)
+        assert [(choice.token, choice.is_finite) for choice in choices] == [(first, True), (2, True)]
+
+
+@pytest.mark.parametrize("place", [0, 300, 599])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logit_that_is_not_finite_is_reported(place: int, value: float) -> None:
+    row = logits(2)
+    row[1, place] = value
+    choices = choose(row, [SampledRow(Sampling(0, temperature=0.0), 0)] * 2)
+    assert [choice.is_finite for choice in choices] == [True, False]
