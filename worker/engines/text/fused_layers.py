@@ -95,7 +95,8 @@ class _Norm:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         length = torch.linalg.vector_norm(hidden, 2, -1, True, dtype=torch.float32)
-        return (hidden * self._weight / torch.hypot(length, self._least)).to(hidden.dtype)
+        normed: torch.Tensor = hidden * self._weight / torch.hypot(length, self._least)
+        return normed.to(hidden.dtype)
 
 
 def fuse_layers(network: Any, cache: KeyValueCache, device: torch.device) -> bool:

@@ -104,7 +104,7 @@ def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if logits.device.type != "cpu" or not whole:
         values, tokens = logits.max(-1)
         return values, tokens
-    highest = logits[:, :whole].unflatten(1, (-1, _PART)).amax(-1)
+    highest = logits[:, :whole].view(len(logits), -1, _PART).amax(-1)
     if whole < vocabulary:
         highest = torch.cat((highest, logits[:, whole:].amax(-1, keepdim=True)), 1)
     values, parts = highest.max(-1)
