@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from configs.model_sections import Batching, Sim
 from configs.model_settings import Model
-from scripts.harness.processes import PATIENCE_S
+from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.codec import BalancerEnvelope, WorkerEnvelope
 from wire.inputs import ImageInputs
 from wire.messages import PROTOCOL, Assign, Assignment, Cancel, Failed, Finished, Hello, Preempted, Started, ToWorker
@@ -39,6 +40,8 @@ class PreparingEngine(SimEngine):
         self.admitted: list[list[object]] = []
         #: Called before each step.
         self.on_step: Callable[[int], None] = lambda step: None
+        #: What the steps of these numbers wait for: the thread that prepares may not get a processor earlier.
+        self.until: dict[int, Callable[[], bool]] = {}
 
     def needs_preparation(self, request: EngineRequest) -> bool:
         return not request.image.prompt.startswith("runs")
@@ -64,6 +67,9 @@ class PreparingEngine(SimEngine):
 
     def step(self, rows: Sequence[Row]) -> None:
         self.on_step(self.steps)
+        if self.steps in self.until:
+            wait_until(self.until[self.steps], f"what step {self.steps} waits for")
+        time.sleep(0.001)
         self.steps += 1
         super().step(rows)
 
@@ -129,6 +135,7 @@ def test_a_burst_holds_up_no_step_of_those_that_run() -> None:
 
 def test_a_prepared_task_joins_with_what_was_prepared() -> None:
     engine = PreparingEngine()
+    engine.until = {5: lambda: engine.prepared == ["a", "b"]}
     script = serve(engine, {0: assign("runs"), 3: assign("a", "b")}, expected=3)
     assert [one for admitted in engine.admitted[1:] for one in admitted] == ["prepared a", "prepared b"]
     assert script.ended == ["a", "b", "runs"]
@@ -159,20 +166,24 @@ def test_one_unprepared_task_joins_each_step() -> None:
 @pytest.mark.parametrize("task", ["invalid", "memory"])
 def test_errors_are_left_to_the_admission(task: str) -> None:
     engine = PreparingEngine()
+    engine.until = {5: lambda: engine.prepared == [task]}
     script = serve(engine, {0: assign("runs"), 3: assign(task)}, expected=2)
     assert engine.admitted[1:] == [[None]]
     assert script.ended == [task, "runs"]
 
 
 def test_a_lost_device_ends_the_loop() -> None:
+    engine = PreparingEngine()
+    engine.until = {5: lambda: engine.prepared == ["lost"]}
     with pytest.raises(DeviceLost, match="gone"):
-        serve(PreparingEngine(), {0: assign("runs"), 3: assign("lost")}, expected=2)
+        serve(engine, {0: assign("runs"), 3: assign("lost")}, expected=2)
 
 
 @pytest.mark.parametrize("task", ["a", "slow"])
 def test_what_was_prepared_for_a_cancelled_task_is_freed(task: str) -> None:
     engine = PreparingEngine()
     engine.on_step = lambda step: engine.gate.set() if step == 10 else None
+    engine.until = {4: lambda: task in engine.prepared, 12: lambda: bool(engine.discarded)}
     messages: dict[int, ToWorker] = {0: assign("runs", "runs 2"), 3: assign(task, "b"), 5: Cancel([task])}
     script = serve(engine, messages, expected=4, cap=2)
     assert set(script.ended) == {"runs", "runs 2", task, "b"}
@@ -181,6 +192,7 @@ def test_what_was_prepared_for_a_cancelled_task_is_freed(task: str) -> None:
 
 def test_a_task_that_is_assigned_again_is_prepared_again() -> None:
     engine = PreparingEngine()
+    engine.until = {4: lambda: engine.prepared == ["a"], 10: lambda: engine.prepared == ["a", "again"]}
     second = Assign([Assignment("a", 2, msgspec.structs.replace(INPUTS, prompt="again", steps=2))])
     serve(engine, {0: assign("runs", "runs 2"), 3: assign("a"), 5: second}, expected=3, cap=2)
     assert engine.prepared == ["a", "again"]
