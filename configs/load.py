@@ -21,6 +21,13 @@ from configs.text import clip, closest, escaped
 from configs.user_engine import with_absolute_paths
 from configs.yaml_file import InvalidYaml, KeyPath, read_yaml_file
 
+#: In place of pydantic's sentences with words of Python, such as `tuple`, by the type of the error.
+_PLAIN_MESSAGES = {
+    "dict_type": "must be a section: `key: value` lines",
+    "model_type": "must be a section: `key: value` lines",
+    "path_type": "must be the path of a file or folder",
+    "tuple_type": "must be a list",
+}
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 
 
@@ -159,7 +166,7 @@ def _explain(error: ValidationError, merged: Tree, sources: list[ConfigSource]) 
         path = _existing_path(merged, item["loc"])
         missing = item["type"] == "missing"
         key = tuple(map(str, item["loc"])) if missing else tuple(path)
-        message = item["msg"].removeprefix("Value error, ")
+        message = _PLAIN_MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, "))
         if item["type"] == "extra_forbidden":
             message = _suggest(str(path[-1]), _allowed_keys(path[:-1]))
         value = None if missing or isinstance(item["input"], dict | BaseModel) else item["input"]

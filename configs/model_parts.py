@@ -13,11 +13,23 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 def _checkpoint_path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must be a folder, a file, or a hub id")
     return expand_home(value) if value.startswith("~") else value
 
 
 #: `builtin:NAME`, a local folder, a `.safetensors` file, or a hub id.
 CheckpointPath = Annotated[str, AfterValidator(_checkpoint_path)]
+
+
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must be a folder, a file, or a hub id; without the key, the checkpoint's own part is used")
+    return value
+
+
+#: The checkpoint of a part of a model, such as its autoencoder.
+PartPath = Annotated[CheckpointPath, AfterValidator(_not_empty)]
 
 
 def _switch(value: Any) -> Any:
@@ -28,14 +40,14 @@ def _switch(value: Any) -> Any:
 class Vae(Section):
     """The autoencoder. A text in place of this section is its `path`."""
 
-    path: CheckpointPath | None = None
+    path: PartPath | None = None
     """Replaces the checkpoint's own: a folder, a `.safetensors` file, or a hub id."""
     dtype: Dtype = "auto"
     """`auto`: float32 where its configuration requires it (`force_upcast`), otherwise the denoiser's."""
     tiling: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """Decode large images in tiles, which takes less memory. `auto`: on GPUs above 1.5 million pixels, and whenever an
     image does not fit otherwise."""
-    preview: Annotated[CheckpointPath, BeforeValidator(_switch)] = "auto"
+    preview: Annotated[PartPath, BeforeValidator(_switch)] = "auto"
     """A small autoencoder (`AutoencoderTiny`) for previews: a folder or a hub id. `auto`: a folder in the checkpoint's,
     if one holds it. `off`: previews are decoded as images are."""
 

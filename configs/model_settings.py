@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.types import JsonValue
 
-from configs.model_parts import CheckpointPath, Dtype, Vae, VaeSection
+from configs.model_parts import CheckpointPath, Dtype, PartPath, Vae, VaeSection
 from configs.model_sections import Batching, Defaults, Limits, Quality, Sim, WarmUp
 from configs.proxy import ColdStartProxy
 from configs.scaling import Scaling
@@ -79,25 +79,25 @@ class Model(Section):
     and `openvino`. Default: that of Muster."""
     pipeline: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9]*Pipeline$")
     """Pipeline class of diffusers. Default: the class that the checkpoint names."""
-    controlnet: CheckpointPath | None = None
+    controlnet: PartPath | None = None
     """Folder or hub id of the ControlNet, for a ControlNet pipeline."""
     variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
     """Variant of the weight files, such as `fp16`, if the checkpoint has several."""
     revision: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
     """Branch, tag or commit of a hub id. Default: its main branch."""
-    base: CheckpointPath | None = None
+    base: PartPath | None = None
     """For a single file: folder or hub id with the configuration, and with the parts that the file lacks. Default: the
     folder beside the file with its name, or the model that the file was trained from."""
     vae: VaeSection = Vae.model_construct()
-    text_encoder: CheckpointPath | None = None
+    text_encoder: PartPath | None = None
     """Replaces this part of the checkpoint: a folder or a hub id."""
-    text_encoder_2: CheckpointPath | None = None
+    text_encoder_2: PartPath | None = None
     """Replaces this part, as `text_encoder`."""
-    text_encoder_3: CheckpointPath | None = None
+    text_encoder_3: PartPath | None = None
     """Replaces this part, as `text_encoder`."""
-    transformer: CheckpointPath | None = None
+    transformer: PartPath | None = None
     """Replaces the denoiser: a folder, a `.safetensors` file, or a hub id."""
-    unet: CheckpointPath | None = None
+    unet: PartPath | None = None
     """Replaces the denoiser of a pipeline with a UNet, as `transformer`."""
     loras: LocalPath | None = None
     """Folder of LoRA adapters (`NAME.safetensors`) that requests may use."""

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
 from configs.fields import alternatives
 from configs.text import is_utf8
+
+if TYPE_CHECKING:
+    from pydantic.json_schema import JsonSchemaValue
 
 #: 31 years, as good as never. Timers and dates overflow far above it.
 _MAX_SECONDS = 1e9
@@ -31,14 +38,34 @@ PositiveSeconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS)]
 MachineCount = Annotated[int, Field(le=4096)]
 
 
-def _positive(value: ByteSize) -> ByteSize:
-    if value < 1:
-        raise ValueError("must be above 0, such as 9.5GiB")
-    return value
+#: pydantic's own pattern reads the start of a text: it took `9,5GiB` and `50%` for 9 and 50 bytes.
+_SIZE = re.compile(r"\s*([0-9]+(\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 
 
-#: A number of bytes, or a text such as 9.5GiB.
-Bytes = Annotated[ByteSize, AfterValidator(_positive)]
+def _size(value: Any) -> Any:
+    """Return the bytes that a text names, such as 9.5GiB."""
+    if not isinstance(value, str):
+        return value
+    if not _SIZE.fullmatch(value):
+        raise ValueError("must be a number of bytes, or one with a unit such as 9.5GiB")
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        raise ValueError("has an unknown unit; allowed: B, KB, MB, GB, TB, PB, KiB, MiB, GiB, TiB, PiB") from None
+
+
+class ByteUnits:
+    """Annotation of a number of bytes: a text with a unit, such as 9.5GiB, is accepted as well."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(_size, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": f"^{_SIZE.pattern}$"}]}
+
+
+#: A number of bytes above 0.
+Bytes = Annotated[int, Field(gt=0), ByteUnits()]
 
 
 def expand_home(value: str) -> str:
@@ -87,7 +114,7 @@ class Section(BaseModel):
         """`true` is no number. Text that is not UTF-8 could be neither printed as YAML nor sent."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         kinds = set(alternatives(annotation))
-        if isinstance(value, bool) and kinds & {int, float, ByteSize} and bool not in kinds:
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise ValueError("must be a number")
         is_time = (info.field_name or "").endswith("_s") and str not in kinds
         if is_time and isinstance(value, str) and _DURATION.fullmatch(value):

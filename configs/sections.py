@@ -6,16 +6,16 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from configs.section_base import Bytes, LocalPath, MachineCount, PositiveSeconds, Seconds, Section
+from configs.section_base import Bytes, ByteUnits, LocalPath, MachineCount, PositiveSeconds, Seconds, Section
 
 #: One body of the default maximum, and smaller ones beside it.
 _BODY_BYTES_PER_KEY = 40 << 20
 
 
 def _host(value: str) -> str:
-    if not re.fullmatch(r"[^\s/@]+", value):
+    if not re.fullmatch(r"[^\s/@\x00-\x1f\x7f]+", value):
         raise ValueError("must be an address, or a host name")
     return value
 
@@ -39,11 +39,11 @@ class Server(Section):
     """Time limit of a request from arrival to answer, if the request sets no `timeout_s`."""
     max_timeout_s: PositiveSeconds = 3600.0
     """Maximum `timeout_s` of a request."""
-    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    max_body_bytes: Annotated[int, Field(ge=1024), ByteUnits()] = 1 << 20
     """Maximum size of a request body."""
-    max_text_body_bytes: int = Field(default=4 << 20, ge=1024)
+    max_text_body_bytes: Annotated[int, Field(ge=1024), ByteUnits()] = 4 << 20
     """Maximum size of a request body of the text API, such as `/v1/chat/completions`."""
-    max_upload_bytes: int = Field(default=32 << 20, ge=1024)
+    max_upload_bytes: Annotated[int, Field(ge=1024), ByteUnits()] = 32 << 20
     """Maximum size of a request body with images: `/v1/images/edits`, and data URLs in `/v1/images/generations`. Also
     of a call: `:predict`, `/v2/models/{model}/infer` and `api_path`."""
     decoders: int = Field(default=3, ge=1, le=64)
@@ -53,13 +53,13 @@ class Server(Section):
     max_waiting_decodes: int = Field(default=256, ge=1)
     """Maximum number of requests of one key whose source images wait to be decoded; beyond it 429 with Retry-After.
     Keys below their fair share are still accepted."""
-    max_metadata_bytes: int = Field(default=4 << 20, ge=1024)
+    max_metadata_bytes: Annotated[int, Field(ge=1024), ByteUnits()] = 4 << 20
     """Maximum size of EXIF, ICC profile, XMP and texts in a source image."""
-    max_body_bytes_in_memory: int = Field(default=512 << 20, ge=1024)
+    max_body_bytes_in_memory: Annotated[int, Field(ge=1024), ByteUnits()] = 512 << 20
     """Maximum bytes of all bodies above 64 KiB that are being read and checked; beyond it 429 with Retry-After."""
-    max_body_bytes_in_memory_per_key: int | None = Field(default=None, ge=1024)
+    max_body_bytes_in_memory_per_key: Annotated[int, Field(ge=1024), ByteUnits()] | None = None
     """The same for one API key. Default: 40 MiB, or the largest body if that is larger."""
-    max_response_bytes_in_memory_per_key: int = Field(default=256 << 20, ge=1 << 16)
+    max_response_bytes_in_memory_per_key: Annotated[int, Field(ge=1 << 16), ByteUnits()] = 256 << 20
     """Finished images of one API key that its clients have not read; beyond it new requests get 429. Without API keys
     it is the limit of all requests."""
     max_prompt_chars: int = Field(default=4000, ge=1)
@@ -73,9 +73,9 @@ class Server(Section):
     """Maximum number of traces that begin within a second, if a collector is named. Further requests have none."""
     send_timeout_s: PositiveSeconds = Field(default=60.0, le=3600.0)
     """The connection is closed if the client reads neither 64 KiB nor the rest of an answer in this time."""
-    max_request_line_bytes: int = Field(default=8 << 10, ge=256)
+    max_request_line_bytes: Annotated[int, Field(ge=256), ByteUnits()] = 8 << 10
     """Maximum length of the request line; beyond it 414."""
-    max_header_bytes: int = Field(default=64 << 10, ge=1024)
+    max_header_bytes: Annotated[int, Field(ge=1024), ByteUnits()] = 64 << 10
     """Maximum size of all headers of a request together; beyond it 431."""
     max_headers: int = Field(default=100, ge=8)
     """Maximum number of headers of a request; beyond it 431."""
@@ -95,7 +95,7 @@ class Server(Section):
     """Addresses or networks of reverse proxies, to which `max_connections_per_address` does not apply."""
     record_arrivals: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,122}\.csv$")] | None = None
     """Name of a CSV file in `data_dir` that records a line per requested image, for the simulator. Default: none."""
-    record_bytes: int = Field(default=64 << 20, ge=1 << 12)
+    record_bytes: Annotated[int, Field(ge=1 << 12), ByteUnits()] = 64 << 20
     """Maximum size of that file together with the previous one (`NAME.csv.1`)."""
     public_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#]+(/[^\s?#]*)?$")] | None = None
     """URL at which clients reach the server, for the URLs of images. Default: scheme and Host of the request."""
@@ -162,7 +162,7 @@ class Queue(Section):
     max_tasks: int = Field(default=1024, ge=1)
     """Maximum number of queued tasks (images) per model; beyond it 429 with Retry-After. Keys below their fair share
     are still accepted."""
-    max_source_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    max_source_bytes: Annotated[int, Field(ge=1 << 20), ByteUnits()] = 1 << 30
     """Maximum bytes of source images (3 per pixel) and inputs of calls, of all unfinished tasks; beyond it 429. Keys
     below their fair share are still accepted."""
     max_attempts: int = Field(default=3, ge=1)
@@ -187,13 +187,13 @@ class Jobs(Section):
     """Time limit of a job from its arrival, if it sets no `timeout_s`. Time while the server is down counts."""
     keep_s: PositiveSeconds = 86_400.0
     """Time that results and stored answers remain available."""
-    max_bytes: int = Field(default=4 << 30, ge=1 << 16)
+    max_bytes: Annotated[int, Field(ge=1 << 16), ByteUnits()] = 4 << 30
     """Maximum bytes of jobs with their results. Beyond it the oldest results of the keys that hold the most are
     deleted. The source images of unfinished jobs have the same maximum; beyond it 429, except below the fair share."""
-    max_response_bytes: int = Field(default=256 << 20, ge=1 << 16)
+    max_response_bytes: Annotated[int, Field(ge=1 << 16), ByteUnits()] = 256 << 20
     """Maximum bytes of answers stored by `Idempotency-Key`. Beyond it the oldest of the keys that hold the most are
     deleted."""
-    max_file_bytes: int | None = Field(default=None, ge=1 << 18)
+    max_file_bytes: Annotated[int, Field(ge=1 << 18), ByteUnits()] | None = None
     """Maximum size of the database file; beyond it new jobs get 503, as on a full disk. Default: none."""
     max_unfinished: int = Field(default=10_000, ge=1)
     """Maximum number of unfinished jobs; beyond it 429 with Retry-After. Keys below their fair share are still
@@ -222,14 +222,14 @@ class Results(Section):
 
     ttl_s: PositiveSeconds = 3600.0
     """Time that a URL works."""
-    max_bytes: int = Field(default=1 << 30, ge=1 << 16)
+    max_bytes: Annotated[int, Field(ge=1 << 16), ByteUnits()] = 1 << 30
     """Maximum bytes of images behind URLs. Beyond it the oldest of the keys that hold the most are deleted."""
 
 
 class Logging(Section):
     """The log files of the balancer and the workers, in `data_dir`/logs."""
 
-    max_bytes: int = Field(default=16 << 20, ge=1 << 12)
+    max_bytes: Annotated[int, Field(ge=1 << 12), ByteUnits()] = 16 << 20
     """Maximum size of a log file. Beyond it the file becomes `NAME.log.1`."""
     backups: int = Field(default=2, ge=0, le=100)
     """Number of earlier parts of each log file that are kept."""
@@ -273,7 +273,7 @@ class Agent(Section):
     """Engines `package.module:Class` of packages on this machine that the server may start."""
     interpreters: tuple[LocalPath, ...] = ()
     """Python interpreters of this machine that the server may name (`models.NAME.python`)."""
-    max_fetched_bytes: Annotated[int, Field(ge=0)] | Bytes = Field(default=200 << 30)
+    max_fetched_bytes: Annotated[int, Field(ge=0), ByteUnits()] = 200 << 30
     """Maximum bytes of weights that are fetched from the server, in `data_dir`/weights, such as 200GiB. 0: none."""
 
 
@@ -296,7 +296,7 @@ class Workers(Section):
     """... and at least for this time: the first step of a new image size may include compilation."""
     orphan_after_s: PositiveSeconds = 60.0
     """A worker exits if it receives nothing from a balancer for this time."""
-    max_result_bytes: Bytes = Field(default=ByteSize(64 << 20), ge=1 << 20)
+    max_result_bytes: Annotated[int, Field(ge=1 << 20), ByteUnits()] = 64 << 20
     """Maximum size of an image or a checkpoint of a worker. A larger frame closes its connection."""
     max_per_key: int = Field(default=64, ge=1)
     """Maximum number of workers on other machines that connect with the same key."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.section_base import Bytes, LocalPath, Section
+from configs.section_base import Bytes, ByteUnits, LocalPath, Section
 
 #: Engines for language models.
 TEXT_ENGINES = ("text", "vllm", "openvino")
@@ -40,7 +40,7 @@ class TextLimits(Section):
     """Maximum number of messages of a chat."""
     max_tools: int = Field(default=128, ge=1)
     """Maximum number of tools of a chat."""
-    max_schema_bytes: int = Field(default=65_536, ge=2)
+    max_schema_bytes: Annotated[int, Field(ge=2), ByteUnits()] = 65_536
     """Maximum size of a JSON Schema: of a response, or of the parameters of a tool."""
     max_choices: int = Field(default=16, ge=1, le=128)
     """Maximum value of `n`."""

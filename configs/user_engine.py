@@ -44,9 +44,11 @@ def with_absolute_paths(model: Tree, folder: Path) -> Tree:
     A module is looked for in `path`, which is that folder unless it is set.
     """
     engine, changed = model.get("engine"), dict(model)
+    if not isinstance(engine, str):
+        return changed
     if engine in ENGINE_PACKAGES and isinstance(model.get("python"), str):
         changed["python"] = _absolute(model["python"], folder)
-    if not isinstance(engine, str) or ":" not in engine:
+    if ":" not in engine:
         return changed
     place, class_name = engine_reference(engine)
     if place.endswith(".py"):

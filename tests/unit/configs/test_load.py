@@ -64,6 +64,40 @@ def test_command_line_overrides_environment_overrides_file(tmp_path: Path, monke
     assert settings.data_dir == tmp_path
 
 
+@pytest.mark.parametrize(
+    ("text", "bytes_"),
+    [("65536", 65_536), ("64KiB", 65_536), (" 64 kib ", 65_536), ("1.5MB", 1_500_000), ("'65536'", 65_536)],
+)
+def test_every_size_may_have_a_unit(tmp_path: Path, text: str, bytes_: int) -> None:
+    file = write(
+        tmp_path,
+        f"server: {{max_header_bytes: {text}, max_response_bytes_in_memory_per_key: {text}}}\n"
+        f"jobs: {{max_bytes: {text}}}\nresults: {{max_bytes: {text}}}\nagent: {{max_fetched_bytes: {text}}}\n"
+        f"models: {{m: {{engine: sim, gpu_memory: {text}, text: {{kv_cache: {text}}}}}}}",
+    )
+    settings = load(file)
+    model = settings.models["m"]
+    found = {
+        settings.server.max_header_bytes,
+        settings.server.max_response_bytes_in_memory_per_key,
+        settings.jobs.max_bytes,
+        settings.results.max_bytes,
+        settings.agent.max_fetched_bytes,
+        model.gpu_memory,
+        model.text.kv_cache,
+    }
+    assert found == {bytes_}
+    assert load(write(tmp_path, to_yaml(settings))) == settings
+
+
+def test_sizes_in_bytes_have_the_type_of_sizes() -> None:
+    """A new key for a size accepts units as the others do."""
+    for section in Section.__subclasses__():
+        for name, field in section.model_fields.items():
+            if "bytes" in name.split("_"):
+                assert "ByteUnits" in f"{field!r}{field.annotation}", f"{section.__name__}.{name}"
+
+
 def test_printed_settings_load_equal(tmp_path: Path) -> None:
     settings = load(overrides={"min_workers": 2})
     assert load(write(tmp_path, to_yaml(settings))) == settings
@@ -188,7 +222,7 @@ def test_replaced_limits_are_listed_with_their_place(
         ("models: {m: {engine: diffusion, path: ' '}}", ["path is required"]),
         ("models:\n  m:", ["path is required"]),
         ("models:", ["at least 1 item"]),
-        ("models: {m: {engine: sim}}\nserver: 8000", ["server = 8000", "valid dictionary"]),
+        ("models: {m: {engine: sim}}\nserver: 8000", ["server = 8000", "must be a section"]),
         ("models: {m: {engine: sim}}\nserver:\n  port: 1\n  port: 2", ["muster.yaml:4", "first in line 3"]),
         ("models: {m: {engine: sim, compile: on}}", ["compile = 'on'", "'off'"]),
         ("models: {m: {engine: sim}}\ndata_dir: ~nobody-here/x", ["data_dir = '~nobody-here/x'", "user after ~"]),
@@ -211,6 +245,32 @@ def test_replaced_limits_are_listed_with_their_place(
         ('models: {m: {engine: sim}}\ndata_dir: "\\ud800"', [r"data_dir = '\ud800'", "must be UTF-8"]),
         ('models: {m: {engine: sim}}\naccess: {hosts: ["\\ud800"]}', ["access.hosts", "must be UTF-8"]),
         ('models: {"a\\eb\\n": {engine: sim}}', [r"models.a\x1bb\n = "]),
+        *[
+            (f"models: {{m: {{engine: {engine}}}}}", ["models.m.engine", "valid string"])
+            for engine in ("[text]", "{name: text}", "5", "true")
+        ],
+        *[
+            (f"models: {{m: {{engine: sim, gpu_memory: '{size}'}}}}", [f"gpu_memory = '{size}'", "such as 9.5GiB"])
+            for size in ("9,5GiB", "50%", "2026-01-01", "1 GiB each", "9.5.1GiB", "-1GiB", "GiB", "1e9", "0x10", "")
+        ],
+        ("models: {m: {engine: sim, gpu_memory: 0GiB}}", ["gpu_memory = 0", "greater than 0"]),
+        ("models: {m: {engine: sim, gpu_memory: 10x}}", ["gpu_memory = '10x'", "unknown unit; allowed: B, KB"]),
+        ("models: {m: {engine: sim}}\nresults: {max_bytes: 1KiB}", ["results.max_bytes = 1024", "equal to 65536"]),
+        ("models: {m: {engine: sim}}\nresults: {max_bytes: 99999TB}", ["results.max_bytes", "must be at most"]),
+        ("models: {m: {engine: sim}}\naccess: {hosts: a}", ["access.hosts = 'a'", "must be a list"]),
+        ("models: {m: {engine: sim, scaling: 4}}", ["models.m.scaling = 4", "must be a section"]),
+        ("models: {m: {engine: sim, cold_start_proxy: a}}", ["cold_start_proxy = 'a'", "must be a section"]),
+        ("models: {m: {engine: sim, options: 4}}", ["models.m.options = 4", "must be a section"]),
+        ("models: {m: {engine: sim, loras: 4}}", ["models.m.loras = 4", "path of a file or folder"]),
+        ('models: {m: {engine: sim}}\nserver: {host: "a\\0b"}', ["server.host", "an address, or a host name"]),
+        ('models: {m: {path: "a\\0b"}}', ["models.m.path", "a folder, a file, or a hub id"]),
+        *[
+            (
+                f"models: {{m: {{engine: sim, {part}: ' '}}}}",
+                [f"models.m.{part} = ' '", "a folder, a file, or a hub id"],
+            )
+            for part in ("controlnet", "base", "vae", "text_encoder", "unet")
+        ],
         ("models: [", ["not valid YAML"]),
         ("- a", ["`key: value`"]),
     ],
