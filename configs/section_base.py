@@ -64,8 +64,14 @@ class ByteUnits:
         return {"anyOf": [handler(schema), {"type": "string", "pattern": f"^{_SIZE.pattern}$"}]}
 
 
+def _above_zero(value: Any) -> Any:
+    if isinstance(value, int | float) and value <= 0:
+        raise ValueError("must be above 0, such as 9.5GiB")
+    return value
+
+
 #: A number of bytes above 0.
-Bytes = Annotated[int, Field(gt=0), ByteUnits()]
+Bytes = Annotated[int, Field(gt=0), BeforeValidator(_above_zero), ByteUnits()]
 
 
 def expand_home(value: str) -> str:

@@ -253,7 +253,7 @@ def test_replaced_limits_are_listed_with_their_place(
             (f"models: {{m: {{engine: sim, gpu_memory: '{size}'}}}}", [f"gpu_memory = '{size}'", "such as 9.5GiB"])
             for size in ("9,5GiB", "50%", "2026-01-01", "1 GiB each", "9.5.1GiB", "-1GiB", "GiB", "1e9", "0x10", "")
         ],
-        ("models: {m: {engine: sim, gpu_memory: 0GiB}}", ["gpu_memory = 0", "greater than 0"]),
+        ("models: {m: {engine: sim, gpu_memory: 0GiB}}", ["gpu_memory = 0", "must be above 0, such as 9.5GiB"]),
         ("models: {m: {engine: sim, gpu_memory: 10x}}", ["gpu_memory = '10x'", "unknown unit; allowed: B, KB"]),
         ("models: {m: {engine: sim}}\nresults: {max_bytes: 1KiB}", ["results.max_bytes = 1024", "equal to 65536"]),
         ("models: {m: {engine: sim}}\nresults: {max_bytes: 99999TB}", ["results.max_bytes", "must be at most"]),

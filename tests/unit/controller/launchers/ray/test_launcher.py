@@ -110,7 +110,9 @@ class Cluster:
         self.until(lambda: self.launcher.has_nodes, "the nodes")
 
     def received(self, kind: type[Order]) -> list[Any]:
-        return [order for line in self.orders.read_bytes().splitlines() if isinstance(order := parse_order(line), kind)]
+        written = self.orders.read_bytes()
+        complete = written[: written.rfind(b"\n") + 1].splitlines()
+        return [order for line in complete if isinstance(order := parse_order(line), kind)]
 
     def until_received(self, kind: type[Order], count: int = 1) -> Any:
         self.until(lambda: len(self.received(kind)) >= count, f"{count} {kind.__name__}")
