@@ -63,7 +63,7 @@ def worker_in_time(
     steps = task.remaining_steps * costs.overhead(task.shape)
     if steps * longest_s * _MARGIN <= remaining_s and steps * longest_s <= slack * remaining_s:
         return first_available
-    available, pool = registry.available(task.model, now), registry.pool(task.model)
+    available, pool = registry.available(task.model, now), registry.pools[task.model]
     crowded = waiting > sum(worker.free_slots for worker in available)
     if crowded and steps * pool.shortest_step_s(task.shape) * _MARGIN > remaining_s:
         return None

@@ -142,11 +142,11 @@ class Scheduler:
         task = self.tasks.get(task_id)
         if task is None:
             return None
-        return estimates.estimate(task, self.queues[task.model], self.registry.pool(task.model))
+        return estimates.estimate(task, self.queues[task.model], self.registry.pools[task.model])
 
     def estimate_wait(self, task: Task) -> float | None:
         """Return the seconds until this task would start if it were queued now; None if unknown."""
-        workers = self.registry.pool(task.model)
+        workers = self.registry.pools[task.model]
         return estimates.estimate_wait(task, self.queues[task.model], workers, self.tasks)
 
     def expected_tokens(self, model: str, owner: str, prompt_bytes: int, max_tokens: int) -> int:
@@ -161,11 +161,11 @@ class Scheduler:
 
     def is_ready(self, model: str, now: float) -> bool:
         """Return whether some worker of the model accepts tasks."""
-        return any(w.slots and self.registry.state(w, now) == "ready" for w in self.registry.pool(model))
+        return any(w.slots and self.registry.state(w, now) == "ready" for w in self.registry.pools[model])
 
     def engine_info(self, model: str) -> EngineInfo | None:
         """Return the capabilities of the model's engine; None while no worker is connected."""
-        return next((worker.hello.engine_info for worker in self.registry.pool(model)), None)
+        return self.registry.pools[model].engine_info
 
     def step_curves(self, model: str) -> list[StepCurve]:
         """Return the step times by shape; of each shape, the curve of the worker with the largest cap."""

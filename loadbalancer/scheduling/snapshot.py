@@ -35,7 +35,7 @@ def _model_stats(model: str, store: TaskStore, now: float, uptime_s: float) -> M
         model=model,
         queued=queue.count + held_ahead,
         running=sum(len(worker.assigned) for worker in workers) - held_ahead,
-        queued_work_s=queued_work_s(queue, store.registry.pool(model)),
+        queued_work_s=queued_work_s(queue, store.registry.pools[model]),
         oldest_wait_s=max(now - oldest, 0.0) if oldest is not None else 0.0,
         arrival_rate=counters.arrival_rate(now),
         service_rate=counters.service_rate(now),

@@ -58,7 +58,7 @@ class TaskAssigner:
         would be the first.
         """
         model = tasks[0].model
-        queue, pool, unclaimed = self._queues[model], self._registry.pool(model), self._unclaimed[model]
+        queue, pool, unclaimed = self._queues[model], self._registry.pools[model], self._unclaimed[model]
         assignments: _Assignments = {}
         for task in tasks:
             if task.may_be_running:
@@ -115,7 +115,7 @@ class TaskAssigner:
     def _assign_isolated(self, queue: ModelQueue, model: str, assignments: _Assignments, now: float) -> None:
         """Start isolated tasks on reserved workers that are empty, and reserve workers for the next ones."""
         registry = self._registry
-        if not any(worker.free_slots for worker in registry.pool(model)):
+        if not any(worker.free_slots for worker in registry.pools[model]):
             return
         reserved = registry.reserved(model)
         waiting = [self._tasks[name] for name in reserved if self._tasks[name].state is TaskState.QUEUED]
@@ -140,7 +140,7 @@ class TaskAssigner:
         now: float,
     ) -> None:
         """Assign tasks in the order of the queue while a worker has room."""
-        pool = self._registry.pool(model)
+        pool = self._registry.pools[model]
         while (first_available := pool.first_available(now)) is not None and (first := queue.first()) is not None:
             worker: Worker | None = first_available
             if first not in submitted:

@@ -80,7 +80,7 @@ class TaskStore:
         if isinstance(first.inputs, TextInputs):
             for task in tasks:
                 self._expect(task, task.inputs)
-        rejection = self._admission.admit(tasks, self.queues[model], self.registry.pool(model), now)
+        rejection = self._admission.admit(tasks, self.queues[model], self.registry.pools[model], now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
             self.counters["deadline_unreachable" if unreachable else "refused"] += len(tasks)

@@ -47,7 +47,7 @@ class Registry(RuleBasedStateMachine):
     @rule(count=st.integers(1, 40))
     def assign(self, count: int) -> None:
         for _ in range(count):
-            worker = self.registry.first_available("m", self.now)
+            worker = self.registry.pools["m"].first_available(self.now)
             if worker is None:
                 break
             self.made += 1
@@ -86,11 +86,11 @@ class Registry(RuleBasedStateMachine):
     @invariant()
     def first_is_that_of_the_list(self) -> None:
         available = self.registry.available("m", self.now)
-        assert self.registry.first_available("m", self.now) is (available[0] if available else None)
+        assert self.registry.pools["m"].first_available(self.now) is (available[0] if available else None)
 
     @invariant()
     def sums_are_those_of_the_workers(self) -> None:
-        pool, workers = self.registry.pool("m"), self.registry.serving("m")
+        pool, workers = self.registry.pools["m"], self.registry.serving("m")
         assert pool.slots == sum(worker.slots for worker in workers)
         for shape in (CURVE.shape, NO_SHAPE, Shape("other", 2)):
             assert pool.steps_per_s(shape) == sum(worker.steps_per_s(shape) for worker in workers)
@@ -105,8 +105,8 @@ TestRegistry = Registry.TestCase
 def test_unknown_models_have_no_workers_and_leave_no_trace() -> None:
     registry = WorkerRegistry(Workers())
     assert registry.serving("unknown") == []
-    assert registry.first_available("unknown", 0.0) is None
-    assert registry.pool("unknown") is not registry.pool("unknown")
+    assert registry.pools["unknown"].first_available(0.0) is None
+    assert registry.pools["unknown"] is not registry.pools["unknown"]
 
 
 def test_outdated_entries_do_not_pile_up() -> None:
@@ -116,13 +116,13 @@ def test_outdated_entries_do_not_pile_up() -> None:
     for number in range(1000):
         worker.assign(f"t{number}", 1, 0.0)
         assert registry.on_task_message(worker, f"t{number}", 1, 0.0, released=True)
-    assert len(registry.pool("m")._free) < 100
+    assert len(registry.pools["m"]._free) < 100
 
 
 def test_silent_worker_is_available_with_its_next_message() -> None:
     registry = WorkerRegistry(Workers())
     worker, _ = registry.connect(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
     registry.set_capacity(worker, 1, 0)
-    assert registry.first_available("m", 100.0) is None
+    assert registry.pools["m"].first_available(100.0) is None
     registry.touch(worker, 100.0)
-    assert registry.first_available("m", 100.0) is worker
+    assert registry.pools["m"].first_available(100.0) is worker
