@@ -26,8 +26,7 @@ from loadbalancer.access.startup_checks import (
 )
 from loadbalancer.api.app import create_app
 from loadbalancer.generation.decoding.decoder_pool import DecoderPool
-from loadbalancer.generation.in_flight import RequestTracker
-from loadbalancer.generation.response_memory import ResponseMemory
+from loadbalancer.generation.in_flight import RequestTracker, ResponseMemory
 from loadbalancer.http_server.server import HttpConfig, HttpServer
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.jobs.webhook_sender import WebhookSender

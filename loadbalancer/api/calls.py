@@ -24,7 +24,7 @@ from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.call_validation import call_model, call_priority, call_timeout_s, instances_spec
-from loadbalancer.generation.in_flight_call import AwaitedCalls
+from loadbalancer.generation.in_flight_call import AwaitedCalls, StreamedCalls
 from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, is_quick_json, response_type
 from loadbalancer.schema.errors import NotAcceptable, TaskFailed
 from loadbalancer.schema.media_types import BYTES, JSON, MediaRange, prefers_events, quality
@@ -102,13 +102,13 @@ class CallApi:
         self, request: HotRequest, spec: CallSpec, accepted: tuple[MediaRange, ...], around: JsonFrame, *, stream: bool
     ) -> Answer:
         if stream:
-            source = self._tracker.stream_calls(spec)
+            source = self._tracker.accept(StreamedCalls, spec)
             request.release_body()
             return CallStream(source, spec.model)
         if len(spec.inputs) > 1 and not quality(accepted, JSON):
             text = f"{len(spec.inputs)} instances can only be answered as {JSON}; bytes are for one."
             raise NotAcceptable(text)
-        in_flight = self._tracker.accept_calls(spec, partial(_response, accepted, around))
+        in_flight = self._tracker.accept(AwaitedCalls, spec, partial(_response, accepted, around))
         request.release_body()
         return in_flight
 

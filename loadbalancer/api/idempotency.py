@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from loadbalancer.access.api_keys import required_scope
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.http_helpers import client_disconnected, error_response, read_body, wait_disconnect
-from loadbalancer.generation.response_memory import ResponseMemory
+from loadbalancer.generation.in_flight import ResponseMemory
 from loadbalancer.schema.errors import ApiError, InvalidRequest, KeyReused
 from loadbalancer.schema.media_types import prefers_json
 from loadbalancer.storage.database import Database, StorageUnavailable

@@ -50,7 +50,7 @@ class InferenceApi:
             owner=request.caller.owner,
             weight=request.caller.weight,
         )
-        in_flight = self._tracker.accept_calls(spec, partial(_respond, call))
+        in_flight = self._tracker.accept(AwaitedCalls, spec, partial(_respond, call))
         request.release_body()
         return in_flight
 

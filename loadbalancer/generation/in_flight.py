@@ -11,24 +11,18 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from loadbalancer.access.token_limit import TokenLimiter
 from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.deferred_callbacks import DeferredCallbacks
-from loadbalancer.generation.in_flight_call import AwaitedCalls, InFlightCalls, StreamedCalls
-from loadbalancer.generation.response_memory import ResponseMemory
-from loadbalancer.generation.text.in_flight_text import (
-    AwaitedTexts,
-    EventWriter,
-    InFlightTexts,
-    StreamedTexts,
-    StreamFlusher,
-)
+from loadbalancer.generation.in_flight_call import InFlightCalls
+from loadbalancer.generation.text.in_flight_text import InFlightTexts, StreamFlusher
 from loadbalancer.generation.text.text_spec import TextSpec
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import (
@@ -43,8 +37,52 @@ from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ende
 from loadbalancer.schema.stream_events import Progress
 
 Request = TypeVar("Request")
+Spec = TypeVar("Spec", GenerationSpec, CallSpec, TextSpec)
+Arguments = ParamSpec("Arguments")
+#: Code of the error that `ResponseMemory.check` raises.
+MEMORY_FULL = "response_memory_of_key_full"
 #: Interval of `RequestTracker.wait_idle`.
 _IDLE_POLL_S = 0.02
+
+
+class ResponseMemory:
+    """Counts the bytes of results that each owner's clients have not read. Without API keys there is one owner.
+
+    What is under way may exceed the limit: it is ready, and its client waits for it. New requests are refused then.
+    """
+
+    def __init__(self, max_bytes_per_key: int, refusals: RefusalCounter) -> None:
+        self._max = max_bytes_per_key
+        self._refusals = refusals
+        self._held: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<ResponseMemory {self.held} bytes, {len(self._held)} owners>"
+
+    @property
+    def held(self) -> int:
+        """Bytes of all owners."""
+        return sum(self._held.values())
+
+    def check(self, owner: str) -> None:
+        """Raises `TooBusy` where the owner's responses fill its memory."""
+        if self._held.get(owner, 0) >= self._max:
+            self._refusals.add(MEMORY_FULL)
+            text = (
+                "Results that the clients of this API key have not read fill the memory for them. "
+                "Please read them, or try again later."
+            )
+            raise TooBusy(text, code=MEMORY_FULL, retry_after_s=5)
+
+    def add(self, owner: str, size: int) -> None:
+        self._held[owner] = self._held.get(owner, 0) + size
+
+    def remove(self, owner: str, size: int) -> None:
+        left = self._held.get(owner, 0) - size
+        if left:
+            self._held[owner] = left
+        else:
+            self._held.pop(owner, None)
 
 
 class ResultStream(ABC):
@@ -195,36 +233,46 @@ class RequestTracker:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def accept(self, job: GenerationSpec) -> InFlightRequest:
-        """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full.
+    def accept(
+        self,
+        kind: Callable[Concatenate[RequestTracker, Spec, Arguments], Request],
+        spec: Spec,
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Request:
+        """Make a request of this kind, which queues its tasks. Texts go through `accept_texts`.
 
-        Raises `Unavailable` as well while no worker of the model can start, and `TooBusy` where the owner's clients do
-        not read their images.
+        Raises `Unavailable` when shutting down, where it would be too late, and while no worker of the model can
+        start. Raises `TooBusy` when full, and where the owner's clients do not read their results.
         """
-        return self._accept(InFlightRequest, job)
+        model = spec.model
+        if not self.is_open:
+            raise shutting_down()
+        self.memory.check(spec.owner)
+        if model in self._control.start_failures and (reason := self.start_failure(model)):
+            raise model_cannot_start(model, reason)
+        try:
+            request = kind(self, spec, *args, **kwargs)
+        except DeadlineUnreachable as late:
+            text = f"The deadline cannot be met: {late}. Please try again later, or with a larger timeout_s."
+            raise Unavailable(text, code="deadline_unreachable", retry_after_s=late.retry_after_s) from None
+        except QueueFull as full:
+            text = f"Too many requests: {full}. Please try again later."
+            raise TooBusy(text, retry_after_s=full.retry_after_s) from None
+        self.register(request)
+        return request
 
-    def accept_calls(self, spec: CallSpec, respond: Callable[[AwaitedCalls], Any]) -> AwaitedCalls:
-        """Queue the calls; see `AwaitedCalls`. Raises what `accept` raises."""
-        return self._accept(AwaitedCalls, spec, respond)
-
-    def stream_calls(self, spec: CallSpec) -> StreamedCalls:
-        """Queue the calls of a stream. Raises what `accept` raises."""
-        return self._accept(StreamedCalls, spec)
-
-    def accept_texts(self, spec: TextSpec, respond: Callable[[AwaitedTexts], Any]) -> AwaitedTexts:
-        """Queue the texts; see `AwaitedTexts`. Raises what `accept` raises."""
-        return self._accept_text(AwaitedTexts, spec, respond)
-
-    def stream_texts(
-        self, spec: TextSpec, writer: EventWriter, respond: Callable[[StreamedTexts], Any]
-    ) -> StreamedTexts:
-        """Queue the texts of a stream; see `StreamedTexts`. Raises what `accept` raises."""
-        return self._accept_text(StreamedTexts, spec, writer, respond)
-
-    def _accept_text(self, kind: Callable[..., Request], spec: TextSpec, *arguments: Any) -> Request:
+    def accept_texts(
+        self,
+        kind: Callable[Concatenate[RequestTracker, TextSpec, Arguments], Request],
+        spec: TextSpec,
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Request:
+        """Charge the expected tokens to the key, and queue the texts. Raises `RateLimited`, and as `accept` does."""
         charged = self.charge(spec)
         try:
-            return self._accept(kind, spec, *arguments)
+            return self.accept(kind, spec, *args, **kwargs)
         except ApiError:
             self.token_limits.correct(spec.owner, charged, 0, time.monotonic())
             raise
@@ -244,27 +292,6 @@ class RequestTracker:
         first = sum(expect(spec.model, spec.owner, len(frame), limit) for frame in prompts)
         further = (len(spec.inputs) - len(prompts)) * expect(spec.model, spec.owner, 0, limit)
         return first + further
-
-    def _accept(
-        self, kind: Callable[..., Request], spec: GenerationSpec | CallSpec | TextSpec, *arguments: Any
-    ) -> Request:
-        """Make the request of this kind, which queues its tasks."""
-        model = spec.model
-        if not self.is_open:
-            raise shutting_down()
-        self.memory.check(spec.owner)
-        if model in self._control.start_failures and (reason := self.start_failure(model)):
-            raise model_cannot_start(model, reason)
-        try:
-            request = kind(self, spec, *arguments)
-        except DeadlineUnreachable as late:
-            text = f"The deadline cannot be met: {late}. Please try again later, or with a larger timeout_s."
-            raise Unavailable(text, code="deadline_unreachable", retry_after_s=late.retry_after_s) from None
-        except QueueFull as full:
-            text = f"Too many requests: {full}. Please try again later."
-            raise TooBusy(text, retry_after_s=full.retry_after_s) from None
-        self.register(request)
-        return request
 
     def start_failure(self, model: str) -> str:
         """Return why the model has no worker and gets none; empty if it has one, or may get one."""

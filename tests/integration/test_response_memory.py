@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadbalancer.generation.in_flight import RequestTracker
-from loadbalancer.generation.response_memory import ResponseMemory
+from loadbalancer.generation.in_flight import InFlightRequest, RequestTracker, ResponseMemory
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.refusals import RefusalCounter
@@ -27,14 +26,14 @@ async def test_images_that_are_not_read_bound_their_key(tmp_path: Path) -> None:
         def request(owner: str) -> GenerationSpec:
             return GenerationSpec("m", [inputs(seed, steps=2) for seed in range(2)], 60.0, 0, owner=owner)
 
-        unread = tracker.accept(request("alice"))
+        unread = tracker.accept(InFlightRequest, request("alice"))
         async with asyncio.timeout(60):
             await unread.ended
         assert memory.held == sum(len(image.image) for image in unread.images.values()) > 0
         with pytest.raises(TooBusy):
-            tracker.accept(request("alice"))
-        tracker.accept(request("bob")).close()
+            tracker.accept(InFlightRequest, request("alice"))
+        tracker.accept(InFlightRequest, request("bob")).close()
         for _ in range(2):
             unread.close()
         assert memory.held == 0
-        tracker.accept(request("alice")).close()
+        tracker.accept(InFlightRequest, request("alice")).close()

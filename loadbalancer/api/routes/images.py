@@ -18,6 +18,7 @@ from loadbalancer.api.proxying import BodyFactory, form_content, json_content, t
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.uploads import Form, read_form
+from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.base64_json import base64_json
@@ -106,7 +107,7 @@ def _add_minimal_api(routes: APIRouter, services: Services, builder: RequestBuil
         parsed = parse(PredictRequest, request.json(), max_bytes)
         wants_file = requested_format(request.head.accepted, parsed) is not None
         spec = await builder.build(parsed, request.caller)
-        in_flight = services.tracker.accept(spec)
+        in_flight = services.tracker.accept(InFlightRequest, spec)
         request.release_body()
         (image,) = await in_flight.results()
         if wants_file:
@@ -133,7 +134,7 @@ async def _answer(
         if isinstance(result, Response):
             return result
         spec = result
-    in_flight = services.tracker.accept(spec)
+    in_flight = services.tracker.accept(InFlightRequest, spec)
     request.release_body()  # source images are decoded, and counted by the queue
     try:
         links = None

@@ -51,9 +51,11 @@ class TextApi:
         if given.stream:
             events = ChatEvents(id_, created, model, **_usage_options(given.stream_options))
             writer = ChatWriter(events, id_, wants_logprobs=spec.inputs[0].logprobs is not None)
-            response = self._tracker.stream_texts(spec, writer, pushed).response
+            response = self._tracker.accept_texts(StreamedTexts, spec, writer, pushed).response
         else:
-            response = self._tracker.accept_texts(spec, partial(_chat_response, id_=id_, created=created)).response
+            response = self._tracker.accept_texts(
+                AwaitedTexts, spec, partial(_chat_response, id_=id_, created=created)
+            ).response
         request.release_body()
         return response
 
@@ -66,10 +68,10 @@ class TextApi:
         if given.stream:
             events = CompletionEvents(id_, created, model, **_usage_options(given.stream_options))
             writer = CompletionWriter(events, alternatives=spec.inputs[0].logprobs)
-            response = self._tracker.stream_texts(spec, writer, pushed).response
+            response = self._tracker.accept_texts(StreamedTexts, spec, writer, pushed).response
         else:
             respond = partial(_completion_response, id_=id_, created=created)
-            response = self._tracker.accept_texts(spec, respond).response
+            response = self._tracker.accept_texts(AwaitedTexts, spec, respond).response
         request.release_body()
         return response
 

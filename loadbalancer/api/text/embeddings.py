@@ -51,7 +51,7 @@ class EmbeddingsApi:
             request.caller.weight,
             "input",
         )
-        in_flight = self._tracker.accept_calls(spec, partial(_respond, given))
+        in_flight = self._tracker.accept(AwaitedCalls, spec, partial(_respond, given))
         request.release_body()
         return in_flight.response
 

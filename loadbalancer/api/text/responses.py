@@ -12,7 +12,7 @@ from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.api.http_helpers import JSON, encode_json
 from loadbalancer.api.text.completions import Answer, pushed
-from loadbalancer.generation.text.in_flight_text import AwaitedTexts
+from loadbalancer.generation.text.in_flight_text import AwaitedTexts, StreamedTexts
 from loadbalancer.generation.text.response_spec import response_echo, response_spec
 from loadbalancer.generation.text.response_writer import ResponseWriter
 from loadbalancer.generation.text.text_model import text_model
@@ -37,9 +37,9 @@ class ResponsesApi:
         spec = response_spec(given, self._settings, engine, seed, request.caller, model)
         writer = ResponseWriter(secrets.token_hex(16), int(time.time()), model, response_echo(given, spec.inputs[0]))
         if given.stream:
-            response = self._tracker.stream_texts(spec, writer, pushed).response
+            response = self._tracker.accept_texts(StreamedTexts, spec, writer, pushed).response
         else:
-            response = self._tracker.accept_texts(spec, partial(_response, writer=writer)).response
+            response = self._tracker.accept_texts(AwaitedTexts, spec, partial(_response, writer=writer)).response
         request.release_body()
         return response
 

@@ -74,7 +74,10 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "loadbalancer/api/middle",
         ),
     ),
-    ("admission", ("loadbalancer/scheduling/admission_control.py:", "loadbalancer/generation/response_memory.py:")),
+    (
+        "admission",
+        ("loadbalancer/scheduling/admission_control.py:", "loadbalancer/generation/in_flight.py:ResponseMemory."),
+    ),
     ("scheduling", ("loadbalancer/scheduling/", "loadbalancer/scheduler_service.py:", "loadbalancer/generation/in_fl")),
     ("encode and decode", ("wire/",)),
     ("ZeroMQ", ("loadbalancer/transport/",)),

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.idempotency import IdempotencyMiddleware, ResponseRecording, key_of, key_of_request
-from loadbalancer.generation.response_memory import CODE, ResponseMemory
+from loadbalancer.generation.in_flight import MEMORY_FULL, ResponseMemory
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.storage.database import Database
 from scripts.harness.processes import PATIENCE_S
@@ -158,7 +158,7 @@ async def test_responses_that_are_not_read_bound_their_key(tmp_path: Path) -> No
         refused = asyncio.Queue[Message]()
         await _post(once, refused)
         assert (await refused.get())["status"] == 429
-        assert CODE.encode() in (await refused.get())["body"]
+        assert MEMORY_FULL.encode() in (await refused.get())["body"]
         for taken, posted in unread:
             while not posted.done() or not taken.empty():
                 with contextlib.suppress(TimeoutError):

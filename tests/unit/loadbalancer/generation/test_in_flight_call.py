@@ -10,9 +10,8 @@ import pytest
 
 from configs.settings import Settings
 from loadbalancer.generation.call_spec import CallSpec
-from loadbalancer.generation.in_flight import RequestTracker
+from loadbalancer.generation.in_flight import RequestTracker, ResponseMemory
 from loadbalancer.generation.in_flight_call import AwaitedCalls, InFlightCalls, StreamedCalls
-from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.scaling.control_plane import ControlPlane
@@ -41,10 +40,10 @@ class Harness:
         self.tracker = RequestTracker(self.scheduler, metrics, ControlPlane(), self.memory)
 
     def accept(self, respond: Any, items: list[bytes] = ITEMS) -> AwaitedCalls:
-        return self.tracker.accept_calls(spec(items, stream=False), respond)
+        return self.tracker.accept(AwaitedCalls, spec(items, stream=False), respond)
 
     def stream(self) -> StreamedCalls:
-        return self.tracker.stream_calls(spec([b"1"], stream=True))
+        return self.tracker.accept(StreamedCalls, spec([b"1"], stream=True))
 
     def complete(self, call: InFlightCalls, index: int, frame: bytes) -> None:
         self.scheduler._notify(TaskCompleted(call.tasks[index], [frame], 0.1, 0.2, parts=(Part(),)))

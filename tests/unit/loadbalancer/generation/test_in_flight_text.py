@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from configs.settings import Settings
-from loadbalancer.generation.in_flight import RequestTracker
-from loadbalancer.generation.response_memory import ResponseMemory
+from loadbalancer.generation.in_flight import RequestTracker, ResponseMemory
 from loadbalancer.generation.text.chat_writer import ChatWriter, chat_answer
-from loadbalancer.generation.text.in_flight_text import InFlightTexts, StreamedTexts
+from loadbalancer.generation.text.in_flight_text import AwaitedTexts, InFlightTexts, StreamedTexts
 from loadbalancer.generation.text.response_writer import ResponseWriter
 from loadbalancer.generation.text.text_spec import OutputFormat, TextSpec
 from loadbalancer.metrics.prometheus import Metrics
@@ -77,7 +76,7 @@ class Harness:
     def stream(self, n: int = 1, *, logprobs: int | None = None, usage: bool = True) -> StreamedTexts:
         events = ChatEvents("chatcmpl-1", 1, "m", include_usage=usage, continuous_usage=False)
         writer = ChatWriter(events, "chatcmpl-1", wants_logprobs=logprobs is not None)
-        return self.tracker.stream_texts(self.spec(n, logprobs), writer, lambda source: source)
+        return self.tracker.accept_texts(StreamedTexts, self.spec(n, logprobs), writer, lambda source: source)
 
     def send(self, texts: InFlightTexts, text: str, finish: FinishReason = "", choice: int = 0, **more: Any) -> None:
         index = texts.choices[choice].generated_tokens
@@ -108,7 +107,7 @@ async def turn() -> None:
 
 
 async def test_answer_has_reasoning_and_calls(harness: Harness) -> None:
-    texts = harness.tracker.accept_texts(harness.spec(), lambda each: chat_answer(each, "chatcmpl-1", 1))
+    texts = harness.tracker.accept_texts(AwaitedTexts, harness.spec(), lambda each: chat_answer(each, "chatcmpl-1", 1))
     harness.send_all(texts)
     answer = await texts.response
     [choice] = answer.choices
@@ -152,7 +151,7 @@ async def test_stream_has_reasoning_and_calls(harness: Harness) -> None:
 
 async def test_response_has_an_item_for_each_part(harness: Harness) -> None:
     writer = ResponseWriter("00", 1, "m", ECHO)
-    texts = harness.tracker.stream_texts(harness.spec(), writer, lambda source: source)
+    texts = harness.tracker.accept_texts(StreamedTexts, harness.spec(), writer, lambda source: source)
     client = Client()
     texts.attach(client)
     harness.send_all(texts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.generation.response_memory import CODE, ResponseMemory
+from loadbalancer.generation.in_flight import MEMORY_FULL, ResponseMemory
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.schema.errors import TooBusy
 
@@ -17,10 +17,10 @@ def test_full_memory_of_a_key_refuses_its_new_requests_only() -> None:
     memory.add("alice", 50)  # it was under way
     with pytest.raises(TooBusy) as refused:
         memory.check("alice")
-    assert (refused.value.status, refused.value.code) == (429, CODE)
+    assert (refused.value.status, refused.value.code) == (429, MEMORY_FULL)
     assert refused.value.headers == {"retry-after": "5"}
     memory.check("bob")
     memory.remove("alice", 50)
     memory.check("alice")
     memory.remove("alice", 99)
-    assert (memory.held, refusals.counts[CODE]) == (0, 1)
+    assert (memory.held, refusals.counts[MEMORY_FULL]) == (0, 1)
