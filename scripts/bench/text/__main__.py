@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from scripts.bench.text.contender_process import run_contenders
 from scripts.bench.text.contenders import ENVIRONMENTS
 from scripts.bench.text.report import admission_table, admissions, draw_figure, every, summarize, table
 from scripts.bench.text.workload import read_lengths
 from scripts.harness.load import machine
 
-_ROOT = Path(__file__).resolve().parents[3]
 #: What shares a process. The manager of transformers has a thread that would disturb the others.
 _GROUPS = (
     ("muster", "one at a time", "batches of 16", "batches of 32"),
@@ -98,7 +95,7 @@ def main() -> int:
             results += [{"contender": name, "reason": "no interpreter was given"} for name in names]
             continue
         with console.status(", ".join(names)):
-            for result in _run(python, plan | {"contenders": names}):
+            for result in run_contenders(python, plan | {"contenders": names}):
                 results.append(result)
                 _print(console, result)
         closed = [each for each in results if each.get("load") == "closed"]
@@ -125,27 +122,6 @@ def _command(args: argparse.Namespace) -> str:
     given = {key.replace("_", "-"): value for key, value in vars(args).items() if value is not None}
     texts = {key: value.name if isinstance(value, Path) else str(value) for key, value in given.items()}
     return " ".join(f"--{key} {text}" for key, text in texts.items() if text)
-
-
-def _run(python: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the results of contenders in one process."""
-    env = os.environ | {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [str(python), "-m", "scripts.bench.text.measure", json.dumps(plan)]
-    with subprocess.Popen(
-        command, cwd=_ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        assert run.stdout is not None
-        reported = set()
-        for line in run.stdout:
-            if line.startswith("RESULT "):
-                result = json.loads(line.removeprefix("RESULT "))
-                reported.add(result["contender"])
-                yield result
-        errors = run.stderr.read() if run.stderr is not None else ""
-        if run.wait():
-            last = errors.strip().splitlines()[-1:] or [f"exit status {run.returncode}"]
-            missing = [name for name in plan["contenders"] if name not in reported]
-            yield from ({"contender": name, "reason": last[0]} for name in missing)
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:
