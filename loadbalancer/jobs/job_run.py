@@ -31,8 +31,9 @@ from loadbalancer.scheduling.task import (
     TaskUpdate,
 )
 from loadbalancer.schema.call_results import CallResult, InvalidResult, check_result, pack_result, unpack_result
-from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended, from_ended_call, from_ended_text
+from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended, from_ended_call
 from loadbalancer.schema.stream_events import Progress
+from loadbalancer.schema.text.ended_texts import from_ended_text
 from loadbalancer.schema.text.text_requests import PROMPT_PARAMS
 from loadbalancer.storage.records import JobRecord, JobSpec, StoredCheckpoint, StoredImage
 from wire.text import TokenOutput

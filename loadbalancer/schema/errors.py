@@ -264,17 +264,3 @@ def from_ended_call(ended: TaskEnded, param: str = "") -> ApiError:
         text = f"{place}the call does not fit the memory of the device: {ended.message}"
         return TaskFailed(text, code="out_of_memory")
     return TaskFailed(f"{place}the call failed: {ended.message}", code="call_failed")
-
-
-def from_ended_text(ended: TaskEnded, prompt: str) -> ApiError:
-    """The error of a text that ended before its end. `prompt` is the name of the prompt in the request."""
-    if ended.state in (TaskState.EXPIRED, TaskState.CANCELLED):
-        return from_ended(ended)
-    if ended.kind == "context_length":
-        return InvalidRequest(ended.message, param=prompt, code="context_length_exceeded")
-    if ended.kind == "invalid":
-        return InvalidRequest(ended.message)
-    if ended.kind == "out_of_memory":
-        text = f"The text does not fit the memory of the device: {ended.message}"
-        return TaskFailed(text, code="out_of_memory")
-    return TaskFailed(f"The text could not be generated: {ended.message}")

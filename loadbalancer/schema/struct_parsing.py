@@ -17,6 +17,8 @@ _AT = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`\Z", re.DOTALL)
 _TYPE = re.compile(r"Expected `(.*)`, got `(.*)`\Z", re.DOTALL)
+#: A value of an object whose names are the client's own. The object is the parameter.
+_ANY_NAME = "[...]"
 _ENUM = re.compile(r"Invalid (?:enum )?value (.*)\Z", re.DOTALL)
 #: The first half of a character without the second, as JavaScript writes a text that was cut within an emoji.
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
@@ -61,7 +63,7 @@ def invalid_json(reason: str) -> InvalidRequest:
 
 def _to_error(text: str, kind: type[msgspec.Struct], path: str) -> InvalidRequest:
     place = _AT.search(text)
-    text, place_in_body = (text[: place.start()], place[1]) if place else (text, "")
+    text, place_in_body = (text[: place.start()], place[1].removesuffix(_ANY_NAME)) if place else (text, "")
     outer = ".".join(name for name in (path, place_in_body) if name)
     if found := _UNKNOWN.fullmatch(text):
         known = [field.encode_name for field in msgspec.structs.fields(kind)] if not place_in_body else []

@@ -17,8 +17,9 @@ from loadbalancer.generation.text.generated_texts import GeneratedTexts, usage_o
 from loadbalancer.generation.text.parsing import text_parser
 from loadbalancer.generation.text.text_spec import TextSpec
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskTokens, TaskUpdate
-from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended_text
+from loadbalancer.schema.errors import ApiError, TaskFailed
 from loadbalancer.schema.stream_events import KEEP_ALIVE, KEEP_ALIVE_S
+from loadbalancer.schema.text.ended_texts import from_ended_text
 from loadbalancer.schema.text.usage import TextUsage
 
 if TYPE_CHECKING:

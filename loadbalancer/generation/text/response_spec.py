@@ -140,7 +140,12 @@ def _check_included(include: list[str] | None) -> None:
 
 def _format(request: ResponseRequest) -> ResponseFormat | None:
     given = request.text.format if request.text is not None else None
-    return None if given is None else ResponseFormat(given.type, given.schema_format())
+    if given is None:
+        return None
+    schema = given.schema_format()
+    if given.type == "json_schema" and schema is None:
+        raise _missing("text.format.schema")
+    return ResponseFormat(given.type, schema)
 
 
 def _tools(request: ResponseRequest) -> list[Tool]:

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from loadbalancer.schema.text.fields import NEUTRAL, CommonFields, Ignored, Unsupported, check_supported
+from loadbalancer.schema.text.fields import (
+    NEUTRAL,
+    CommonFields,
+    Ignored,
+    Unsupported,
+    check_stream_options,
+    check_supported,
+)
 from loadbalancer.schema.text.messages import ChatMessage
 from loadbalancer.schema.text.tools import AnyToolChoice, ResponseFormat, Tool
 
@@ -89,3 +96,4 @@ class ChatRequest(CommonFields, frozen=True, forbid_unknown_fields=True, kw_only
     def check(self) -> None:
         """Raises `InvalidRequest` for a parameter that is not supported."""
         check_supported(self, _NEUTRAL)
+        check_stream_options(self.stream_options, is_stream=self.stream is True)

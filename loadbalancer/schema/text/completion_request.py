@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import msgspec
 
 from loadbalancer.schema.errors import InvalidRequest
-from loadbalancer.schema.text.fields import NEUTRAL, CommonFields, TokenId, Unsupported, check_supported
+from loadbalancer.schema.text.fields import (
+    NEUTRAL,
+    CommonFields,
+    TokenId,
+    Unsupported,
+    check_stream_options,
+    check_supported,
+)
 from loadbalancer.schema.text.tools import ResponseFormat
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = dict(NEUTRAL) | {
@@ -44,6 +51,7 @@ class CompletionRequest(CommonFields, frozen=True, forbid_unknown_fields=True, k
     def check(self) -> None:
         """Raises `InvalidRequest` for a parameter that is not supported."""
         check_supported(self, dict(_NEUTRAL) | {"best_of": (1, self.n or 1)})
+        check_stream_options(self.stream_options, is_stream=self.stream is True)
 
     def prompts(self) -> Sequence[str | list[int]]:
         """Return the prompts: each is a text, or ids of tokens. Raises `InvalidRequest`."""

@@ -129,6 +129,13 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+def check_stream_options(options: StreamOptions | None, *, is_stream: bool) -> None:
+    """Raises `InvalidRequest` for options of a stream that is not asked for."""
+    if options is not None and not is_stream:
+        text = "Invalid value for 'stream_options': It needs 'stream': true."
+        raise InvalidRequest(text, param="stream_options")
+
+
 def check_supported(request: msgspec.Struct, neutral: Mapping[str, tuple[Any, ...]]) -> None:
     """Raises `InvalidRequest` for the first parameter whose value is not one of the neutral ones, or null."""
     for name, values in neutral.items():

@@ -9,7 +9,15 @@ import msgspec
 
 from loadbalancer.schema.predictions import Priority, Timeout
 from loadbalancer.schema.text.chat_request import ReasoningEffort, TemplateArguments
-from loadbalancer.schema.text.fields import Ignored, SamplingFields, StreamOptions, Unsupported, check_supported
+from loadbalancer.schema.text.fields import (
+    Ignored,
+    SamplingFields,
+    StreamOptions,
+    Unsupported,
+    check_stream_options,
+    check_supported,
+)
+from loadbalancer.schema.text.json_bounds import is_absent
 from loadbalancer.schema.text.messages import ContentPart, Role
 from loadbalancer.schema.text.tools import FunctionName, SchemaFormat
 
@@ -99,7 +107,7 @@ class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def schema_format(self) -> SchemaFormat | None:
         """Return the schema as chats have it; None if there is none."""
-        return SchemaFormat(self.schema, self.name, self.description, self.strict) if bytes(self.schema) else None
+        return None if is_absent(self.schema) else SchemaFormat(self.schema, self.name, self.description, self.strict)
 
 
 class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -169,3 +177,4 @@ class ResponseRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, k
     def check(self) -> None:
         """Raises `InvalidRequest` for a parameter that is not supported."""
         check_supported(self, _NEUTRAL)
+        check_stream_options(self.stream_options, is_stream=self.stream is True)

@@ -102,7 +102,7 @@ def test_output_of_a_response_is_accepted_as_input(api: openai.OpenAI) -> None:
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id", "missing_required_parameter"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", None),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", None),
-        ({"text": {"format": {"type": "json_schema"}}}, "text.format", "missing_required_parameter"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "missing_required_parameter"),
         ({"max_output_tokens": 20_001}, "max_output_tokens", "invalid_value"),
         ({"messages": []}, "messages", "unknown_parameter"),
     ],

@@ -13,6 +13,7 @@ from worker.engine import TaskError
 
 #: Bound the time and memory of a grammar, for one compilation and for one token.
 _LIMITS = LLParserLimits(
+    max_items_in_row=10_000,  # an object of 512 optional properties has four for each
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
     step_max_items=50_000,

@@ -64,9 +64,14 @@ def text_grammar(inputs: TextInputs, prompt: TextPrompt, form: TextFormat, *, op
     if not answers:
         return None
     start = ["start: answer"]
-    if isinstance(prompt, ChatPrompt) and form.reasoning is not None:
+    if form.reasoning is not None and (opens_reasoning or _may_reason(prompt)):
         start = ["start: reasoning answer", *_reasoning_rules(form, form.reasoning, is_open=opens_reasoning)]
     return "\n".join(["%llguidance {}", *start, f"answer: {' | '.join(answers)}", *rules, *_TERMINALS])
+
+
+def _may_reason(prompt: TextPrompt) -> bool:
+    """False for a text whose request has turned reasoning off: a forced answer would be missing from it."""
+    return isinstance(prompt, ChatPrompt) and prompt.template_arguments.get("enable_thinking") is not False
 
 
 def _tool_answers(choice: str, others: list[str]) -> list[str]:
@@ -80,7 +85,7 @@ def _tools(prompt: TextPrompt, form: TextFormat) -> tuple[list[dict[str, Any]], 
     if not isinstance(prompt, ChatPrompt) or prompt.tool_choice == "none":
         return [], "none"
     if prompt.tool_choice != "auto" and not prompt.tools:
-        raise TaskError("invalid", f"tool_choice {prompt.tool_choice!r} needs tools", 400)
+        raise TaskError("invalid", f"tool_choice: {prompt.tool_choice!r} needs tools", 400)
     if prompt.tool_choice != "auto" and form.tool_calls is None:
         raise TaskError("invalid", "this model's form of tool calls is unknown: it cannot be made to call one", 400)
     return (prompt.tools if form.tool_calls is not None else []), prompt.tool_choice
@@ -119,4 +124,4 @@ def _parse(schema: str) -> Any:
     try:
         return msgspec.json.decode(schema)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise TaskError("invalid", f"json_schema is no valid JSON: {error}", 400) from error
+        raise TaskError("invalid", f"json_schema: it is no valid JSON: {error}", 400) from error

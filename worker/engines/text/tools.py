@@ -28,7 +28,7 @@ def tool_rules(
     `choice`: `auto`, `required` or the name of a function. `symbol` returns the grammar's symbol of a mark. Raises
     `TaskError` for tools with an error.
     """
-    functions = [_function(f"tools.{i}", tool) for i, tool in enumerate(tools)]
+    functions = [_function(i, tool) for i, tool in enumerate(tools)]
     allowed = [i for i, (name, _) in enumerate(functions) if choice in ("auto", "required", name)]
     if not allowed:
         raise _invalid(f"tool_choice: there is no tool {choice!r}")
@@ -48,16 +48,16 @@ def tool_rules(
     return rules
 
 
-def _function(place: str, tool: dict[str, Any]) -> tuple[str, str]:
+def _function(number: int, tool: dict[str, Any]) -> tuple[str, str]:
     """Return the name of a function, and the rule of its arguments."""
     function = tool.get("function")
     if not isinstance(function, dict):
-        raise _invalid(f"{place}.function must be an object")
+        raise _invalid(f"tools: number {number} must have a function, which is an object")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise _invalid(f"{place}.function.name must consist of 1 to 128 letters, digits, '_', '.' and '-'")
+        raise _invalid("tools: a name must consist of 1 to 128 letters, digits, '_', '.' and '-'")
     parameters = _closed(function.get("parameters") or {"type": "object"})
-    return name, schema_rule(f"{place}.function.parameters", parameters, lenient=not function.get("strict"))
+    return name, schema_rule(f"tools: function {name!r}", parameters, lenient=not function.get("strict"))
 
 
 def _closed(parameters: Any) -> Any:

@@ -28,6 +28,7 @@ class Zoo(msgspec.Struct):
     star: Cat | Dog | str | None = None
     others: list[dict[str, Cat | Dog]] = []
     code: Annotated[str, msgspec.Meta(pattern="^[a-z]+$")] = "a"
+    weights: dict[str, Annotated[float, msgspec.Meta(le=9)]] = {}
 
 
 DECODER = msgspec.json.Decoder(Zoo)
@@ -48,6 +49,8 @@ DECODER = msgspec.json.Decoder(Zoo)
             "others[0][...].mood",
             "Invalid value for 'others[0][...].mood': 'sad'. Supported: 'calm', 'wild'.",
         ),
+        ({"weights": {"a": 10}}, "weights", "Invalid value for 'weights': Must be at most 9."),
+        ({"weights": {"a": None}}, "weights", "Invalid type for 'weights': null. Expected a number."),
         ({"code": "A"}, "code", "Invalid value for 'code': Must be a text that matches '^[a-z]+$'."),
     ],
 )

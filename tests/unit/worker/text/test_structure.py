@@ -39,8 +39,9 @@ def tokenization() -> Tokenization:
     return text_models.tokenization()
 
 
-def chat(choice: str = "auto", tools: list[dict[str, Any]] | None = None) -> ChatPrompt:
-    return ChatPrompt([{"role": "user", "content": "Hi"}], TOOLS if tools is None else tools, choice)
+def chat(choice: str = "auto", tools: list[dict[str, Any]] | None = None, **arguments: Any) -> ChatPrompt:
+    messages = [{"role": "user", "content": "Hi"}]
+    return ChatPrompt(messages, TOOLS if tools is None else tools, choice, arguments)
 
 
 def inputs(schema: str = "", **values: Any) -> TextInputs:
@@ -83,6 +84,10 @@ def follow(text: Generation, tokens: list[int]) -> str:
         (chat(tools=[]), "{}", '{"a": [1, "é 🙂"]}', '{"a": [1, "é 🙂"]}|'),
         (chat(tools=[]), "{}", "[1]", ""),
         (chat(tools=[]), "{}", REASONING + '{"a": 1}', REASONING + '{"a": 1}|'),
+        (chat(tools=[], enable_thinking=True), "{}", REASONING + '{"a": 1}', REASONING + '{"a": 1}|'),
+        (chat(tools=[], enable_thinking=False), "{}", REASONING, ""),
+        (chat(tools=[], enable_thinking=False), "{}", '{"a": 1}', '{"a": 1}|'),
+        (chat("required", enable_thinking=False), "", REASONING, ""),
         (PlainPrompt("JSON:"), "{}", REASONING, ""),
         (PlainPrompt("JSON:"), "{}", '{"a": 1}', '{"a": 1}|'),
         (chat(tools=[]), ARRAY, '["a", "b"]', '["a", "b"]|'),
@@ -182,7 +187,7 @@ def function(**values: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("prompt", "schema", "problem"),
     [
-        (chat(tools=[]), "{", "json_schema is no valid JSON"),
+        (chat(tools=[]), "{", "json_schema: it is no valid JSON"),
         (chat(tools=[]), "[]", "json_schema: .* must be an object"),
         (chat(tools=[]), "true", "json_schema: .* must be an object"),
         (chat(tools=[]), '{"type": "objct"}', "json_schema: .* Invalid type: objct"),
@@ -192,15 +197,15 @@ def function(**values: Any) -> list[dict[str, Any]]:
         (chat(tools=[]), '{"$ref": "#/$defs/x"}', "json_schema: .*/\\$defs/x"),
         (chat(tools=[]), '{"$ref": "http://example.com/x"}', "json_schema: .*example.com"),
         (chat(tools=[]), '{"a":' * 500 + "1" + "}" * 500, "json_schema: .*recursion"),
-        (chat(tools=[]), '{"a":' * 9000 + "1" + "}" * 9000, "json_schema is no valid JSON"),
+        (chat(tools=[]), '{"a":' * 9000 + "1" + "}" * 9000, "json_schema: it is no valid JSON"),
         (chat(tools=[]), json.dumps({"properties": {f"p{i}": {} for i in range(600)}}), "more than 512 properties"),
         (chat("required", []), "", "'required' needs tools"),
         (chat("put"), "", "there is no tool 'put'"),
-        (chat(tools=function(parameters={"type": "objct"})), "", "tools.0.function.parameters: .* Invalid type: objct"),
+        (chat(tools=function(parameters={"type": "objct"})), "", "tools: function 'f': .* Invalid type: objct"),
         (chat(tools=function(parameters=[])), "", ""),
         (chat(tools=function(parameters={"not": {}}, strict=True)), "", "keywords are not supported"),
-        (chat(tools=function(name='f"')), "", "tools.0.function.name must consist of"),
-        (chat(tools=[{"type": "function"}]), "", "tools.0.function must be an object"),
+        (chat(tools=function(name='f"')), "", "tools: a name must consist of"),
+        (chat(tools=[{"type": "function"}]), "", "tools: number 0 must have a function"),
         (
             chat(tools=function(parameters={"properties": {"a": {"const": "x" * 300_000}}})),
             "",
@@ -301,6 +306,13 @@ def test_formats_of_calls(form: ToolCallFormat, call: str) -> None:
             assert token in allowed(grammar)
             grammar.accept(token)
         assert EOS in allowed(grammar)
+
+
+def test_object_of_the_most_optional_properties() -> None:
+    """Each property may come next, which makes the rows of the parser long."""
+    schema = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(512)}}
+    text = '{"p511": "a"}'
+    assert follow(generation(chat(tools=[]), json.dumps(schema)), ids(text)) == f"{text}|"
 
 
 def test_bare_calls_beside_a_schema() -> None:
