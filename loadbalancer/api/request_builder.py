@@ -9,14 +9,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from configs.settings import Settings
+from configs.model_settings import Model
+from configs.sections import Server
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.uploads import FileReader
 from loadbalancer.generation.data_urls import decode_data_url
 from loadbalancer.generation.decoding.messages import DecodeRequest, ImageLimits, Size
 from loadbalancer.generation.validation import (
     GenerationSpec,
-    ModelCapabilities,
+    ImageModel,
+    image_model,
     requested_size,
     resolve_images,
     resolve_model,
@@ -36,6 +38,8 @@ class RequestBuilder:
         self._settings = services.settings
         self._scheduler = services.scheduler
         self._decoders = services.decoders
+        #: By name, with the engine of the latest request.
+        self._models: dict[str, ImageModel] = {}
         services.metrics.in_flight.add(lambda: {"decodes": len(services.decoders)})
 
     async def build(
@@ -54,13 +58,15 @@ class RequestBuilder:
         """
         settings, seed = self._settings, secrets.randbits(32)
         started = time.monotonic()
-        name = resolve_model(request.model, settings)
-        folder = settings.models[name].loras if request.loras else None
-        loras = await asyncio.to_thread(list_loras, folder) if folder else ()
-        capabilities = ModelCapabilities(self._scheduler.engine_info(name), loras)
+        name = request.model if request.model in self._models else resolve_model(request.model, settings)
+        model, engine = self._models.get(name), self._scheduler.engine_info(name)
+        if model is None or model.engine is not engine:
+            model = self._models[name] = image_model(name, settings.models[name], engine)
+        if request.loras and model.settings.loras:
+            model = model._replace(loras=await asyncio.to_thread(list_loras, model.settings.loras))
         if isinstance(request, PredictRequest):
-            return resolve_request(request, settings, seed, capabilities, caller)
-        spec = resolve_images(request, settings, seed, capabilities, caller, file_format)
+            return resolve_request(request, model, settings.server, seed, caller)
+        spec = resolve_images(request, model, settings.server, seed, caller, file_format)
         if image is None:
             if isinstance(request, EditRequest):
                 text = "Missing required parameter: 'image'."
@@ -70,26 +76,26 @@ class RequestBuilder:
             _decode_request,
             _reader("image", image),
             None if mask is None else _reader("mask", mask),
-            settings,
-            name,
+            model.settings,
+            settings.server,
             size=requested_size(request, spec),
             use_alpha_as_mask=isinstance(request, EditRequest),
         )
         images = await self._decoders.decode(read, spec.owner, spec.timeout_s)
         remaining_s = max(spec.timeout_s - (time.monotonic() - started), 0.001)
-        return with_source_images(replace(spec, timeout_s=remaining_s), images, request, settings, capabilities)
+        return with_source_images(replace(spec, timeout_s=remaining_s), images, request, model)
 
 
 def _decode_request(
     image: FileReader,
     mask: FileReader | None,
-    settings: Settings,
-    model: str,
+    model: Model,
+    server: Server,
     *,
     size: Size | None,
     use_alpha_as_mask: bool,
 ) -> DecodeRequest:
-    limits, server = settings.models[model].limits, settings.server
+    limits = model.limits
     image_limits = ImageLimits(
         max_source_pixels=limits.max_source_pixels,
         max_source_side=limits.max_source_side,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
@@ -16,6 +16,7 @@ from configs.model_sections import Defaults, Limits, Quality
 from configs.model_settings import Model
 from configs.pipeline_defaults import PipelineDefaults, complete_defaults
 from configs.samplers import canonical_sampler, sampler_names
+from configs.sections import Server
 from configs.settings import Settings
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.decoding.messages import Size, SourceImages
@@ -44,18 +45,26 @@ _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _MODES: dict[GenerationMode, str] = {"text": "text only", "image": "an image", "inpaint": "an image with a mask"}
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCapabilities:
-    """A model's engine, None until a worker has connected, and the names of its LoRA adapters."""
+class ImageModel(NamedTuple):
+    """A model that generates images, as its requests are checked and completed."""
 
-    engine: EngineInfo | None = None
-    loras: Collection[str] = ()
+    name: str
+    settings: Model
+    #: None until a worker has connected.
+    engine: EngineInfo | None
+    #: Names of its LoRA adapters.
+    loras: Collection[str]
+    #: The defaults of requests, all set: as configured, as the engine says, or as the checkpoint's files say.
+    defaults: Defaults
 
-    def defaults(self, model: Model) -> Defaults:
-        """The defaults of requests, all set: as configured, as the engine says, or as the checkpoint's files say."""
-        found = self.engine.defaults if self.engine is not None else None
-        known = PipelineDefaults(found.steps, found.guidance_scale, found.side) if found is not None else None
-        return complete_defaults(model, known)
+
+def image_model(
+    name: str, settings: Model, engine: EngineInfo | None = None, loras: Collection[str] = ()
+) -> ImageModel:
+    """Return the model with its defaults. It holds until the engine changes."""
+    found = engine.defaults if engine is not None else None
+    known = PipelineDefaults(found.steps, found.guidance_scale, found.side) if found is not None else None
+    return ImageModel(name, settings, engine, loras, complete_defaults(settings, known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +91,18 @@ class GenerationSpec:
 
 def resolve_images(
     request: ImageRequest | EditRequest,
-    settings: Settings,
+    model: ImageModel,
+    server: Server,
     random_seed: int,
-    capabilities: ModelCapabilities,
     caller: Caller = ANYONE,
     file_format: ImageFormat | None = None,
 ) -> GenerationSpec:
-    """The specification of `POST /v1/images/*`. Raises `InvalidRequest` and `ModelNotFound`.
+    """The specification of `POST /v1/images/*`. Raises `InvalidRequest`.
 
     `file_format` replaces the request's `output_format`. `with_source_images` adds the source image, if the request
     has one.
     """
-    n = _bounded("n", request.n, 1, 1, settings.server.max_n)
+    n = _bounded("n", request.n, 1, 1, server.max_n)
     output_format = file_format or request.output_format or "png"
     quality = 100 if request.output_compression is None else request.output_compression
     if output_format == "png" and quality != 100:
@@ -107,9 +116,9 @@ def resolve_images(
         raise InvalidRequest("Invalid value for 'mask': It needs a source image in 'image'.", param="mask")
     return resolve_request(
         request,
-        settings,
+        model,
+        server,
         random_seed,
-        capabilities,
         caller,
         has_source_image=has_source_image,
         n=n,
@@ -129,13 +138,12 @@ def with_source_images(
     spec: GenerationSpec,
     images: SourceImages,
     request: OpenAIImageRequest,
-    settings: Settings,
-    capabilities: ModelCapabilities,
+    model: ImageModel,
 ) -> GenerationSpec:
     """The specification with its source images. Raises `InvalidRequest` if the engine does not support them."""
-    if capabilities.engine is not None and images.mode not in capabilities.engine.modes:
-        raise _unsupported(images.mode, spec.model, capabilities.engine)
-    default = 1.0 if images.mode == "inpaint" else settings.models[spec.model].defaults.strength
+    if model.engine is not None and images.mode not in model.engine.modes:
+        raise _unsupported(images.mode, spec.model, model.engine)
+    default = 1.0 if images.mode == "inpaint" else model.settings.defaults.strength
     strength = default if request.strength is None else request.strength
     steps = spec.inputs[0].steps
     if int(steps * strength) < 1:
@@ -153,9 +161,9 @@ def _unsupported(mode: GenerationMode, model: str, engine: EngineInfo) -> Invali
 
 def resolve_request(
     request: BaseImageRequest,
-    settings: Settings,
+    model: ImageModel,
+    server: Server,
     random_seed: int,
-    capabilities: ModelCapabilities,
     caller: Caller = ANYONE,
     *,
     has_source_image: bool = False,
@@ -165,11 +173,10 @@ def resolve_request(
     partial_images: int = 0,
     quality: str | None = None,
 ) -> GenerationSpec:
-    """The specification of any request, by default of `POST /predict`. Raises `InvalidRequest` and `ModelNotFound`."""
-    name = resolve_model(request.model, settings)
-    model, engine = settings.models[name], capabilities.engine
-    server, limits, defaults = settings.server, model.limits, capabilities.defaults(model)
-    preset = _preset(quality, model) if model.quality else _NO_PRESET
+    """The specification of any request, by default of `POST /predict`. Raises `InvalidRequest`."""
+    name, settings, engine, _, defaults = model
+    limits = settings.limits
+    preset = _preset(quality, settings) if settings.quality else _NO_PRESET
     negative_prompt = _checked_prompts(request, server.max_prompt_chars)
     if not has_source_image and engine is not None and "text" not in engine.modes:
         raise _unsupported("text", name, engine)
@@ -187,7 +194,7 @@ def resolve_request(
     scheduler = canonical_sampler(request.scheduler) if request.scheduler else usual_scheduler
     if scheduler is None:
         _reject("scheduler", request.scheduler, f"Supported: {', '.join(sampler_names())}")
-    loras = _loras(request.loras, model, capabilities) if request.loras else ()
+    loras = _loras(request.loras, model) if request.loras else ()
     if request.reproducible and engine is not None and not engine.reproducible:
         _reject("reproducible", True, f"The model's engine ({engine.pipeline}) cannot promise equal bytes")
     seed = random_seed if request.seed is None else request.seed
@@ -204,7 +211,7 @@ def resolve_request(
         output_quality=output_quality,
         partial_images=partial_images,
         loras=loras,
-        reproducible=bool(request.reproducible) or model.reproducible,
+        reproducible=bool(request.reproducible) or settings.reproducible,
     )
     images = [msgspec.structs.replace(inputs, seed=(seed + i) % SEEDS) for i in range(n)]
     return GenerationSpec(name, images, timeout_s, request.priority or 0, owner=caller.owner, weight=caller.weight)
@@ -230,10 +237,10 @@ def _preset(quality: str | None, model: Model) -> Quality:
     return _NO_PRESET
 
 
-def _loras(requested: Sequence[LoraRequest], model: Model, capabilities: ModelCapabilities) -> tuple[Lora, ...]:
+def _loras(requested: Sequence[LoraRequest], model: ImageModel) -> tuple[Lora, ...]:
     """The requested adapters, checked against the model's own."""
-    limits, engine = model.limits, capabilities.engine
-    if model.loras is None or (engine is not None and not engine.loras):
+    limits, engine = model.settings.limits, model.engine
+    if model.settings.loras is None or (engine is not None and not engine.loras):
         raise InvalidRequest("The model takes no LoRA adapters.", param="loras")
     if len(requested) > limits.max_loras:
         text = f"{len(requested)} adapters are requested; at most {limits.max_loras} are allowed."
@@ -242,7 +249,7 @@ def _loras(requested: Sequence[LoraRequest], model: Model, capabilities: ModelCa
     for i, lora in enumerate(requested):
         if not LORA_NAME.fullmatch(lora.name):
             _reject(f"loras[{i}].name", lora.name, "Must be 1 to 128 letters, digits, '.', '_' and '-', no sign first")
-        if lora.name not in capabilities.loras:
+        if lora.name not in model.loras:
             _reject(f"loras[{i}].name", lora.name, "The model has no such adapter; GET /v1/models/{model} lists them")
         if lora.name in chosen:
             _reject(f"loras[{i}].name", lora.name, "It is named twice")

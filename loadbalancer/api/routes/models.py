@@ -11,7 +11,7 @@ from loadbalancer.api.http_helpers import json_response
 from loadbalancer.api.openapi import responses
 from loadbalancer.api.request_builder import list_loras
 from loadbalancer.generation.text.text_model import text_card
-from loadbalancer.generation.validation import ModelCapabilities, endpoints, model_not_found
+from loadbalancer.generation.validation import endpoints, image_model, model_not_found
 from loadbalancer.schema.responses import Curve, ModelCard, ModelList
 from loadbalancer.services import Services
 
@@ -40,7 +40,7 @@ async def _card(services: Services, name: str) -> ModelCard:
     limits: dict[str, Any] = {"max_instances": services.settings.max_instances}
     if is_image:
         limits = model.limits.model_dump() | {"max_n": services.settings.server.max_n}
-    defaults: dict[str, Any] = ModelCapabilities(engine).defaults(model).model_dump() if is_image else {}
+    defaults: dict[str, Any] = image_model(name, model, engine).defaults.model_dump() if is_image else {}
     if model.task == "text":
         limits, defaults = text_card(model.text, engine.text if engine else None)
     curves = [Curve(curve.shape.key, curve.cap, curve.points) for curve in scheduler.step_curves(name)]

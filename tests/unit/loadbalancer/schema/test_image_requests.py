@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -13,16 +14,18 @@ from configs.settings import Settings
 from loadbalancer.generation.decoding.messages import SourceImages
 from loadbalancer.generation.validation import (
     GenerationSpec,
-    ModelCapabilities,
+    ImageModel,
+    image_model,
     requested_size,
     resolve_images,
+    resolve_model,
     resolve_request,
     with_source_images,
 )
 from loadbalancer.scheduling.task import TaskEnded, TaskState
 from loadbalancer.schema.errors import ContentRefused, InvalidRequest, from_ended
 from loadbalancer.schema.parsing import parse
-from loadbalancer.schema.requests import ImageRequest, PredictRequest
+from loadbalancer.schema.requests import BaseImageRequest, ImageRequest, PredictRequest
 from wire.inputs import ImageInputs, Lora
 from wire.messages import EngineInfo
 
@@ -52,18 +55,29 @@ def settings(**model: Any) -> Settings:
     )
 
 
-def resolve(
-    capabilities: ModelCapabilities | None = None, model: dict[str, Any] | None = None, **body: Any
-) -> GenerationSpec:
+class Known(NamedTuple):
+    """What is known of a model beside its settings."""
+
+    engine: EngineInfo | None = None
+    loras: Sequence[str] = ()
+
+
+def image_model_of(settings: Settings, requested: BaseImageRequest, known: Known) -> ImageModel:
+    name = resolve_model(requested.model, settings)
+    return image_model(name, settings.models[name], known.engine, known.loras)
+
+
+def resolve(known: Known | None = None, model: dict[str, Any] | None = None, **body: Any) -> GenerationSpec:
     requested = parse(ImageRequest, json.dumps({"prompt": "a seven"} | body).encode())
-    return resolve_images(requested, settings(**model or {}), 7, capabilities or ModelCapabilities(ABLE, ADAPTERS))
+    own = settings(**model or {})
+    return resolve_images(requested, image_model_of(own, requested, known or Known(ABLE, ADAPTERS)), own.server, 7)
 
 
-def complete(sources: SourceImages, capabilities: ModelCapabilities | None = None, **body: Any) -> GenerationSpec:
+def complete(sources: SourceImages, known: Known | None = None, **body: Any) -> GenerationSpec:
     requested = parse(ImageRequest, json.dumps({"prompt": "a seven", "image": URL} | body).encode())
-    capabilities = capabilities or ModelCapabilities(ABLE)
-    job = resolve_images(requested, settings(), 7, capabilities)
-    return with_source_images(job, sources, requested, settings(), capabilities)
+    model = image_model_of(settings(), requested, known or Known(ABLE))
+    job = resolve_images(requested, model, settings().server, 7)
+    return with_source_images(job, sources, requested, model)
 
 
 # ---- LoRA adapters
@@ -82,7 +96,8 @@ def complete(sources: SourceImages, capabilities: ModelCapabilities | None = Non
 def test_loras_are_resolved(requested: list[dict[str, Any]], expected: tuple[Lora, ...]) -> None:
     assert [inputs.loras for inputs in resolve(loras=requested, n=2).inputs] == [expected, expected]
     predict = parse(PredictRequest, json.dumps({"prompt": "a", "loras": requested}).encode())
-    assert resolve_request(predict, settings(), 7, ModelCapabilities(ABLE, ADAPTERS)).inputs[0].loras == expected
+    model = image_model_of(settings(), predict, Known(ABLE, ADAPTERS))
+    assert resolve_request(predict, model, settings().server, 7).inputs[0].loras == expected
 
 
 @pytest.mark.parametrize(
@@ -114,14 +129,14 @@ def test_invalid_loras_are_rejected(requested: Any, param: str, fragment: str) -
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "model"),
-    [(ModelCapabilities(TEXT_ONLY, ADAPTERS), {}), (ModelCapabilities(ABLE, ADAPTERS), {"loras": None})],
+    ("known", "model"),
+    [(Known(TEXT_ONLY, ADAPTERS), {}), (Known(ABLE, ADAPTERS), {"loras": None})],
 )
-def test_loras_of_unsupporting_model_are_rejected(capabilities: ModelCapabilities, model: dict[str, Any]) -> None:
+def test_loras_of_unsupporting_model_are_rejected(known: Known, model: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="takes no LoRA adapters") as rejected:
-        resolve(capabilities, model, loras=[{"name": "ink"}])
+        resolve(known, model, loras=[{"name": "ink"}])
     assert rejected.value.param == "loras"
-    assert resolve(capabilities, model, loras=[]).inputs[0].loras == ()
+    assert resolve(known, model, loras=[]).inputs[0].loras == ()
 
 
 # ---- engine capabilities
@@ -137,14 +152,14 @@ def test_reproducible_by_request_or_configuration(requested: bool | None, config
 
 def test_reproducible_of_unsupporting_engine_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match=r"TextPipeline.*cannot promise") as rejected:
-        resolve(ModelCapabilities(TEXT_ONLY), reproducible=True)
+        resolve(Known(TEXT_ONLY), reproducible=True)
     assert rejected.value.param == "reproducible"
-    assert not resolve(ModelCapabilities(TEXT_ONLY), reproducible=False).inputs[0].reproducible
+    assert not resolve(Known(TEXT_ONLY), reproducible=False).inputs[0].reproducible
 
 
 def test_unknown_engine_accepts_all_capabilities() -> None:
-    assert resolve(ModelCapabilities(None, ADAPTERS), reproducible=True, loras=[{"name": "ink"}]).inputs[0].reproducible
-    assert complete(MASKED, ModelCapabilities()).inputs[0].mode == "inpaint"
+    assert resolve(Known(None, ADAPTERS), reproducible=True, loras=[{"name": "ink"}]).inputs[0].reproducible
+    assert complete(MASKED, Known()).inputs[0].mode == "inpaint"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +173,7 @@ def test_unknown_engine_accepts_all_capabilities() -> None:
 )
 def test_input_unsupported_by_engine_is_refused(about: EngineInfo, sources: SourceImages | None, fragment: str) -> None:
     with pytest.raises(InvalidRequest) as rejected:
-        complete(sources, ModelCapabilities(about)) if sources else resolve(ModelCapabilities(about))
+        complete(sources, Known(about)) if sources else resolve(Known(about))
     assert rejected.value.param == "image"
     assert fragment in rejected.value.message
 
@@ -192,7 +207,12 @@ def test_source_images_set_mode_strength_and_size(
 )
 def test_requested_size_is_none_without_explicit_size(body: dict[str, Any], size: tuple[int, int] | None) -> None:
     requested = parse(ImageRequest, json.dumps({"prompt": "a", "image": URL} | body).encode())
-    assert requested_size(requested, resolve_images(requested, settings(), 7, ModelCapabilities())) == size
+    assert (
+        requested_size(
+            requested, resolve_images(requested, image_model_of(settings(), requested, Known()), settings().server, 7)
+        )
+        == size
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 from configs.model_settings import Model
 from configs.sections import Server
 from configs.settings import Settings
-from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities, resolve_images, resolve_request
+from loadbalancer.generation.validation import (
+    GenerationSpec,
+    ImageModel,
+    image_model,
+    resolve_images,
+    resolve_model,
+    resolve_request,
+)
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
 from loadbalancer.schema.parsing import parse, parse_form
-from loadbalancer.schema.requests import SEEDS, EditRequest, ImageRequest, PredictRequest
+from loadbalancer.schema.requests import SEEDS, BaseImageRequest, EditRequest, ImageRequest, PredictRequest
 from wire.messages import EngineInfo, ImageDefaults
 
 SETTINGS = Settings(
@@ -34,13 +41,22 @@ SETTINGS = Settings(
 )
 
 
-NOTHING = ModelCapabilities()
+def image_model_of(requested: BaseImageRequest, settings: Settings = SETTINGS) -> ImageModel:
+    name = resolve_model(requested.model, settings)
+    return image_model(name, settings.models[name])
+
+
 Result = TypeVar("Result")
 PLAUSIBLE_TEXT = st.sampled_from(["a seven", "first", "auto", "64x64", "png", "2", "0.5", "true", "null", "[]", "{}"])
 
 
 def resolve(random_seed: int = 99, **body: Any) -> GenerationSpec:
-    return resolve_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, random_seed, NOTHING)
+    return resolve_body(body, random_seed)
+
+
+def resolve_body(body: Any, random_seed: int) -> GenerationSpec:
+    requested = parse(ImageRequest, json.dumps(body).encode())
+    return resolve_images(requested, image_model_of(requested), SETTINGS.server, random_seed)
 
 
 def test_absent_fields_take_configured_defaults() -> None:
@@ -81,14 +97,15 @@ def test_quality_is_a_preset_of_the_model(
     first = Model.model_validate(SETTINGS.models["first"].model_dump() | {"quality": presets})
     settings = SETTINGS.model_copy(update={"models": {"first": first}})
     request = parse(ImageRequest, json.dumps({"prompt": "a", **body}).encode())
-    [inputs] = resolve_images(request, settings, 1, NOTHING).inputs
+    [inputs] = resolve_images(request, image_model_of(request, settings), settings.server, 1).inputs
     assert (inputs.steps, inputs.guidance_scale, inputs.scheduler) == expected
 
 
 def test_unset_defaults_are_those_of_the_engine() -> None:
-    capabilities = ModelCapabilities(EngineInfo(defaults=ImageDefaults(9, 0.0, 128)))
+    engine = EngineInfo(defaults=ImageDefaults(9, 0.0, 128))
+    model = image_model("second", SETTINGS.models["second"], engine)
     request = parse(ImageRequest, b'{"prompt": "a", "model": "second"}')
-    [inputs] = resolve_images(request, SETTINGS, 1, capabilities).inputs
+    [inputs] = resolve_images(request, model, SETTINGS.server, 1).inputs
     assert (inputs.width, inputs.height, inputs.steps, inputs.guidance_scale) == (128, 128, 9, 0.0)
 
 
@@ -141,7 +158,7 @@ def test_empty_names_mean_the_defaults() -> None:
 
 def test_predict_makes_one_png() -> None:
     asked = parse(PredictRequest, b'{"prompt": "a", "model": "second", "priority": 5, "timeout_s": 1.5}')
-    job = resolve_request(asked, SETTINGS, 3, NOTHING)
+    job = resolve_request(asked, image_model_of(asked), SETTINGS.server, 3)
     assert (job.model, len(job.inputs), job.inputs[0].output_format, job.priority, job.timeout_s) == (
         "second",
         1,
@@ -280,7 +297,7 @@ BODIES = st.dictionaries(st.sampled_from([*ImageRequest.model_fields, "other"]),
 
 @given(body=BODIES | JSON, seed=st.integers(0, SEEDS - 1))
 def test_random_json_is_within_bounds_or_rejected(body: Any, seed: int) -> None:
-    job = outcome_of(lambda: resolve_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, seed, NOTHING))
+    job = outcome_of(lambda: resolve_body(body, seed))
     if isinstance(job, ApiError):
         assert job.status in (400, 404)
         assert job.message.endswith((".", "?"))
