@@ -229,8 +229,7 @@ class SchedulerService:
 
     def exchange_with_agents(self, exchange: AgentExchange) -> AgentStates:
         """Send the controller's orders, and return what the machines have reported."""
-        self._socket.send_orders(exchange.orders)
-        return self._socket.agents.states()
+        return self._socket.agents.exchange(exchange.orders)
 
     # ---- events and effects
 

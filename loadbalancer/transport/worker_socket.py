@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,20 +21,11 @@ import zmq
 from configs.data_dir import is_same_file
 from configs.devices import on_machine
 from configs.sections import Workers
-from loadbalancer.transport.agent_relay import AgentRelay, FileRequest
+from loadbalancer.transport.agent_messages import AgentMessages
 from loadbalancer.transport.curve_listener import CannotListen, CurveListener
 from loadbalancer.transport.weight_files import WeightFiles
 from loadbalancer.transport.worker_routes import NameRefused, RemoteRoute, WorkerRoutes
-from wire.agents import (
-    AgentOrders,
-    FileList,
-    FilePart,
-    ListFiles,
-    MalformedAgentMessage,
-    ToAgent,
-    decode_from_agent,
-    encode_agent_message,
-)
+from wire.agents import MalformedAgentMessage
 from wire.codec import (
     MAX_HEADER_BYTES,
     BalancerEnvelope,
@@ -75,8 +64,6 @@ _MORE = zmq.DONTWAIT | zmq.SNDMORE
 _MAX_NAMED = 1000
 #: Least seconds between two requests for a Hello over one connection.
 _HELLO_REQUEST_S = 0.5
-#: Requests for files that wait at once, of all agents.
-_MAX_FILE_REQUESTS = 64
 
 
 class WorkerSocket:
@@ -105,10 +92,7 @@ class WorkerSocket:
         self._max_frame_bytes = max(max_result_bytes, MAX_HEADER_BYTES)
         self._max_message_bytes = max_result_bytes + MAX_HEADER_BYTES
         self._routes = WorkerRoutes(settings.max_per_key)
-        self._files = files or WeightFiles({})
-        self._file_reader = ThreadPoolExecutor(1, "file-reader")
-        self._file_requests = 0
-        self.agents = AgentRelay(settings.heartbeat_s, time.monotonic)
+        self.agents = AgentMessages(files or WeightFiles({}), settings.heartbeat_s, on_worker_lost)
         #: Connections that were asked for a Hello, and when.
         self._hello_requested: dict[bytes, float] = {}
         #: Dropped messages by reason.
@@ -140,6 +124,7 @@ class WorkerSocket:
             except CannotListen:
                 self._context.destroy()
                 raise
+            self.agents.open(self._remote, self._check_unread)
         self._sockets = [self._local] if self._remote is None else [self._local, self._remote]
         for socket in self._sockets:
             self._loop.add_reader(socket.fileno(), self._drain, socket)
@@ -184,7 +169,7 @@ class WorkerSocket:
             await self._listener.close()
         for socket in self._sockets:
             socket.close()
-        self._file_reader.shutdown(wait=False, cancel_futures=True)
+        self.agents.close()
         await asyncio.to_thread(self._context.term)
 
     def keep_only(self, workers: Collection[str]) -> None:
@@ -281,7 +266,12 @@ class WorkerSocket:
             self.counters["malformed"] += 1
             return
         if peer.is_agent:
-            self._from_agent(route, frames)
+            try:
+                self.agents.receive(route, frames)
+            except MalformedAgentMessage as error:
+                self.counters["malformed"] += 1
+                text = "dropped a malformed message of the agent %r (further ones are only counted): %s"
+                self._warn(key, text, error)
             return
         size = sum(map(len, frames))
         for envelope in self._decode(key, frames):
@@ -304,57 +294,6 @@ class WorkerSocket:
                 yield ReceivedMessage(name, envelope, is_local=False)
                 if isinstance(message, Bye):
                     self._routes.remove(name)
-
-    def _from_agent(self, route: RemoteRoute, frames: Sequence[Frame]) -> None:
-        try:
-            message = decode_from_agent(frames)
-        except MalformedAgentMessage as error:
-            self.counters["malformed"] += 1
-            self._warn(
-                route.key, "dropped a malformed message of the agent %r (further ones are only counted): %s", error
-            )
-            return
-        replies, ended, files = self.agents.on_message(route, message)
-        for reply in replies:
-            self._send_agent(route, reply)
-        for worker in ended:
-            self._loop.call_soon(self._on_worker_lost, worker, "its process has ended")
-        if files is not None:
-            self._loop.call_soon(self._on_file_request, route, files)
-
-    def send_orders(self, orders: Mapping[str, AgentOrders]) -> None:
-        """Send the machines' agents their orders. Those of machines that are not connected are dropped."""
-        for route, each in self.agents.on_orders(orders):
-            self._send_agent(route, each)
-        self._check_unread()
-
-    def _send_agent(self, route: RemoteRoute, message: ToAgent, data: bytes = b"") -> bool:
-        """Return whether the message is on its way."""
-        assert self._remote is not None
-        *frames, last = encode_agent_message(message, data)
-        try:
-            self._remote.send(route.identity, _MORE)
-            for frame in frames:
-                self._remote.send(frame, _MORE)
-            self._remote.send(last, zmq.DONTWAIT, copy=len(last) < _ZERO_COPY_BYTES)
-        except zmq.ZMQError:  # disconnected; its next Hello comes over another connection
-            return False
-        return True
-
-    def _on_file_request(self, route: RemoteRoute, request: FileRequest) -> None:
-        """Read in a thread and answer then. What is asked while too much waits is dropped, and asked again."""
-        if self._file_requests >= _MAX_FILE_REQUESTS or self._local.closed:
-            return
-        self._file_requests += 1
-        answer = self._loop.run_in_executor(self._file_reader, _read_files, self._files, request)
-
-        def send(done: asyncio.Future[tuple[FileList | FilePart, bytes]]) -> None:
-            self._file_requests -= 1
-            if not done.cancelled() and done.exception() is None and not self._local.closed:
-                self._send_agent(route, *done.result())
-                self._check_unread()
-
-        answer.add_done_callback(send)
 
     def _refuse(self, route: RemoteRoute, reason: str) -> None:
         self.counters["workers_refused"] += 1
@@ -393,13 +332,6 @@ class WorkerSocket:
         if sender not in self._named and len(self._named) < _MAX_NAMED:
             self._named.add(sender)
             log.warning(text, sender, *values)
-
-
-def _read_files(files: WeightFiles, request: FileRequest) -> tuple[FileList | FilePart, bytes]:
-    """Answer the request. Called in a thread."""
-    if isinstance(request, ListFiles):
-        return files.list_files(request.model), b""
-    return files.read_part(request.model, request.file, request.offset, request.size)
 
 
 def _rest_of_message(socket: zmq.Socket[bytes]) -> list[Frame]:
