@@ -35,10 +35,10 @@ class RequestHead:
     """What the headers say about the caller and the body. Of headers that are repeated, the first counts."""
 
     __slots__ = (
-        "_given_id",
         "accepted",
         "authorization",
         "content_type",
+        "given_id",
         "has_key",
         "host",
         "is_encoded",
@@ -70,11 +70,8 @@ class RequestHead:
         self.has_key = b"idempotency-key" in found
         given_id = found.get(b"x-request-id", "")
         self.traceparent = found.get(b"traceparent", "")
-        self._given_id = given_id if given_id and _SAFE_ID.fullmatch(given_id) else ""
-
-    def request_id(self) -> str:
-        """Return the id that the client has given to the request, or a new one."""
-        return self._given_id or new_request_id()
+        #: The id that the client has given to the request; empty if there is none that is safe.
+        self.given_id = given_id if given_id and _SAFE_ID.fullmatch(given_id) else ""
 
     @property
     def is_small(self) -> bool:

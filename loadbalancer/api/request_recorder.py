@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from loadbalancer.api.request_head import RequestHead
+from loadbalancer.api.request_head import RequestHead, new_request_id
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.context.trace_context import parse_traceparent
 from loadbalancer.metrics.access_log import AccessLog
@@ -28,12 +28,12 @@ class RequestRecorder:
 
         A request that creates or ends something is traced, and any other whose client sends `traceparent`.
         """
-        tracer, traceparent = self._tracer, head.traceparent
+        tracer, traceparent, request_id = self._tracer, head.traceparent, head.given_id or new_request_id()
         if tracer is None:
-            return RequestContext(head.request_id(), parse_traceparent(traceparent) if traceparent else None)
+            return RequestContext(request_id, parse_traceparent(traceparent) if traceparent else None)
         if not traceparent and (method not in ("POST", "DELETE") or path.startswith(_INTERNAL)):
-            return RequestContext(head.request_id())
-        return tracer.begin(head.request_id(), traceparent)
+            return RequestContext(request_id)
+        return tracer.begin(request_id, traceparent)
 
     def response_headers(self, context: RequestContext) -> list[tuple[bytes, bytes]]:
         """Return the headers by which the client finds its request again."""

@@ -326,13 +326,11 @@ class Scheduler:
         self, worker: Worker, task: Task, message: Finished, frames: Sequence[Frame], now: float
     ) -> list[Effect]:
         error = result_error(message.parts, frames, task.inputs, self._max_result_bytes)
-        if error or worker.invalid_results:
-            worker.on_result(valid=not error)
-        return (
-            self._on_invalid_result(worker, task, error, now)
-            if error
-            else self.store.complete(task, message, frames, now)
-        )
+        if error:
+            return self._on_invalid_result(worker, task, error, now)
+        if worker.invalid_results:
+            worker.on_result(valid=True)
+        return self.store.complete(task, message, frames, now)
 
     def _on_chunk(
         self, worker: Worker, task: Task, index: int, part: Part, frames: Sequence[Frame], now: float
@@ -346,7 +344,6 @@ class Scheduler:
             except ValueError as missing:
                 error = str(missing)
         effects = [*self.store.mark_started(task, now), SendMessage(worker.id, Cancel([task.id]))]
-        worker.on_result(valid=False)
         return [*effects, *self._on_invalid_result(worker, task, error, now)]
 
     def _on_tokens(self, worker: Worker, each: TaskTokens, now: float) -> list[Effect]:
@@ -362,11 +359,11 @@ class Scheduler:
             return [*started, *self.store.report_tokens(task, each.output)]
         except ValueError as error:
             cancel = SendMessage(worker.id, Cancel([task.id]))
-            worker.on_result(valid=False)
             return [*started, cancel, *self._on_invalid_result(worker, task, str(error), now)]
 
     def _on_invalid_result(self, worker: Worker, task: Task, error: str, now: float) -> list[Effect]:
         """Give the task to another attempt. A worker that repeats this is rejected, and its other tasks move."""
+        worker.on_result(valid=False)
         self.counters["invalid_results"] += 1
         effects = [*self.store.mark_started(task, now), *self.store.on_invalid_result(task, error, now)]
         if worker.id not in self._named_invalid and len(self._named_invalid) < _MAX_NAMED:
