@@ -255,6 +255,8 @@ def _config(services: Services) -> HttpConfig:
         internal_token=services.authenticator.internal_token,
         loop="uvloop",
         lifespan="off",
+        server_header=False,
+        headers=[("server", "muster")],
         log_config=None,
         log_level="debug" if settings.log_level == "debug" else "error",
         access_log=settings.log_level == "debug",

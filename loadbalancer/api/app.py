@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from configs.addresses import machine_names
 from configs.text import printable
 from loadbalancer.access.access_control import AccessControl
+from loadbalancer.api.allowed_methods import allowed_methods, keep_routes
 from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.hot_routes import HotRoutes
@@ -63,6 +64,7 @@ def create_app(services: Services) -> ASGIApp:
     )
     for router in routers:
         app.include_router(router)
+    keep_routes(app, routers)
     hot.collect(*routers)
     add_error_handlers(app)
     serve_document(app, services)
@@ -106,8 +108,8 @@ def _from_starlette(request: Request, error: Exception) -> ApiError:
     if error.status_code == 404:
         return NotFound(unknown_path(request.method, request.url.path, request.app.openapi()["paths"]))
     if error.status_code == 405:
-        allow = dict(error.headers or {})
-        return MethodNotAllowed(f"{operation}: this path allows {allow.get('Allow', 'other methods')}.", headers=allow)
+        allow = ", ".join(allowed_methods(request, (error.headers or {}).get("Allow", "")))
+        return MethodNotAllowed(f"{operation}: this path allows {allow}.", headers={"allow": allow})
     if error.status_code < 500:
         return InvalidRequest(error.detail, code="bad_request")
     return InternalError(error.detail)

@@ -53,7 +53,7 @@ def json_body(request: HotRequest) -> CallBody:
     """The body as one JSON value, which is not decoded. Raises `InvalidRequest`."""
     body = request.json()
     if not is_json(body):
-        raise invalid_json("it is empty" if not body else "it is not one value in UTF-8")
+        raise invalid_json("it is not one value in UTF-8", body)
     return CallBody(_JSON_PARTS, [body])
 
 

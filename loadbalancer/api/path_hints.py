@@ -12,7 +12,10 @@ _REASONS = {
     "/v1/files": "Files are not stored; send images in the request, or as jobs to /v1/jobs",
     "/v1/batches": "Batches are not supported; /v1/jobs queues requests",
     "/v2/repository/index": "Models are listed by /v1/models",
+    "/redoc": "The API is described at /docs",
 }
+#: Paths that the document of the API leaves out.
+_UNDOCUMENTED = frozenset({"/docs", "/openapi.json", "/health", "/livez"})
 _MAX_PATH_CHARS = 80
 _MIN_SIMILARITY = 0.7
 
@@ -34,6 +37,6 @@ def _nearest(path: str, known: list[str]) -> str | None:
     lower = "/" + path.strip("/").lower()
     # A base URL without /v1, or a client that adds it to a base URL that has it.
     for candidate in (lower, f"/v1{lower}", lower.replace("/v1/v1", "/v1", 1)):
-        if candidate in known:
+        if candidate in known or candidate in _UNDOCUMENTED:
             return candidate
     return closest(lower, known, _MIN_SIMILARITY)

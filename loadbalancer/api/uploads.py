@@ -73,7 +73,7 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
     `ClientClosed`, and `Unavailable` where the temporary directory is full.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        raise invalid_form("it must be multipart/form-data, or application/json")
+        raise UnsupportedMediaType("This path takes multipart/form-data, or application/json.")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaType("The Content-Encoding of a form is not supported.", headers={"accept-encoding": ""})
     max_in_memory = max_text_bytes + _MAX_FILES * _MEMORY_BYTES_PER_FILE
@@ -106,6 +106,18 @@ class FormParser(MultiPartParser):
         self._form_charset = form_charset(headers["content-type"])
         self._text_bytes = 0
         self._files = files
+        self._is_complete = False
+
+    async def parse(self) -> FormData:
+        """Return the form. Without its end, the last part would be missing unnoticed."""
+        form = await super().parse()
+        if not self._is_complete:
+            await form.close()
+            raise MultiPartException("it ends before its last boundary")
+        return form
+
+    def on_end(self) -> None:
+        self._is_complete = True
 
     def on_headers_finished(self) -> None:
         """Check the character set of a text before it is decoded."""

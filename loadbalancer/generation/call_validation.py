@@ -6,7 +6,7 @@ from configs.sections import Server
 from configs.settings import Settings
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.call_spec import CallSpec
-from loadbalancer.generation.validation import model_not_found
+from loadbalancer.generation.validation import endpoints, model_not_found
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import Instances
@@ -19,12 +19,13 @@ MAX_PRIORITY = 100
 
 
 def call_model(name: str, settings: Settings) -> str:
-    """Return the name of a model that takes calls. Raises `ModelNotFound`, `InvalidRequest` for one of images."""
+    """Return the name of a model that takes calls. Raises `ModelNotFound`, and `InvalidRequest` for other models."""
     model = settings.models.get(name)
     if model is None:
         raise model_not_found(name, settings)
     if model.task != "call":
-        text = f"The model '{name}' generates images and takes no calls: use POST /v1/images/generations."
+        paths = " or ".join(endpoints(name, settings))
+        text = f"The model '{name}' takes no calls: use POST {paths}."
         raise InvalidRequest(text, param="model", code="unsupported_endpoint")
     return name
 

@@ -23,6 +23,7 @@ from loadbalancer.schema.http_errors import (
     HeadersTooLarge,
     MalformedRequest,
     TooManyConnections,
+    UnknownHttpVersion,
     UnknownTransferCoding,
     UriTooLong,
 )
@@ -38,6 +39,7 @@ SLICE = 4096
 HEALTH = (b"/healthz", b"/livez", b"/readyz", b"/health")
 #: Paths that are answered on connections beyond `server.max_connections`.
 _UNRESTRICTED_PATHS = frozenset((*HEALTH, b"/metrics"))
+_VERSIONS = ("1.1", "1.0")
 _SPECIAL_HEADERS = frozenset({b"expect", b"transfer-encoding"})
 
 
@@ -191,6 +193,8 @@ class MessageParser(asyncio.Protocol, abc.ABC):
     def _add_exchange(self, method: bytes) -> None:
         """Take the request whose headers are complete, and let the application answer it if it is the next one."""
         version, direct = self._parser.get_http_version(), self.config.direct
+        if version not in _VERSIONS:
+            raise self._failure(UnknownHttpVersion(f"HTTP/{version} is not supported; use HTTP/1.1."))
         head: DirectHead | None = None
         if direct is not None and self._length <= MAX_DIRECT_BYTES and not (self._is_chunked or self._expects_continue):
             head = direct.find(method, self.url, self.headers)

@@ -19,7 +19,7 @@ from loadbalancer.http_server.message_parser import HEALTH, SLICE, MessageParser
 from loadbalancer.http_server.parse_queue import CHUNKS_PER_COST
 from loadbalancer.http_server.repeated_head import RepeatedHead, repeated_head
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
-from loadbalancer.schema.http_errors import InputMemoryFull, MalformedRequest
+from loadbalancer.schema.http_errors import IncompleteRequest, InputMemoryFull, MalformedRequest
 
 if TYPE_CHECKING:
     from loadbalancer.http_server.server import HttpConfig
@@ -41,6 +41,14 @@ MAX_DISCARD = 2**20
 #: Direct requests in a row with other heads than those before. After them, the heads of the connection are not kept.
 MAX_OTHER_HEADS = 8
 _HEALTH_REQUESTS = tuple(method + path + b" " for method in (b"GET ", b"HEAD ") for path in HEALTH)
+
+
+def _reason(error: httptools.HttpParserError) -> str:
+    """What the parser says about the bytes, none of which are in it."""
+    if isinstance(error, httptools.HttpParserCallbackError):
+        return ""
+    text = str(error)
+    return ": HTTP/2 is not supported" if text.startswith("Pause") else f": {text[:1].lower()}{text[1:]}"
 
 
 class BoundedRequestParser(MessageParser):
@@ -72,6 +80,11 @@ class BoundedRequestParser(MessageParser):
             self._wait_for_turn()
         if self._unparsed or self._stage == HEAD or self._counted_input:
             self._count_input()
+
+    def eof_received(self) -> None:
+        """Answer a request that ends too early. After a complete one, this is how a client leaves."""
+        if self._stage in (HEAD, BODY) and not self._unparsed:
+            self._refuse(IncompleteRequest("The request is cut short: its client has closed before the end of it."))
 
     def connection_lost(self, _: Exception | None) -> None:
         self.config.input_budget.change(self._counted_input, 0)
@@ -208,8 +221,8 @@ class BoundedRequestParser(MessageParser):
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 self._feed_without_upgrade(memoryview(data)[offer.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse(self._refusal or MalformedRequest("The request is not valid HTTP/1.1."))
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal or MalformedRequest(f"The request is not valid HTTP/1.1{_reason(error)}."))
             return
         if self._chunks != chunks:
             self.config.parse_queue.add_cost((self._chunks - chunks) // CHUNKS_PER_COST)

@@ -53,7 +53,7 @@ class AdmissionControl:
             enough_s = config.deadline_slack * remaining_s
             finish_s = _earliest_finish_s(tasks, queue, workers, enough_s)
             if finish_s is not None and finish_s > enough_s:
-                reason = f"it would take about {finish_s:.1f} s, the request allows {max(remaining_s, 0):.1f} s"
+                reason = f"it would take about {finish_s:.3g} s, the request allows {max(remaining_s, 0):.3g} s"
                 return DeadlineUnreachable(reason, _bounded_retry_s(finish_s - remaining_s), finish_s)
         if added_bytes:
             self._source_bytes.add(first.owner, added_bytes)

@@ -22,6 +22,12 @@ class MalformedRequest(HttpError):
     """The bytes are no HTTP/1.1 request."""
 
 
+class IncompleteRequest(HttpError):
+    """The client has closed its side before the end of the headers or of the body."""
+
+    code = "incomplete_request"
+
+
 class ConnectRefused(HttpError):
     """The method CONNECT: this server is no proxy."""
 
@@ -62,6 +68,13 @@ class UnknownTransferCoding(HttpError):
 
     status = 501
     code = "unsupported_transfer_encoding"
+
+
+class UnknownHttpVersion(HttpError):
+    """Another version than HTTP/1.0 and HTTP/1.1."""
+
+    status = 505
+    code = "unsupported_http_version"
 
 
 class TooManyConnections(HttpError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -13,6 +15,7 @@ from configs.text import clip, closest, printable
 from loadbalancer.schema.body_limits import MAX_ENTRIES, check_entries, check_size_without_images
 from loadbalancer.schema.errors import MAX_PARAM_CHARS, InvalidRequest
 from loadbalancer.schema.requests import LoraRequest
+from loadbalancer.schema.struct_parsing import invalid_json
 
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -36,6 +39,11 @@ _BOUNDS = {
 }
 
 
+_LENGTHS = {"too_short": ("min_length", "at least"), "too_long": ("max_length", "at most")}
+#: Numbers that JSON does not have, as JavaScript writes them.
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
 def parse(kind: type[Request], body: bytes, max_bytes: int | None = None) -> Request:
     """The JSON body as a request of this kind. Raises `InvalidRequest` for the first error.
 
@@ -51,7 +59,7 @@ def parse(kind: type[Request], body: bytes, max_bytes: int | None = None) -> Req
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise _to_error(error.errors(include_url=False)[0], kind) from None
+        raise _to_error(_first(error.errors(include_url=False)), kind, body) from None
 
 
 def parse_form(kind: type[Request], fields: Mapping[str, str]) -> Request:
@@ -82,16 +90,26 @@ def _field_value(text: str, annotation: Any) -> Any:
 
 
 def shorten(value: object) -> str:
-    """The value's `repr` in at most 80 characters."""
+    """The value in at most 80 characters: a text in single quotes, anything else as JSON writes it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return _NOT_FINITE[str(value)]
+    if value is None or isinstance(value, bool | list | tuple | dict):
+        return clip(json.dumps(value, ensure_ascii=False, default=str), 80)
     return clip(repr(value), 80)
 
 
-def _to_error(problem: ErrorDetails, request: type[BaseModel]) -> InvalidRequest:
+def _first(problems: list[ErrorDetails]) -> ErrorDetails:
+    """The problem to explain. Behind a missing parameter there may be one whose name is misspelled."""
+    unknown = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
+    return unknown if problems[0]["type"] == "missing" else problems[0]
+
+
+def _to_error(problem: ErrorDetails, request: type[BaseModel], body: bytes) -> InvalidRequest:
     kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
     if not problem["loc"]:
-        text = "is not valid JSON" if kind == "json_invalid" else "must be a JSON object"
-        detail = f": {context['error']}" if "error" in context else ""
-        return InvalidRequest(f"The request body {text}{detail}.", code="invalid_json")
+        if kind == "json_invalid":
+            return invalid_json(str(context["error"]), body)
+        return InvalidRequest("The request body must be a JSON object.", code="invalid_json")
     name = _path(problem["loc"])
     if kind == "extra_forbidden":
         known = request if len(problem["loc"]) == 1 else LoraRequest
@@ -130,4 +148,8 @@ def _constraint(problem: ErrorDetails) -> str:
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
         return f"Must be {words} {context[bound]}."
-    return f"{problem['msg']}."
+    if kind in _LENGTHS:
+        bound, words = _LENGTHS[kind]
+        count = int(context[bound])
+        return f"Must have {words} {count} {'entry' if count == 1 else 'entries'}."
+    return f"{problem['msg'].replace('Input should be', 'Must be')}."

@@ -22,6 +22,9 @@ _ANY_NAME = "[...]"
 _ENUM = re.compile(r"Invalid (?:enum )?value (.*)\Z", re.DOTALL)
 #: The first half of a character without the second, as JavaScript writes a text that was cut within an emoji.
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+#: A body that begins with so many blanks is empty, too, as far as an error is concerned.
+_MAX_BLANKS = 1000
 _BOUND = re.compile(r"Expected `\w+` (.*)\Z", re.DOTALL)
 #: JSON's names of types that msgspec calls by Python's.
 _TYPES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "array": "a list"}
@@ -48,16 +51,21 @@ def parse_struct(decoder: msgspec.json.Decoder[Parsed], body: bytes | memoryview
     except RecursionError:
         raise invalid_json("it is nested too deeply") from None
     except UnicodeDecodeError:
-        raise invalid_json("it is not UTF-8") from None
+        raise invalid_json("it is not UTF-8", body) from None
     except msgspec.DecodeError as error:
         reason = str(error)
         if "surrogate" in reason or ("truncated" in reason and _HALF_CHARACTER.search(body)):
             reason = "a text in it has half a character, a surrogate without its pair"
-        raise invalid_json(reason) from None
+        raise invalid_json(reason.removeprefix("JSON is malformed: "), body) from None
 
 
-def invalid_json(reason: str) -> InvalidRequest:
-    """The error of a body that is no JSON."""
+def invalid_json(reason: str, body: bytes | memoryview | None = None) -> InvalidRequest:
+    """The error of a body that is no JSON. Where the body is given, one that is empty or UTF-16 is named so."""
+    if body is not None:
+        if not bytes(body[:_MAX_BLANKS]).strip():
+            return InvalidRequest("The request body is empty; JSON is expected.", code="invalid_json")
+        if bytes(body[:2]) in _UTF_16_MARKS or b"\0" in bytes(body[:2]):
+            reason = "it is UTF-16 or UTF-32; JSON must be UTF-8"
     return InvalidRequest(f"The request body is not valid JSON: {clip(reason, 200)}.", code="invalid_json")
 
 

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, Request, Response
 
+from loadbalancer.api.allowed_methods import check_is_no_call
 from loadbalancer.api.calls import Answer
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes
 from loadbalancer.api.http_helpers import json_response
@@ -95,9 +96,10 @@ def _add_model_routes(routes: APIRouter, services: Services) -> None:
         return json_response(ModelReady(model, ready=True))
 
     @routes.get("/v2/models/{model:path}", summary="Describe a model", responses=_answers("ModelMetadata", 404))
-    async def model_metadata(model: str) -> Response:
+    async def model_metadata(request: Request, model: str) -> Response:
         """Its name and the kind of its engine. `/docs` describes its inputs and outputs."""
         if model not in models:
+            check_is_no_call(request, model, "/infer", models)
             raise _version_error(model) or model_not_found(model, services.settings)
         engine = services.scheduler.engine_info(model)
         return json_response(ModelMetadata(model, engine.pipeline if engine else models[model].engine))

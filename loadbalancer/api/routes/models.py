@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from loadbalancer.api.allowed_methods import check_is_no_call
 from loadbalancer.api.http_helpers import json_response
 from loadbalancer.api.openapi import responses
 from loadbalancer.api.request_builder import list_loras
 from loadbalancer.generation.text.text_model import text_card
 from loadbalancer.generation.validation import endpoints, image_model, model_not_found
+from loadbalancer.schema.errors import NotFound
 from loadbalancer.schema.responses import Curve, ModelCard, ModelList
 from loadbalancer.services import Services
 
@@ -25,9 +27,12 @@ def router(services: Services) -> APIRouter:
         return json_response(ModelList([await _card(services, name) for name in services.settings.models]))
 
     @routes.get("/v1/models/{model:path}", summary="Describe a model", responses=responses("ModelCard", 404))
-    async def describe_model(model: str) -> Response:
+    async def describe_model(request: Request, model: str) -> Response:
         """One served model."""
         if model not in services.settings.models:
+            if not model:
+                raise NotFound("Unknown path: GET /v1/models/. Did you mean /v1/models?")
+            check_is_no_call(request, model, ":predict", services.settings.models)
             raise model_not_found(model, services.settings)
         return json_response(await _card(services, model))
 

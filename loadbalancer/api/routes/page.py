@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from loadbalancer.api.conditional_requests import accepts_gzip, has_entity_tag
 from loadbalancer.api.event_stream import ServerSentEvents
 from loadbalancer.api.http_helpers import json_response
 from loadbalancer.api.page_access import check_page_access
@@ -149,7 +150,7 @@ def _file(request: Request, name: str, policy: str) -> Response:
     if found is None:
         raise NotFound("The page has no such file.")
     headers = _HEADERS | {"etag": found.etag, "cache-control": _CACHE, "content-security-policy": policy}
-    if request.headers.get("if-none-match") == found.etag:
+    if has_entity_tag(request.headers.get("if-none-match", ""), found.etag):
         return Response(status_code=304, headers=headers)
     return Response(_body(request, found, headers), headers=headers, media_type=found.media_type)
 
@@ -157,7 +158,7 @@ def _file(request: Request, name: str, policy: str) -> Response:
 def _body(request: Request, found: PageFile, headers: dict[str, str]) -> bytes:
     """Return the file, compressed for a client that takes it so."""
     headers["vary"] = "accept-encoding"
-    if found.compressed is None or "gzip" not in request.headers.get("accept-encoding", ""):
+    if found.compressed is None or not accepts_gzip(request.headers.get("accept-encoding", "")):
         return found.data
     headers["content-encoding"] = "gzip"
     return found.compressed

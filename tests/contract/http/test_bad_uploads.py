@@ -145,9 +145,6 @@ def raw(http: httpx.Client, body: bytes, content_type: str) -> httpx.Response:
 @pytest.mark.parametrize(
     ("body", "content_type", "fragment"),
     [
-        (b"", "", "must be multipart/form-data"),
-        (b'{"prompt": "a seven"}', "text/plain", "must be multipart/form-data"),
-        (b"prompt=a+seven", "application/x-www-form-urlencoded", "must be multipart/form-data"),
         (PROMPT, "multipart/form-data", "Missing boundary"),
         (PROMPT, 'multipart/form-data; boundary=""', "form"),
         (PROMPT, "multipart/form-data; boundary=other", "Invalid multipart data"),
@@ -164,7 +161,10 @@ def raw(http: httpx.Client, body: bytes, content_type: str) -> httpx.Response:
         (PROMPT + b"--b--\r\n", 'multipart/form-data; charset="IDNA"; boundary=b', "set is 'idna'"),
         (PART % (UTF_16, b"a") + b"--b--\r\n", "multipart/form-data; boundary=b", "set is 'utf-16'"),
         (PART % (LATIN_1, b"a") + b"--b--\r\n", "multipart/form-data; boundary=b", "a part is in 'latin-1'"),
-        (PROMPT, "multipart/form-data; boundary=b", "Missing required parameter"),
+        (PROMPT, "multipart/form-data; boundary=b", "ends before its last boundary"),
+        (PROMPT[:-2], "multipart/form-data; boundary=b", "ends before its last boundary"),
+        (PROMPT + b"--b", "multipart/form-data; boundary=b", "ends before its last boundary"),
+        (PROMPT + b"--b--", "multipart/form-data; boundary=b", "Missing required parameter"),
     ],
     ids=range(16),
 )
@@ -172,6 +172,40 @@ def test_unreadable_form_returns_400(http: httpx.Client, body: bytes, content_ty
     error = error_of(raw(http, body, content_type))
     assert fragment in error["message"]
     assert error["code"] in {"invalid_form", "missing_required_parameter"}
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", ""),
+        (b'{"prompt": "a seven"}', "text/plain"),
+        (b"prompt=a+seven", "application/x-www-form-urlencoded"),
+        (PROMPT + b"--b--", "multipart/mixed; boundary=b"),
+    ],
+)
+def test_neither_form_nor_json_returns_415(http: httpx.Client, body: bytes, content_type: str) -> None:
+    answered = raw(http, body, content_type)
+    assert answered.status_code == 415
+    assert "takes multipart/form-data, or application/json" in answered.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("images", "param", "fragment"),
+    [
+        ({"image": "data:"}, "image", "Did you mean 'images'?"),
+        ({"images": []}, "images", "Must have at least 1 entry."),
+        ({"images": [{}, {}]}, "images", "Must have at most 1 entry."),
+        ({"images": None}, "images", "Invalid type for 'images': null. Expected a list."),
+        ({}, "images", "Missing required parameter"),
+    ],
+)
+def test_wrong_images_of_a_json_edit_are_explained(
+    http: httpx.Client, images: dict[str, Any], param: str, fragment: str
+) -> None:
+    answered = http.post(EDIT, json={"prompt": "a seven"} | images)
+    error = error_of(answered)
+    assert error["param"] == param
+    assert fragment in error["message"]
 
 
 @pytest.mark.parametrize("fields", [{"user": "x" * 20_001}, {"user": "x" * 12_000, "safety_identifier": "x" * 12_000}])

@@ -247,7 +247,7 @@ def test_failed_job_has_the_error_of_its_call(http: httpx.Client) -> None:
     ("path", "body", "status", "fragment"),
     [
         ("/v1/models/nothing:predict", {"instances": [1]}, 404, "does not exist"),
-        ("/v1/models/quick:predict", {"instances": [1]}, 400, "generates images"),
+        ("/v1/models/quick:predict", {"instances": [1]}, 400, "takes no calls: use POST /v1/images/generations"),
         (PREDICT, {"instances": []}, 400, "at least one"),
         (PREDICT, {"instances": [1] * 6}, 400, "more than 5"),
         (PREDICT, {"prompt": "a"}, 400, "Unknown parameter: 'prompt'"),

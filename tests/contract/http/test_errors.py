@@ -18,7 +18,7 @@ GENERATE = "/v1/images/generations"
 
 #: (fields beside the prompt, named parameter, part of the message)
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"prompt": None}, "prompt", "Invalid type for 'prompt': None. Expected a string"),
+    ({"prompt": None}, "prompt", "Invalid type for 'prompt': null. Expected a string"),
     ({"prompt": 7}, "prompt", "Expected a string"),
     ({"prompt": ["a seven"]}, "prompt", "Expected a string"),
     ({"prompt": ""}, "prompt", "Must not be empty"),
@@ -115,7 +115,10 @@ def test_invalid_request_returns_400(http: httpx.Client, body: dict[str, Any], p
 @pytest.mark.parametrize(
     ("content", "code", "fragment"),
     [
-        (b"", "invalid_json", "is not valid JSON"),
+        (b"", "invalid_json", "is empty"),
+        (b" \r\n", "invalid_json", "is empty"),
+        ('{"prompt": "a"}'.encode("utf-16"), "invalid_json", "it is UTF-16 or UTF-32"),
+        ('{"prompt": "a"}'.encode("utf-32-be"), "invalid_json", "it is UTF-16 or UTF-32"),
         (b"{", "invalid_json", "is not valid JSON"),
         (b'{"prompt": "a"} x', "invalid_json", "is not valid JSON"),
         (b'{"prompt": "\xff\xfe"}', "invalid_json", "is not valid JSON"),
@@ -125,8 +128,10 @@ def test_invalid_request_returns_400(http: httpx.Client, body: dict[str, Any], p
         (b'"a seven"', "invalid_json", "must be a JSON object"),
         (b"null", "invalid_json", "must be a JSON object"),
         (b"{}", "missing_required_parameter", "Missing required parameter: 'prompt'"),
-        (b'{"prompt": "a", "guidance_scale": NaN}', "invalid_value", "'guidance_scale'"),
-        (b'{"prompt": "a", "timeout_s": Infinity}', "invalid_value", "'timeout_s'"),
+        (b'{"prompt": "a", "guidance_scale": NaN}', "invalid_value", "'guidance_scale': NaN. Must be a finite number"),
+        (b'{"prompt": "a", "timeout_s": Infinity}', "invalid_value", "'timeout_s': Infinity."),
+        (b'{"prompt": "a", "priority": null, "timeout_s": true}', "invalid_type", "'timeout_s': true. Expected"),
+        (b'{"prompt": {"a": null}}', "invalid_type", "'prompt': {\"a\": null}. Expected a string"),
     ],
     ids=lambda case: repr(case)[:40] if isinstance(case, bytes) else "",
 )
@@ -188,9 +193,36 @@ def test_body_of_exactly_the_limit_is_read(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", GENERATE, "POST"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("PUT", "/v1/jobs", "GET, HEAD, POST"),
+        ("POST", "/v1/jobs/job_1", "DELETE, GET, HEAD"),
+        ("GET", "/v1/models/echo:predict", "POST"),
+        ("GET", "/v2/models/echo/infer", "POST"),
+        ("PATCH", "/v1/models/echo:predict", "POST"),
+        ("POST", "/v1/models/echo", "GET, HEAD"),
+        ("GET", "/echo", "POST"),
+        ("DELETE", "/", "GET, HEAD"),
+        ("OPTIONS", "/healthz", "GET, HEAD"),
+    ],
+)
+def test_wrong_method_names_those_of_the_path(http: httpx.Client, method: str, path: str, allow: str) -> None:
+    answered = http.request(method, path)
+    assert answered.status_code == 405
+    assert answered.headers["allow"] == allow
+    error = answered.json()["error"]
+    message = error if isinstance(error, str) else error["message"]
+    assert message == f"{method} {path}: this path allows {allow}."
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1/models/", 404, "not_found"),
+        ("GET", "/docs/", 404, "not_found"),
         ("GET", "/v1/images", 404, "not_found"),
         ("POST", "/v1/images/generations/", 404, "not_found"),
         ("GET", "/v1/models/nothing", 404, "model_not_found"),

@@ -68,7 +68,7 @@ def test_metadata_and_health(http: httpx.Client, path: str, status: int, body: d
         (INFER, {"inference-header-content-length": "99"}, b"{}", 400, "Must be at most 2"),
         (INFER, {"inference-header-content-length": "-1"}, b"{}", 400, "Must be at most 2"),
         (INFER, {}, b'{"a":"' + bytes(30_000), 413, "beside its binary tensors"),
-        ("/v2/models/quick/infer", {}, b"{}", 400, "generates images"),
+        ("/v2/models/quick/infer", {}, b"{}", 400, "use POST /v1/images/generations"),
         ("/v2/models/nothing/infer", {}, b"{}", 404, "does not exist"),
         ("/v2/models/echo/versions/1/infer", {}, b"{}", 404, "no versions"),
     ],

@@ -68,7 +68,7 @@ class InputDecoder:
         except ValidationError as error:
             raise _explain(error) from None
         except (ValueError, RecursionError, PydanticCustomError, msgspec.DecodeError) as error:
-            raise TaskError("invalid", str(error)) from None
+            raise TaskError("invalid", _reason(error)) from None
 
     def _validate(self, value: Any) -> Any:
         if self._struct:
@@ -142,6 +142,15 @@ def _list_fields(annotation: Any) -> frozenset[str]:
         return frozenset()
     hints = typing.get_type_hints(annotation)
     return frozenset(name for name, hint in hints.items() if not has_binary_values(hint))
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error, with the place in front: msgspec's have it at their end, as `- at `$.input``."""
+    text, found, place = str(error).rpartition(" - at `$")
+    if not found:
+        return place
+    name = place.removesuffix("`").removeprefix(".")
+    return f"{name}: {text}" if name else text
 
 
 def _explain(error: ValidationError) -> TaskError:

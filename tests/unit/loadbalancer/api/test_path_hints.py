@@ -21,6 +21,8 @@ KNOWN = ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models
         ("/v1/images/variations", "Variations are not supported"),
         ("/v2/repository/index", "Models are listed by /v1/models"),
         ("/v1/models/digits:explain", "do not explain"),
+        ("/docs/", "Did you mean /docs?"),
+        ("/redoc", "described at /docs"),
         ("/wp-login.php", "/wp-login.php."),
         ("/" + "x" * 5000, "..."),
         ("/\x1b[31m\n", r"/\x1b[31m\n."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator
 
@@ -63,6 +64,8 @@ def post(body: bytes, headers: bytes = LAST, path: bytes = b"/") -> bytes:
         (b"CONNECT a:22 HTTP/1.1\r\n" + HOST + b"\r\nSSH-2.0", [405]),
         (b"\x16\x03\x01\x02\x00\x01\x00", [400]),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
+        (b"GET / HTTP/2.0\r\n" + LAST + b"\r\n", [505]),
+        (b"GET / HTTP/0.9\r\n" + LAST + b"\r\n", [505]),
         (post(b"x", LAST + b"Expect: 200-ok\r\n"), [417]),
         (post(b"x", LAST + b"Expect: 100-Continue\r\n"), [100, 200]),
         (post(b"x", LAST + b"Transfer-Encoding: chunked\r\n"), [400]),
@@ -179,3 +182,49 @@ def test_client_that_does_not_read_is_aborted(hasty: HttpService) -> None:
     with hasty.connect(receive_buffer=4096) as connection:
         connection.sendall(get(HOST, b"/large"))
         wait_until(lambda: hasty.config.counters["slow_readers"] > before, "the connection to be aborted")
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"FOO / HTTP/1.1\r\n", "invalid method"),
+        (b"GET / HTTP/1.1\nHost: a\n\n", "expected CRLF"),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1x\r\n\r\n", "invalid character in Content-Length"),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "duplicate Content-Length"),
+        (CHUNKED + b"zz\r\n", "invalid character in chunk size"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2 is not supported"),
+    ],
+)
+def test_malformed_requests_are_explained(service: HttpService, sent: bytes, reason: str) -> None:
+    _, _, body = service.exchange(sent).partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert error["code"] == "malformed_request"
+    assert reason in error["message"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTT",
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nshort",
+        CHUNKED + b"5\r\nsho",
+        CHUNKED + b"5\r\nshort\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n",
+    ],
+)
+def test_requests_that_are_cut_short_are_answered(service: HttpService, sent: bytes) -> None:
+    with service.connect() as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        answer = read_all(connection)
+    assert statuses(answer)[-1] == 400
+    assert b"cut short" in answer
+
+
+def test_client_that_sends_nothing_is_only_closed(service: HttpService) -> None:
+    for sent in (b"", b"\r\n\r\n"):
+        with service.connect() as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            assert read_all(connection) == b""

@@ -70,7 +70,7 @@ def test_options_beside_the_instances() -> None:
 @pytest.mark.parametrize(
     ("body", "param", "code", "fragment"),
     [
-        (b"", None, "invalid_json", "not valid JSON"),
+        (b"", None, "invalid_json", "is empty"),
         (b"[1]", None, "invalid_json", "must be a JSON object"),
         (b'{"instances":[1]', None, "invalid_json", "not valid JSON"),
         (b'{"instances":[1}', None, "invalid_json", "not valid JSON"),

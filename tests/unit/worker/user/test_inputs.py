@@ -122,7 +122,7 @@ def test_json_becomes_annotated_type(annotation: Any, value: Any, expected: Any)
         (Model, {"text": 1}, "text: Input should be a valid string"),
         (Model, {"text": "x", "count": 0}, "count: Input should be greater than or equal to 1"),
         (list[int], [1, "x", 3], "1: Input should be a valid integer"),
-        (Struct, {"text": 1}, r"Expected `str`, got `int` - at `\$\.text`"),
+        (Struct, {"text": 1}, r"text: Expected `str`, got `int`"),
         (bytes, "no base64!", "must be base64"),
         (Image.Image, b64(b"no image"), "not a PNG, JPEG or WebP file"),
         (Image.Image, 5, "must be an image"),
