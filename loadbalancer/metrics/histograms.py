@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from loadbalancer.scheduling.task_statistics import Histogram
+from loadbalancer.scheduling.histogram import Histogram
 
 
 def add_histogram(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram) -> None:
@@ -26,12 +26,12 @@ class HistogramCollector(Collector):
         self._bounds = tuple(bounds)
         self._histograms: dict[str, Histogram] = {}
 
-    def observe(self, label: str, value: float) -> None:
-        """Count a value. `label` is one of a few."""
+    def of(self, label: str) -> Histogram:
+        """Return the histogram of this label, which is one of a few."""
         found = self._histograms.get(label)
         if found is None:
             found = self._histograms[label] = Histogram(self._bounds)
-        found.observe(value)
+        return found
 
     def describe(self) -> Iterator[Metric]:
         """Return nothing, so that the registration needs no values."""

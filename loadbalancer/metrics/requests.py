@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from loadbalancer.metrics.histograms import add_histogram
-from loadbalancer.scheduling.task_statistics import SECONDS, Histogram
+from loadbalancer.scheduling.histogram import FOLD_EVERY, SECONDS, Histogram
 
 
 class RouteMetrics:
@@ -25,8 +25,10 @@ class RouteMetrics:
     def record(self, status: int, seconds: float) -> None:
         """Count a request that took so long."""
         counts = self.counts
-        counts[status] = counts.get(status, 0) + 1
+        counts[status] = count = counts.get(status, 0) + 1
         self.seconds.observe(seconds)
+        if not count % FOLD_EVERY:
+            self.seconds.fold()
 
 
 class RouteCollector(Collector):

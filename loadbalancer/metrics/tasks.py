@@ -10,7 +10,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from loadbalancer.metrics.histograms import add_histogram
-from loadbalancer.scheduling.task_statistics import Histogram, ModelStatistics, OwnerStatistics
+from loadbalancer.scheduling.histogram import Histogram
+from loadbalancer.scheduling.task_statistics import ModelStatistics, OwnerStatistics
 
 
 class TaskHistogram(NamedTuple):
@@ -149,7 +150,8 @@ class TaskCollector(Collector):
             work.add_metric(pair, usage.work_s)
             tokens.add_metric(pair, usage.tokens)
             for outcome, count in usage.ended.items():
-                ended.add_metric((*pair, outcome), count)
+                if count:
+                    ended.add_metric((*pair, outcome), count)
         yield work
         yield tokens
         yield ended

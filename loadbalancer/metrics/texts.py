@@ -8,9 +8,10 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-from loadbalancer.metrics.counts import CounterCollector
 from loadbalancer.metrics.histograms import HistogramCollector
+from loadbalancer.scheduling.histogram import FOLD_EVERY, Histogram
 from wire.snapshot import Snapshot
 from wire.text import TextCounters
 
@@ -45,8 +46,35 @@ TEXT_COUNTERS = (
 )
 
 
-class TextMetrics:
-    """Counters and histograms of texts."""
+class ModelTexts:
+    """Counts the texts of one model."""
+
+    def __init__(self, first_token: Histogram, per_token: Histogram) -> None:
+        self._first_token, self._per_token = first_token, per_token
+        self._begun = 0
+        #: Of the texts that have ended, by kind.
+        self.tokens = dict.fromkeys(("prompt", "cached_prompt", "generated"), 0)
+
+    def first_token(self, seconds: float) -> None:
+        """Record the time from the arrival of a text task to its first token."""
+        self._first_token.observe(seconds)
+        self._begun += 1
+        if not self._begun % FOLD_EVERY:
+            self._first_token.fold()
+            self._per_token.fold()
+
+    def ended(self, *, prompt: int, cached: int, generated: int, per_token_s: float | None) -> None:
+        """Record the tokens of a text that has ended. `per_token_s`: mean time between two of its tokens."""
+        tokens = self.tokens
+        tokens["prompt"] += prompt - cached
+        tokens["cached_prompt"] += cached
+        tokens["generated"] += generated
+        if per_token_s is not None:
+            self._per_token.observe(per_token_s)
+
+
+class TextMetrics(Collector):
+    """Counters and histograms of texts. A model is looked up once for a request."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._first_token = HistogramCollector(
@@ -61,25 +89,32 @@ class TextMetrics:
             "model",
             _TOKEN_SECONDS,
         )
-        self._tokens = CounterCollector(
+        self._models: dict[str, ModelTexts] = {}
+        for collector in (self, self._first_token, self._per_token):
+            registry.register(collector)
+
+    def model(self, model: str) -> ModelTexts:
+        """Return what counts the texts of this model."""
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = ModelTexts(self._first_token.of(model), self._per_token.of(model))
+        return found
+
+    def describe(self) -> Iterator[Metric]:
+        """Return nothing, so that the registration needs no values."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the tokens; the histograms are collected by themselves."""
+        family = CounterMetricFamily(
             "muster_tokens",
             "Tokens of prompts, of prompts found in the prefix cache, and of results.",
-            ("model", "kind"),
+            labels=("model", "kind"),
         )
-        registry.register(self._tokens)
-        registry.register(self._first_token)
-        registry.register(self._per_token)
-
-    def first_token(self, model: str, seconds: float) -> None:
-        """Record the time from the arrival of a text task to its first token."""
-        self._first_token.observe(model, seconds)
-
-    def ended(self, model: str, *, prompt: int, cached: int, generated: int, per_token_s: float | None) -> None:
-        """Record the tokens of a text that has ended. `per_token_s`: mean time between two of its tokens."""
-        for kind, tokens in (("prompt", prompt - cached), ("cached_prompt", cached), ("generated", generated)):
-            self._tokens.add(model, kind, count=tokens)
-        if per_token_s is not None:
-            self._per_token.observe(model, per_token_s)
+        for model, texts in self._models.items():
+            for kind, tokens in texts.tokens.items():
+                family.add_metric((model, kind), tokens)
+        yield family
 
 
 def text_workers(now: Snapshot) -> Iterator[Metric]:

@@ -57,9 +57,9 @@ def totals_by_owner(usage: Mapping[tuple[str, str], OwnerUsage]) -> dict[str, Ow
     for (_, owner), one in usage.items():
         before, ended = found.get(owner, _NOTHING), one.ended
         found[owner] = OwnerTotals(
-            before.done + ended.get(TaskState.DONE, 0),
-            before.failed + ended.get(TaskState.FAILED, 0) + ended.get(TaskState.EXPIRED, 0),
-            before.cancelled + ended.get(TaskState.CANCELLED, 0),
+            before.done + ended[TaskState.DONE],
+            before.failed + ended[TaskState.FAILED] + ended[TaskState.EXPIRED],
+            before.cancelled + ended[TaskState.CANCELLED],
             before.tokens + one.tokens,
             before.work_s + one.work_s,
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import deque
 from typing import NamedTuple
 
 from configs.scaling import Scaling
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.waiting_times import WAIT_BOUNDS, WAIT_BUCKETS
+from loadbalancer.scheduling.waiting_times import WaitingTimes
 from wire.inputs import Shape
 from wire.snapshot import ArrivalBucket
 
@@ -78,19 +77,17 @@ class ModelCounters:
 
     def __init__(self, config: Scaling) -> None:
         self._config = config
-        self._max_wait_s = config.slo.max_wait_s
         self._reported_s = max(_REPORTED_S, 2 * config.interval_s)
         spans = WINDOW_S, config.look_back_period_s, config.rate_window_s, self._reported_s
         self._arrivals, self._completions = SlidingWindow(max(spans)), SlidingWindow()
-        #: Tasks started for the first time, and those of them that had waited longer than `slo.max_wait_s`.
-        self.started_total = 0
-        self.started_late_total = 0
         #: Requested tasks, finished tasks, and generated tokens since the start.
         self.arrived_total = 0
         self.completed_total = 0
         self.tokens_total = 0
-        #: Started tasks by waiting time, see `waiting_times`.
-        self.waits = [0] * WAIT_BUCKETS
+        #: Of the tasks that were started for the first time.
+        self.waits = WaitingTimes(config.slo.max_wait_s)
+        #: A worker has started the task for the first time, which has waited for so many seconds.
+        self.on_start = self.waits.observe
         #: Tasks that another server was asked for, and those of them that it has not answered yet.
         self.proxied_total = 0
         self.proxied_in_flight = 0
@@ -112,11 +109,6 @@ class ModelCounters:
 
     def on_proxy_finished(self, count: int) -> None:
         self.proxied_in_flight -= count
-
-    def on_start(self, waited_s: float) -> None:
-        self.started_total += 1
-        self.waits[bisect_left(WAIT_BOUNDS, waited_s)] += 1
-        self.started_late_total += waited_s > self._max_wait_s
 
     def on_complete(self, now: float) -> None:
         self._completions.add(1, now)
@@ -140,7 +132,7 @@ class ModelCounters:
         return self._arrivals.arrivals(now, uptime_s, self._reported_s)
 
     def totals(self) -> Totals:
-        return Totals((self.arrived_total, self.completed_total, self.tokens_total), tuple(self.waits))
+        return Totals((self.arrived_total, self.completed_total, self.tokens_total), self.waits.buckets())
 
     def mean_work_s(self, costs: CostModel) -> float | None:
         """Return the mean work of the latest tasks in seconds; None if unknown."""

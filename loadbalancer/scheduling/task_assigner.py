@@ -15,6 +15,7 @@ from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
 from wire.messages import Assign, Assignment
 
+_ASSIGNED = TaskState.ASSIGNED  # Python 3.11 takes long to find a member of an enumeration by its name
 #: Assignments and their frames by worker: one message each.
 _Assignments = dict[str, tuple[list[Assignment], list[Frame]]]
 
@@ -166,7 +167,7 @@ class TaskAssigner:
         """Give a task that is not in the queue to the worker."""
         task.attempt = max(task.attempt, task.last_claimed_attempt) + 1
         task.worker = worker.id
-        task.transition(TaskState.ASSIGNED, now, ("to {}, attempt {}", worker.id, task.attempt))
+        task.transition(_ASSIGNED, now, ("to {}, attempt {}", worker.id, task.attempt))
         worker.assign(task.id, task.attempt, now)
         if task.attempt == 1:
             self._statistics[task.model].time_in_queue.observe(now - task.created)

@@ -7,19 +7,17 @@ balancer, so a histogram never mixes two of them.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Literal, get_args
 
+from loadbalancer.scheduling.histogram import FOLD_EVERY, SECONDS, Histogram, merged
 from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.waiting_times import WaitingTimes
 from wire.inputs import CallInputs, ImageInputs, TextInputs
 from wire.messages import StartupTimes
 
-#: Upper bounds of waiting and running times in seconds.
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
-#: Of the time of one step.
+#: Upper bounds of the time of one step in seconds.
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 #: Of the start of a worker.
 START_SECONDS = (0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -39,44 +37,6 @@ MAX_PAIRS = 2000
 REMAINDER = "(others)"
 
 
-class Histogram:
-    """Counts values by the smallest bound that they do not exceed. For the event loop only.
-
-    Those of prometheus_client take a lock per bucket, counter and sum, because threads may share them: together a tenth
-    of the time of a request.
-    """
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        """`bounds` are in ascending order."""
-        self._bounds = tuple(map(float, bounds))  # a float is compared with an integer slowly
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    @property
-    def bounds(self) -> Sequence[float]:
-        return self._bounds
-
-    @property
-    def sum(self) -> float:
-        """The sum of all values."""
-        return self._sum
-
-    def cumulative(self) -> Iterator[int]:
-        """Yield the number of values up to each bound, then the number of all values."""
-        return accumulate(self._counts)
-
-
-def bounds_with(bounds: Sequence[float], value: float) -> tuple[float, ...]:
-    """Return the bounds with one more, so that the values up to it are counted exactly."""
-    return tuple(sorted({*map(float, bounds), float(value)}))
-
-
 class OwnerUsage:
     """What one owner has used of one model."""
 
@@ -88,50 +48,50 @@ class OwnerUsage:
         #: Generated tokens.
         self.tokens = 0
         #: Ended tasks by outcome. A plain dictionary: those of `collections` add twice as slowly.
-        self.ended: dict[str, int] = {}
+        self.ended: dict[TaskState, int] = dict.fromkeys(OUTCOMES, 0)
 
 
 class OwnerStatistics:
     """The use of all owners."""
 
     def __init__(self) -> None:
-        self._usage: dict[tuple[str, str], OwnerUsage] = {}
+        self._models: defaultdict[str, dict[str, OwnerUsage]] = defaultdict(dict)
+        self._pairs = 0
 
     @property
     def usage(self) -> Mapping[tuple[str, str], OwnerUsage]:
         """The use by model and owner."""
-        return self._usage
+        return {(model, owner): usage for model, own in self._models.items() for owner, usage in own.items()}
 
-    def on_end(self, model: str, owner: str, outcome: str, work_s: float, tokens: int) -> None:
-        """Count an ended task."""
-        usage = self._usage.get((model, owner))
-        if usage is None:
-            owner = owner if len(self._usage) < MAX_PAIRS else REMAINDER
-            usage = self._usage.setdefault((model, owner), OwnerUsage())
-        usage.work_s += work_s
-        usage.tokens += tokens
-        ended = usage.ended
-        ended[outcome] = ended.get(outcome, 0) + 1
+    def of_model(self, model: str) -> Mapping[str, OwnerUsage]:
+        """Return the use of this model by owner, now and later."""
+        return self._models[model]
+
+    def add(self, model: str, owner: str) -> OwnerUsage:
+        """Return where to count the use by an owner that has not used the model before."""
+        self._pairs += 1
+        return self._models[model].setdefault(owner if self._pairs <= MAX_PAIRS else REMAINDER, OwnerUsage())
 
 
 class ModelStatistics:
     """Histograms and counters of one model's tasks and worker starts."""
 
-    def __init__(self, model: str, max_wait_s: float, owners: OwnerStatistics) -> None:
-        """`owners` is shared by all models."""
-        self._model, self._owners = model, owners
-        self.max_wait_s = max_wait_s
-        bounds = bounds_with(SECONDS, max_wait_s)
-        #: Seconds from arrival to the assignment to a worker, and to the first step.
-        self.time_in_queue, self.queue_wait = Histogram(bounds), Histogram(bounds)
+    def __init__(self, model: str, waits: WaitingTimes, owners: OwnerStatistics) -> None:
+        """`waits`: those of the tasks of this model. `owners` is shared by all models."""
+        self._model, self._waits, self._owners = model, waits, owners
+        self._find_usage = owners.of_model(model).get
+        self.max_wait_s = waits.max_wait_s
+        #: Seconds from arrival to the assignment to a worker.
+        self.time_in_queue = Histogram(merged(SECONDS, (waits.max_wait_s,)))
         #: Seconds from arrival to the first preview.
         self.first_preview = Histogram(SECONDS)
-        #: Seconds from the first step to the result of finished tasks, and per step of those that generate no text.
-        self.run, self.step = Histogram(SECONDS), Histogram(STEP_SECONDS)
-        #: Tasks that kept the promise, and tasks that did not.
-        self.in_time = self.late = 0
-        #: Ended tasks by the type of their inputs, and by outcome.
-        self._ended: dict[type, dict[TaskState, int]] = {}
+        #: Seconds of finished tasks: of those of several steps, of a step of them, and of those of one step, as calls.
+        self._run, self._step = Histogram(SECONDS), Histogram(STEP_SECONDS)
+        self._single_step = Histogram(merged(SECONDS, STEP_SECONDS))
+        #: Tasks that have ended without a start, and have not kept the promise.
+        self._not_started = 0
+        #: Ended tasks by the type of their inputs, and by outcome. All outcomes begin with 0.
+        self._ended = {inputs: dict.fromkeys(OUTCOMES, 0) for inputs in _KINDS}
         # Counters of incidents begin with 0: the first incident is then an increase.
         #: Tasks that were not queued, by reason.
         self.refused: Counter[str] = Counter(queue_full=0, deadline_unreachable=0)
@@ -144,18 +104,35 @@ class ModelStatistics:
         self._started_pids: dict[str, int] = {}
 
     @property
+    def queue_wait(self) -> Histogram:
+        """Seconds from arrival to the first step."""
+        return self._waits.exported()
+
+    @property
+    def run(self) -> Histogram:
+        """Seconds from the first step to the result of finished tasks."""
+        return self._single_step.coarser(SECONDS).plus(self._run)
+
+    @property
+    def step(self) -> Histogram:
+        """Mean seconds of a step of finished tasks that generate no text."""
+        return self._single_step.coarser(STEP_SECONDS).plus(self._step)
+
+    @property
+    def in_time(self) -> int:
+        """Tasks that kept the promise."""
+        return self._waits.in_time
+
+    @property
+    def late(self) -> int:
+        """Tasks that did not."""
+        return self._waits.count - self._waits.in_time + self._not_started
+
+    @property
     def ended(self) -> Counter[tuple[str, str]]:
         """Ended tasks by kind and outcome."""
-        own = ((_KINDS[inputs], counts) for inputs, counts in self._ended.items())
+        own = ((_KINDS[inputs], counts) for inputs, counts in self._ended.items() if any(counts.values()))
         return Counter({(kind, outcome.value): count for kind, counts in own for outcome, count in counts.items()})
-
-    def on_start(self, waited_s: float) -> None:
-        """A worker has started the task for the first time."""
-        self.queue_wait.observe(waited_s)
-        if waited_s <= self.max_wait_s:
-            self.in_time += 1
-        else:
-            self.late += 1
 
     def on_preview(self, task: Task, now: float) -> None:
         """Note a preview; only the first one of a task counts."""
@@ -168,20 +145,32 @@ class ModelStatistics:
 
     def on_end(self, task: Task, now: float) -> None:
         """Count a task that has ended, with its work."""
-        state, inputs = task.state, type(task.inputs)
-        ended = self._ended.get(inputs)
-        if ended is None:  # the other outcomes begin with 0
-            ended = self._ended[inputs] = dict.fromkeys(OUTCOMES, 0)
-        ended[state] += 1
-        self._owners.on_end(self._model, task.owner, state, task.work_s, len(task.tokens))
-        started = task.first_started
+        state, inputs, started = task.state, type(task.inputs), task.first_started
+        ended = self._ended[inputs]
+        ended[state] = count = ended[state] + 1
+        usage = self._find_usage(task.owner) or self._owners.add(self._model, task.owner)
+        usage.ended[state] += 1
+        usage.work_s += task.work_s
+        if task.tokens:
+            usage.tokens += len(task.tokens)
         if started is None:
-            self.late += state is not TaskState.CANCELLED or now - task.created > self.max_wait_s
+            self._not_started += state is not TaskState.CANCELLED or now - task.created > self.max_wait_s
         elif state is _DONE:
-            run_s, steps = now - started, task.steps
-            self.run.observe(run_s)
-            if inputs is not TextInputs:
-                self.step.observe(run_s / steps if steps > 1 else run_s)
+            run_s = now - started
+            if inputs is TextInputs:
+                self._run.observe(run_s)
+            elif task.steps == 1:
+                self._single_step.observe(run_s)
+            else:
+                self._run.observe(run_s)
+                self._step.observe(run_s / task.steps)
+        if not count % FOLD_EVERY:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Count what is new. There is at most one value per task."""
+        for each in (self._waits, self.time_in_queue, self.first_preview, self._run, self._step, self._single_step):
+            each.fold()
 
     def on_worker_start(self, worker: str, pid: int, start: StartupTimes) -> None:
         """Count the start of a worker, each process once."""

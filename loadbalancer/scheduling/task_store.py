@@ -31,6 +31,8 @@ from wire.text import TokenOutput
 
 #: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
 _MAX_CLAIMED_ATTEMPT = 1_000_000
+# Python 3.11 takes long to find a member of an enumeration by its name.
+_RUNNING, _DONE = TaskState.RUNNING, TaskState.DONE
 
 
 class TaskStore:
@@ -46,7 +48,8 @@ class TaskStore:
         self.model_counters = {model: ModelCounters(scaling) for model, scaling in models.items()}
         self.owners = OwnerStatistics()
         self.statistics = {
-            model: ModelStatistics(model, scaling.slo.max_wait_s, self.owners) for model, scaling in models.items()
+            model: ModelStatistics(model, counters.waits, self.owners)
+            for model, counters in self.model_counters.items()
         }
         self.costs = {model: CostModel() for model in models}
         self.text_work = {model: TextWork() for model in models}
@@ -163,16 +166,14 @@ class TaskStore:
 
     def mark_started(self, task: Task, now: float, *, ends: bool = False) -> list[Effect]:
         """Note that the worker has the task in its batch. Idempotent. `ends`: it ends now, so it has no work."""
-        if task.state is TaskState.RUNNING:
+        if task.state is _RUNNING:
             return []
-        task.transition(TaskState.RUNNING, now, "started")
+        task.transition(_RUNNING, now, "started")
         task.started = now
         task.preempt_requested = False  # it was to go back only if it had not started
         if task.first_started is None:
             task.first_started = now
-            waited_s = now - task.created
-            self.model_counters[task.model].on_start(waited_s)
-            self.statistics[task.model].on_start(waited_s)
+            self.model_counters[task.model].on_start(now - task.created)
         worker = None if ends else self.registry.workers.get(task.worker or "")
         if worker is not None:
             self.costs[task.model].on_start(task.id, worker, now)
@@ -300,7 +301,7 @@ class TaskStore:
         """End the task with its result. Its worker may have sent that without the message of its start."""
         effects = self.mark_started(task, now, ends=True)
         started = task.first_started if task.first_started is not None else now
-        task.transition(TaskState.DONE, now, "finished")
+        task.transition(_DONE, now, "finished")
         self.model_counters[task.model].on_complete(now)
         effects.append(self._remove(task, "done", now))
         if task.tokens:

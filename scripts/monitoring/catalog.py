@@ -16,6 +16,7 @@ from loadbalancer.metrics.tasks import TaskCollector
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduling.task import Task, TaskState
 from loadbalancer.scheduling.task_statistics import ModelStatistics, OwnerStatistics
+from loadbalancer.scheduling.waiting_times import WaitingTimes
 from wire.inputs import ImageInputs, Shape
 from wire.messages import StartupTimes, StepCurve, WorkerCounters
 from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, MachineRecord, ModelRecord
@@ -63,8 +64,9 @@ def sample_registry() -> CollectorRegistry:
     metrics.in_flight.add(lambda: {"tasks": 1})
     metrics.events.add(lambda: {"done": 1})
     metrics.task_failures.add(lambda: {"sweep": 0})
-    metrics.texts.first_token(MODEL, 0.1)
-    metrics.texts.ended(MODEL, prompt=1, cached=0, generated=2, per_token_s=0.1)
+    texts = metrics.texts.model(MODEL)
+    texts.first_token(0.1)
+    texts.ended(prompt=1, cached=0, generated=2, per_token_s=0.1)
     metrics.registry.register(_tasks())
     control = ControlPlane()
     control.on_report(_report(), time.monotonic())
@@ -89,12 +91,13 @@ def _snapshot() -> Snapshot:
 
 def _tasks() -> TaskCollector:
     owners = OwnerStatistics()
-    statistics = ModelStatistics(MODEL, 5.0, owners)
+    waits = WaitingTimes(5.0)
+    statistics = ModelStatistics(MODEL, waits, owners)
     task = Task("t", MODEL, ImageInputs("", 64, 64, 4, 7.5, 0, "ddim"), 0.0, 60.0, owner=OWNER)
     task.state, task.first_started = TaskState.DONE, 1.0
     statistics.refused["queue_full"] += 1
     statistics.on_move("worker_lost", 1)
-    statistics.on_start(1.0)
+    waits.observe(1.0)
     statistics.on_end(task, 2.0)
     statistics.on_worker_start("m-0", 1, StartupTimes(load_s=1.0))
     return TaskCollector({MODEL: statistics}, owners)

@@ -40,7 +40,7 @@ class InFlightTexts(ABC):
         self.job = spec
         self.failure: ApiError | None = None
         self.choices = [TextChoice(index) for index in range(len(spec.inputs))]
-        self._tracker = tracker
+        self._tracker, self._metrics = tracker, tracker.metrics.texts.model(spec.model)
         #: What its key was charged before.
         self._charged = 0 if spec.tokens_per_minute is None else tracker.expected_tokens(spec)
         self._running: dict[str, TextChoice] = {}
@@ -136,7 +136,7 @@ class InFlightTexts(ABC):
                 self._add_parsers()
             if update.task not in self._first_token_at:
                 now = self._first_token_at[update.task] = time.monotonic()
-                self._tracker.metrics.texts.first_token(self.job.model, now - self._started)
+                self._metrics.first_token(now - self._started)
                 if self._context is not None:
                     self._context.on_output(now)
             choice.add(update.output)
@@ -155,8 +155,7 @@ class InFlightTexts(ABC):
         per_token_s = None
         if first is not None and generated > 1:
             per_token_s = (time.monotonic() - first) / (generated - 1)
-        self._tracker.metrics.texts.ended(
-            self.job.model,
+        self._metrics.ended(
             prompt=choice.prompt_tokens,
             cached=choice.cached_tokens,
             generated=generated,

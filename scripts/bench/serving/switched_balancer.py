@@ -3,7 +3,8 @@
 The variable `BENCH_SWITCH` holds a `SwitchPlan` as JSON. Once enough tasks have started, it measures pairs of windows,
 one with the hooks and one without, in random order, and writes them to a file. Both windows of
 a pair belong to one process and to the same moment, so their difference is that of the hooks. `metrics` switches the
-methods that `unobserved_balancer` replaces. `traces` and `access` switch what each request is recorded with.
+methods that `unobserved_balancer` replaces, and histograms. A method that does nothing still takes 50 ns. `traces` and
+`access` switch what each request is recorded with.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from loadbalancer import __main__ as loadbalancer
 from loadbalancer.api.request_recorder import RequestRecorder
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.scheduler_service import SchedulerService
+from loadbalancer.scheduling.histogram import Histogram
 from scripts.bench.serving.unobserved_balancer import OBSERVERS, do_nothing, hooks
 
 VARIABLE = "BENCH_SWITCH"
@@ -58,7 +60,8 @@ class Window(msgspec.Struct, frozen=True):
 
 def metrics_switch() -> Switch:
     """Return what replaces the hooks of metrics by methods that do nothing, and puts them back."""
-    real = [(observer, name, vars(observer)[name]) for observer, start in OBSERVERS for name in hooks(observer, start)]
+    observers = *OBSERVERS, (Histogram, "observe")
+    real = [(observer, name, vars(observer)[name]) for observer, start in observers for name in hooks(observer, start)]
 
     def turn(on: bool) -> None:
         for observer, name, method in real:

@@ -7,7 +7,7 @@ import pytest
 from loadbalancer.api.request_recorder import RequestRecorder
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.metrics.access_log import AccessLog
-from loadbalancer.scheduling.task_statistics import Histogram
+from loadbalancer.scheduling.histogram import Histogram
 from scripts.bench.serving.observability import OFF, UNOBSERVED, Sample, cost_of_off
 from scripts.bench.serving.paired_observability import median_interval, ratios, summary
 from scripts.bench.serving.switched_balancer import Window, metrics_switch, recorder_switch

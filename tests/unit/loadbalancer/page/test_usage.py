@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from loadbalancer.page.usage import MAX_OWNERS, OwnerTotals, UsageHistory, list_usage, totals_by_owner
+from loadbalancer.scheduling.task import TaskState
 from loadbalancer.scheduling.task_statistics import OwnerStatistics
 
 HOUR = 3600.0
@@ -21,7 +22,10 @@ def statistics() -> OwnerStatistics:
         ("a", "bob", "failed", 0.5, 0),
         ("a", "bob", "cancelled", 0.0, 3),
     ):
-        found.on_end(model, owner, outcome, work_s, tokens)
+        usage = found.of_model(model).get(owner) or found.add(model, owner)
+        usage.ended[TaskState(outcome)] += 1
+        usage.work_s += work_s
+        usage.tokens += tokens
     return found
 
 

@@ -66,7 +66,8 @@ def test_late_starts_are_counted(waits: list[float], late: int) -> None:
     rates = ModelCounters(Scaling(slo=Slo(max_wait_s=5.0)))
     for wait in waits:
         rates.on_start(wait)
-    assert (rates.started_total, rates.started_late_total) == (len(waits), late)
+    assert (rates.waits.count, rates.waits.in_time) == (len(waits), len(waits) - late)
+    assert sum(rates.totals().waits) == len(waits)
 
 
 def test_mean_work_covers_the_last_200_arrivals() -> None:

@@ -10,17 +10,11 @@ import pytest
 from configs.scaling import Scaling, Slo
 from configs.sections import Queue
 from loadbalancer.scheduling.events import TasksCancelled, TasksSubmitted, Tick, WorkerLost
+from loadbalancer.scheduling.histogram import FOLD_EVERY, SECONDS, Histogram, merged
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import QueueFull
-from loadbalancer.scheduling.task_statistics import (
-    MAX_PAIRS,
-    REMAINDER,
-    SECONDS,
-    Histogram,
-    ModelStatistics,
-    OwnerStatistics,
-    bounds_with,
-)
+from loadbalancer.scheduling.task import QueueFull, TaskState
+from loadbalancer.scheduling.task_statistics import MAX_PAIRS, REMAINDER
+from loadbalancer.scheduling.waiting_times import WaitingTimes
 from tests.support.scheduler import IMAGE, INPUTS, PNG, connect, new_scheduler, receive, task
 from wire.messages import PROTOCOL, Failed, Finished, Hello, Preempted, Progress, Started, StartupTimes
 
@@ -43,7 +37,7 @@ def counts(histogram: Histogram) -> dict[float, int]:
     [((1, 2), 1.5, (1.0, 1.5, 2.0)), ((1, 2), 2.0, (1.0, 2.0)), ((1, 2), 9, (1.0, 2.0, 9.0))],
 )
 def test_promise_is_a_bound_of_its_own(bounds: tuple[float, ...], value: float, expected: tuple[float, ...]) -> None:
-    assert bounds_with(bounds, value) == expected
+    assert merged(bounds, (value,)) == expected
 
 
 @pytest.mark.parametrize(("started_at", "bucket", "kept"), [(7.0, 7.0, True), (7.001, 10.0, False)])
@@ -81,7 +75,7 @@ def test_finished_image_and_its_owner() -> None:
     assert (counts(found.run), found.run.sum) == ({5: 1}, 4.0)
     assert (counts(found.step), found.step.sum) == ({0.25: 1}, 4.0 / INPUTS.steps)
     usage = core.owners.usage["m", "anonymous"]
-    assert (usage.ended, usage.work_s > 0) == ({"done": 1}, True)
+    assert (+Counter(usage.ended), usage.work_s > 0) == ({"done": 1}, True)
 
 
 def test_failed_task_has_no_running_time() -> None:
@@ -144,14 +138,42 @@ def test_process_that_connects_again_has_started_once() -> None:
 
 
 def test_owners_are_bounded() -> None:
-    owners = OwnerStatistics()
-    for number in range(MAX_PAIRS + 10):
-        owners.on_end("m", f"key{number}", "done", 2.0, 1)
-    owners.on_end("m", "key0", "failed", 1.0, 0)
-    assert len(owners.usage) == MAX_PAIRS + 1
-    assert owners.usage["m", REMAINDER].work_s == 20.0
-    assert owners.usage["m", "key0"].ended == Counter(done=1, failed=1)
+    core = scheduler(max_tasks=2 * MAX_PAIRS)
+    for number in [*range(MAX_PAIRS + 10), 0]:
+        of_owner = task(f"t{number}")
+        of_owner.owner = f"key{number}"
+        core.handle(TasksSubmitted([of_owner]), 0.0)
+        core.handle(TasksCancelled([of_owner.id], "it left"), 1.0)
+    usage = core.owners.usage
+    assert len(usage) == MAX_PAIRS + 1
+    assert [usage["m", owner].ended[TaskState.CANCELLED] for owner in ("key0", "key1", REMAINDER)] == [2, 1, 10]
 
 
 def test_a_promise_among_the_bounds_adds_none() -> None:
-    assert len(ModelStatistics("m", 10.0, OwnerStatistics()).queue_wait.bounds) == len(SECONDS)
+    assert len(WaitingTimes(10.0).exported().bounds) == len(SECONDS)
+
+
+def test_uncounted_values_are_few() -> None:
+    core = scheduler()
+    connect(core, "w", 1)
+    for number in range(3 * FOLD_EVERY):
+        core.handle(TasksSubmitted([task(f"t{number}")]), 0.0)
+        receive(core, "w", Finished(f"t{number}", 1, IMAGE), 4.5, (PNG,))
+    statistics = core.statistics["m"]
+    own = [value for value in vars(statistics).values() if isinstance(value, Histogram)]
+    assert all(len(histogram._new) < FOLD_EVERY for histogram in own)
+    assert statistics.run.count == statistics.queue_wait.count == 3 * FOLD_EVERY
+
+
+def test_run_of_a_task_of_one_step_is_the_time_of_its_step() -> None:
+    core = scheduler()
+    connect(core, "w", 2)
+    one = task("one")
+    one.steps = 1
+    core.handle(TasksSubmitted([one, task("several")]), 0.0)
+    for name in ("one", "several"):
+        receive(core, "w", Started(name, 1), 0.0)
+        receive(core, "w", Finished(name, 1, IMAGE), 4.0, (PNG,))
+    found = core.statistics["m"]
+    assert (counts(found.run), found.run.sum) == ({5: 2}, 8.0)
+    assert (counts(found.step), found.step.sum) == ({5: 1, 0.25: 1}, 4.0 + 4.0 / INPUTS.steps)
