@@ -102,7 +102,7 @@ class _PlanBuilder:
         self._waiting: list[tuple[int, float, float, int]] = []
         #: For each model that waits for a device: the workers that must leave it first.
         self._pending: dict[str, str] = {}
-        self._slots = DeviceSlots(devices)
+        self._slots: DeviceSlots
 
     def stop_workers(self) -> None:
         """Select the workers to stop, and count the devices in use."""

@@ -39,7 +39,8 @@ def decide(
     policy: Policy, observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: PolicyMemory, now: float
 ) -> tuple[Decision, PolicyMemory]:
     """Return the policy's decision within the bounds. Raises what the policy raises."""
-    memory = _learn(memory, observation, scaling)
+    if scaling.recurring_load.learn or memory.recurring is not None:
+        memory = _learn(memory, observation, scaling)
     floor, floor_reason = _floor(memory, observation, scaling, limits)
     if observation.queue is None:
         return _without_data(observation, limits, floor, floor_reason), replace(memory, idle_since=None)
@@ -81,26 +82,22 @@ def _floor(memory: PolicyMemory, observation: Observation, scaling: Scaling, lim
     floor, reason = limits.min_workers, f"min_workers is {limits.min_workers}"
     if scaling.schedule and (entry := schedule.active_entry(scaling.schedule, observation.unix_s)):
         floor, reason = _scheduled_floor(entry, limits)
-    learnt = _learnt_floor(memory, observation, scaling, limits)
+    learnt = 0
+    if memory.recurring is not None and observation.unix_s is not None:  # until one that starts later could serve
+        ahead_s = observation.cold_start_s + scaling.interval_s
+        learnt = recurring_load.floor(memory.recurring, scaling.recurring_load, observation.unix_s, ahead_s)
+        learnt = min(learnt, limits.max_workers)
     return (floor, reason) if learnt <= floor else (learnt, f"at this time, {learnt} were needed before")
 
 
 def _learn(memory: PolicyMemory, observation: Observation, scaling: Scaling) -> PolicyMemory:
+    """Update what is known of the load that recurs; without `learn`, forget it."""
     if not scaling.recurring_load.learn:
-        return memory if memory.recurring is None else replace(memory, recurring=None)
+        return replace(memory, recurring=None)
     if observation.queue is None or observation.unix_s is None:
         return memory
     recurring = memory.recurring or RecurringMemory()
     return replace(memory, recurring=recurring_load.update(recurring, observation.queue, scaling, observation.unix_s))
-
-
-def _learnt_floor(memory: PolicyMemory, observation: Observation, scaling: Scaling, limits: WorkerLimits) -> int:
-    """Return the workers that recurring load needs until a worker that starts after the next decision could serve."""
-    if memory.recurring is None or observation.unix_s is None:
-        return 0
-    ahead_s = observation.cold_start_s + scaling.interval_s
-    found = recurring_load.floor(memory.recurring, scaling.recurring_load, observation.unix_s, ahead_s)
-    return min(found, limits.max_workers)
 
 
 def _without_data(observation: Observation, limits: WorkerLimits, floor: int, floor_reason: str) -> Decision:

@@ -152,7 +152,11 @@ class _Run:
 
     def _grow(self, want: int, now: float) -> None:
         want = min(want, self.step.max_workers)
-        self._remember(want, now)
+        while self.wants and self.wants[-1][1] <= want:
+            self.wants.pop()
+        self.wants.append((now, want))
+        while self.wants[0][0] <= now - max(self.replay.hold_s, self.rule.cold_start_s):
+            self.wants.popleft()
         for _ in range(want - self.workers):
             ready = now + self.rule.cold_start_s
             self.starting.append(ready)
@@ -160,13 +164,6 @@ class _Run:
                 heapq.heappush(self.slots, ready)
         self.starts += max(want - self.workers, 0)
         self.workers = max(self.workers, want)
-
-    def _remember(self, want: int, now: float) -> None:
-        while self.wants and self.wants[-1][1] <= want:
-            self.wants.pop()
-        self.wants.append((now, want))
-        while self.wants[0][0] <= now - max(self.replay.hold_s, self.rule.cold_start_s):
-            self.wants.popleft()
 
     def _decide(self, now: float) -> None:
         step = self.step

@@ -130,7 +130,8 @@ def scaling_walk(tree: Path) -> Walk:
             steady_since = time.monotonic()
             time.sleep(3.5 * _INTERVAL_S)
             ended = time.monotonic()
-        calls = [call for call in _read(folder, "controller") if steady_since <= call.at < ended]
+        calls = _of_control_loop([call for call in _read(folder, "controller") if call.at < ended])
+        calls = [call for call in calls if steady_since <= call.at]
         looks = [look for look in _looks(calls) if any("/policies/" in call.file for call in look)]
         if not looks:
             raise RuntimeError("the controller made no decision while it was traced")
@@ -146,6 +147,16 @@ def _without_ticks(calls: Sequence[Call], idle_since: float, started: float, end
             roots[index] = roots.get(call.parent, f"{call.file}:{call.function}")
     ticks = {root for index, root in roots.items() if calls[index].at < started}
     return [calls[index] for index, root in roots.items() if calls[index].at >= started and root not in ticks]
+
+
+def _of_control_loop(calls: Sequence[Call]) -> list[Call]:
+    """The calls of the loop and of the threads that it waits for, without other tasks, such as the device monitor."""
+    loop_thread = next(call.thread for call in calls if call.function == "ControlLoop.run")
+    is_own: list[bool] = []
+    for call in calls:
+        is_root = call.function == "ControlLoop.run" or call.thread != loop_thread
+        is_own.append(is_own[call.parent] if call.parent >= 0 else is_root)
+    return list(itertools.compress(calls, is_own))
 
 
 def _looks(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
