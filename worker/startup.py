@@ -21,6 +21,7 @@ from configs.text import printable
 from wire.messages import StartupTimes
 from worker.engine import DeviceLost, HoldsWeights, StepEngine, TaskError, UnsupportedModel
 from worker.engines.factory import build
+from worker.imports import without_garbage_collection
 from worker.standby import block_activation_signal, wait_for_activation
 
 try:
@@ -151,7 +152,8 @@ def _fetch(settings: Settings, model: str, device: str) -> tuple[StepEngine, Sto
     with start_failures():
         if problems := checkpoint_problems(settings.models[model]):
             raise UnsupportedModel("; ".join(problems))
-        engine = build(settings.models[model], device)
+        with without_garbage_collection():
+            engine = build(settings.models[model], device)
         stopwatch.lap("import_s")
         engine.fetch()
     stopwatch.lap("load_s")
