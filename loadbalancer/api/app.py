@@ -14,7 +14,8 @@ from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.hot_routes import HotRoutes
 from loadbalancer.api.http_helpers import error_response
-from loadbalancer.api.idempotency import IdempotencyMiddleware, ReplayedPaths
+from loadbalancer.api.idempotency import IdempotencyMiddleware
+from loadbalancer.api.idempotency_keys import ReplayedPaths
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.api.model_documents import serve_document
 from loadbalancer.api.openapi import DESCRIPTION, DocumentedApp

@@ -21,7 +21,7 @@ from loadbalancer.api.direct_calls import DirectCalls
 from loadbalancer.api.head_requests import answer_head
 from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.http_helpers import ERROR_CODE, error_response
-from loadbalancer.api.idempotency import HEADER, PATHS
+from loadbalancer.api.idempotency_keys import HEADER, PATHS
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.api.request_recorder import RequestRecorder
 from loadbalancer.context.request_context import CURRENT

@@ -18,7 +18,8 @@ from loadbalancer.context.request_context import CURRENT
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.deferred_callbacks import DeferredCallbacks
 from loadbalancer.generation.in_flight_call import InFlightCalls
-from loadbalancer.generation.text.in_flight_text import InFlightTexts, StreamFlusher
+from loadbalancer.generation.text.in_flight_text import InFlightTexts
+from loadbalancer.generation.text.streamed_texts import StreamFlusher
 from loadbalancer.generation.text.text_spec import TextSpec
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics

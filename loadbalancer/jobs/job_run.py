@@ -26,10 +26,10 @@ from loadbalancer.scheduling.task import (
     TaskEnded,
     TaskProgress,
     TaskStarted,
-    TaskState,
     TaskTokens,
     TaskUpdate,
 )
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.call_results import CallResult, InvalidResult, check_result, pack_result, unpack_result
 from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended, from_ended_call
 from loadbalancer.schema.stream_events import Progress

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import chain, islice
 
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.page import TaskRow
 
 MAX_TASKS = 200

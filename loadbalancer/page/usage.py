@@ -6,7 +6,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_statistics import OwnerUsage
 from loadbalancer.schema.page import OwnerRow, UsagePage
 

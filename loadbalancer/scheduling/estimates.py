@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
+from loadbalancer.scheduling.task import Task, TaskEstimate
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.worker import full_batch_step_cost
 from loadbalancer.scheduling.worker_registry import WorkerPool
 from wire.inputs import NO_SHAPE, Shape

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 

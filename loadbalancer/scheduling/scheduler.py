@@ -29,7 +29,8 @@ from loadbalancer.scheduling.events import (
 )
 from loadbalancer.scheduling.preemption import move_unstarted, preemptions, rebalancing
 from loadbalancer.scheduling.snapshot import snapshot
-from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate, TaskState
+from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_store import TaskStore
 from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_output import chunk_error, clean_text, drop_invalid, hello_error, result_error

@@ -1,14 +1,7 @@
-"""A task, its states, and the updates that its listener receives.
-
-    queued -> assigned -> running -> done | failed | cancelled | expired
-       ^_________|___________|            (its worker was lost, or preempted it)
-
-`TRANSITIONS` lists every allowed transition; any other raises `InvalidTransition` with the task's history.
-"""
+"""A task, and the updates that its listener receives."""
 
 from __future__ import annotations
 
-import enum
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,27 +10,12 @@ from typing import NamedTuple
 import msgspec
 
 from loadbalancer.context.request_context import RequestContext
+from loadbalancer.scheduling.task_state import ENDS, TRANSITIONS, InvalidTransition, Reason, TaskState, Transition
 from loadbalancer.scheduling.text_work import NO_PROMPT, PromptSteps
 from wire.codec import Frame
 from wire.inputs import Part, Shape, TaskInputs, TextInputs
 from wire.messages import Assignment, FailureKind
 from wire.text import TokenOutput, pack_tokens
-
-
-class TaskState(enum.StrEnum):
-    """The states of a task."""
-
-    QUEUED = "queued"
-    #: Sent to a worker that has not started it yet.
-    ASSIGNED = "assigned"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
-    __hash__ = str.__hash__  # the enumeration's own is a function in Python, and slow
-
 
 #: A task during which this many workers died may be the cause: from then on it runs isolated. One death is treated
 #: as chance, so that a killed worker does not serialize its whole batch.
@@ -48,34 +26,6 @@ _CHANCE_CRASHES = 2
 _LONGER = 4
 #: Bounds the memory of a task that is preempted again and again.
 _MAX_HISTORY = 100
-_ENDS = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
-TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
-    TaskState.QUEUED: frozenset({TaskState.ASSIGNED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}),
-    TaskState.ASSIGNED: frozenset({TaskState.RUNNING, TaskState.QUEUED} | _ENDS),
-    TaskState.RUNNING: frozenset({TaskState.QUEUED} | _ENDS),
-    TaskState.DONE: frozenset(),
-    TaskState.FAILED: frozenset(),
-    TaskState.CANCELLED: frozenset(),
-    TaskState.EXPIRED: frozenset(),
-}
-
-
-class InvalidTransition(Exception):
-    """A bug in the scheduler; the text contains the task's history."""
-
-    def __init__(self, task: Task, to: TaskState) -> None:
-        path = ", ".join(f"{at:.3f} {state.value} ({reason_text(reason)})" for at, state, reason, *_ in task.history)
-        super().__init__(f"task {task.id}: {task.state.value} -> {to.value} is not allowed; history: {path}")
-
-
-#: A text, or a format with its values: most histories are never read.
-Reason = str | tuple[object, ...]
-#: Time, state, reason, worker and step.
-Transition = tuple[float, TaskState, Reason, str | None, int]
-
-
-def reason_text(reason: Reason) -> str:
-    return reason if isinstance(reason, str) else str(reason[0]).format(*reason[1:])
 
 
 class Checkpoint(NamedTuple):
@@ -163,7 +113,7 @@ class Task:
 
     def transition(self, to: TaskState, now: float, reason: Reason) -> None:
         if to not in TRANSITIONS[self.state]:
-            raise InvalidTransition(self, to)
+            raise InvalidTransition(self.id, self.state, to, self.history)
         self.state = to
         self.history.append((now, to, reason, self.worker, self.step))
         if len(self.history) > _MAX_HISTORY:
@@ -171,7 +121,7 @@ class Task:
 
     @property
     def is_finished(self) -> bool:
-        return self.state in _ENDS
+        return self.state in ENDS
 
     @property
     def remaining_steps(self) -> int:

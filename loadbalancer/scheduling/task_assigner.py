@@ -8,7 +8,8 @@ from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.deadlines import worker_in_time
 from loadbalancer.scheduling.events import Effect, SendMessage
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_statistics import ModelStatistics
 from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry

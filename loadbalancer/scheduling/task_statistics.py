@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from loadbalancer.scheduling.histogram import FOLD_EVERY, SECONDS, Histogram, merged
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.waiting_times import WaitingTimes
 from wire.inputs import CallInputs, ImageInputs, TextInputs
 from wire.messages import StartupTimes

@@ -18,8 +18,9 @@ from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, Reco
 from loadbalancer.scheduling.model_counters import ModelCounters
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
+from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted
 from loadbalancer.scheduling.task_assigner import TaskAssigner
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_statistics import ModelStatistics, MoveCause, OwnerStatistics
 from loadbalancer.scheduling.text_work import PromptSteps, TextWork
 from loadbalancer.scheduling.worker import Worker, running_tasks

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping
 
 from configs.text import printable
-from loadbalancer.scheduling.task import TaskEnded, TaskState
+from loadbalancer.scheduling.task import TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from wire.errors import ErrorBody, ErrorDetail
 
 #: Of a parameter's name in an error. Names come from clients and may be of any length.

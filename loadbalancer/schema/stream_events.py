@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from loadbalancer.scheduling.task import TaskState
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.base64_json import Base64
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.responses import Flagged, Timings, TruncatedTokens

@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.context.trace_context import TraceContext, parse_traceparent
-from loadbalancer.scheduling.task import Reason, Task, TaskState, reason_text
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import Reason, TaskState, reason_text
 from loadbalancer.tracing import attributes as names
 from loadbalancer.tracing.records import AttributeValue, RequestRecord, SpanRecord, StateChange, TaskRecord, TraceRecord
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from loadbalancer.scheduling.task import TRANSITIONS
+from loadbalancer.scheduling.task_state import TRANSITIONS
 
 DESIGN = Path(__file__).parents[2] / "loadbalancer" / "DESIGN.md"
 _BLOCK = re.compile(r"```mermaid\n.*?```", re.DOTALL)

@@ -14,7 +14,8 @@ from loadbalancer.metrics.scaling import ScalingCollector
 from loadbalancer.metrics.storage import StorageCollector
 from loadbalancer.metrics.tasks import TaskCollector
 from loadbalancer.scaling.control_plane import ControlPlane
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_statistics import ModelStatistics, OwnerStatistics
 from loadbalancer.scheduling.waiting_times import WaitingTimes
 from wire.inputs import ImageInputs, Shape

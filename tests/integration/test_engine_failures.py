@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loadbalancer.scheduling.task import TaskEnded, TaskProgress, TaskState
+from loadbalancer.scheduling.task import TaskEnded, TaskProgress
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.in_process_service import in_process_service, inputs
 from wire.inputs import Lora
 

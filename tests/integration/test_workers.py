@@ -19,7 +19,8 @@ import zmq
 
 from configs.paths import worker_address
 from loadbalancer.scheduler_service import SchedulerService
-from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskState
+from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.in_process_service import InProcessService, in_process_service, inputs
 from tests.support.scheduler import IMAGE
 from wire.codec import WorkerEnvelope, decode_for_worker, encode

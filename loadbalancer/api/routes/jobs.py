@@ -14,7 +14,7 @@ from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.call_stream import CallStream
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import json_response, read_json, run_while_connected
-from loadbalancer.api.idempotency import HEADER, key_of_request, reused
+from loadbalancer.api.idempotency_keys import HEADER, key_of_request, reused
 from loadbalancer.api.job_result import JobResult, job_bytes
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder

@@ -17,7 +17,8 @@ from loadbalancer.generation.text.chat_spec import chat_spec
 from loadbalancer.generation.text.chat_writer import ChatWriter, chat_answer
 from loadbalancer.generation.text.completion_spec import completion_spec
 from loadbalancer.generation.text.completion_writer import CompletionWriter, completion_answer
-from loadbalancer.generation.text.in_flight_text import AwaitedTexts, StreamedTexts
+from loadbalancer.generation.text.in_flight_text import AwaitedTexts
+from loadbalancer.generation.text.streamed_texts import StreamedTexts
 from loadbalancer.generation.text.text_model import text_model
 from loadbalancer.schema.text.chat_request import ChatRequest
 from loadbalancer.schema.text.chat_stream import ChatEvents

@@ -12,9 +12,10 @@ from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.api.http_helpers import JSON, encode_json
 from loadbalancer.api.text.completions import Answer, pushed
-from loadbalancer.generation.text.in_flight_text import AwaitedTexts, StreamedTexts
+from loadbalancer.generation.text.in_flight_text import AwaitedTexts
 from loadbalancer.generation.text.response_spec import response_echo, response_spec
 from loadbalancer.generation.text.response_writer import ResponseWriter
+from loadbalancer.generation.text.streamed_texts import StreamedTexts
 from loadbalancer.generation.text.text_model import text_model
 from loadbalancer.schema.text.response_request import ResponseRequest
 from loadbalancer.schema.text.text_requests import RESPONSE_PATH, parse_text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from loadbalancer.scheduling.task import TaskEnded, TaskState
+from loadbalancer.scheduling.task import TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.errors import ApiError, InvalidRequest, TaskFailed, from_ended
 
 #: Name of the schema in the request, by that of its prompt.

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from configs.model_settings import RESERVED_PATHS
-from loadbalancer.api.idempotency import ReplayedPaths
+from loadbalancer.api.idempotency_keys import ReplayedPaths
 from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S, wait_until
 

@@ -15,7 +15,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
-from loadbalancer.api.idempotency import IdempotencyMiddleware, ResponseRecording, key_of, key_of_request
+from loadbalancer.api.idempotency import IdempotencyMiddleware, ResponseRecording
+from loadbalancer.api.idempotency_keys import key_of, key_of_request
 from loadbalancer.generation.in_flight import MEMORY_FULL, ResponseMemory
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.storage.database import Database

@@ -9,7 +9,7 @@ from configs.sections import Access
 from loadbalancer.access.access_control import AccessControl
 from loadbalancer.access.api_keys import Authenticator
 from loadbalancer.api.body_budget import BodyBudget
-from loadbalancer.api.idempotency import PATHS
+from loadbalancer.api.idempotency_keys import PATHS
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
 from tests.support.keys import NoKeys

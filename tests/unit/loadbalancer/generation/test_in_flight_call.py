@@ -16,7 +16,8 @@ from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
-from loadbalancer.scheduling.task import TaskChunk, TaskCompleted, TaskEnded, TaskState
+from loadbalancer.scheduling.task import TaskChunk, TaskCompleted, TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.errors import ApiError, InvalidRequest, TimedOut
 from wire.inputs import CallInputs, Part
 

@@ -12,14 +12,16 @@ import pytest
 from configs.settings import Settings
 from loadbalancer.generation.in_flight import RequestTracker, ResponseMemory
 from loadbalancer.generation.text.chat_writer import ChatWriter, chat_answer
-from loadbalancer.generation.text.in_flight_text import AwaitedTexts, InFlightTexts, StreamedTexts
+from loadbalancer.generation.text.in_flight_text import AwaitedTexts, InFlightTexts
 from loadbalancer.generation.text.response_writer import ResponseWriter
+from loadbalancer.generation.text.streamed_texts import StreamedTexts
 from loadbalancer.generation.text.text_spec import OutputFormat, TextSpec
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
-from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskState, TaskTokens
+from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskTokens
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.errors import InvalidRequest, TaskFailed
 from loadbalancer.schema.stream_events import KEEP_ALIVE
 from loadbalancer.schema.text.chat_stream import ChatEvents

@@ -9,7 +9,8 @@ import pytest
 from configs.settings import Settings
 from loadbalancer.jobs.job_run import JobRun
 from loadbalancer.scheduler_service import SchedulerService
-from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskState
+from loadbalancer.scheduling.task import TaskCompleted, TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.call_results import CallResult, pack_result, unpack_result
 from loadbalancer.storage.records import JobRecord, JobSpec, JobState, StoredImage
 from wire.inputs import CallInputs, Part, TaskInputs

@@ -10,7 +10,8 @@ import pytest
 from controller.simulator.request_work import RequestCosts
 from controller.simulator.traces import read_trace
 from loadbalancer.metrics.arrival_log import COLUMNS, ArrivalLog, line
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import task
 
 #: Least that one file may take before it is put aside.

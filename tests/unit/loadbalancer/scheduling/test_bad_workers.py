@@ -8,7 +8,8 @@ from pydantic import ByteSize
 from configs.sections import Queue, Workers
 from loadbalancer.scheduling.events import Effect, SendMessage, TasksSubmitted
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskState
+from loadbalancer.scheduling.task import TaskCompleted, TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import (
     IMAGE,
     INPUTS,

@@ -7,7 +7,8 @@ import pytest
 
 from loadbalancer.scheduling.events import Effect, TasksSubmitted
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import Task, TaskChunk, TaskCompleted, TaskEnded, TaskState
+from loadbalancer.scheduling.task import Task, TaskChunk, TaskCompleted, TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.errors import from_ended_call
 from tests.support.scheduler import assignments, connect, new_scheduler, receive, updates
 from wire.inputs import CallInputs, Part

@@ -13,7 +13,8 @@ from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.deadlines import cannot_finish_in_time
 from loadbalancer.scheduling.events import Effect, TasksSubmitted, Tick
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded, TaskState
+from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.worker import Worker
 from tests.support.scheduler import IMAGE, INPUTS, PNG, assignments, connect, new_scheduler, receive, task, updates
 from wire.inputs import Shape

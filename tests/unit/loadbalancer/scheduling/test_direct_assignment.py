@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from loadbalancer.scheduling.events import TasksCancelled, TasksSubmitted
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import IMAGE, INPUTS, PNG, assignments, connect, new_scheduler, receive, task
 from wire.messages import Finished
 

@@ -14,7 +14,8 @@ from loadbalancer.scheduling.events import (
     WorkerLost,
 )
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskEnded, TaskState
+from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import CURVES, connect, new_scheduler, receive, task, updates
 from wire.inputs import Shape
 from wire.messages import Capacity, Heartbeat, Progress, Started, StepCurve

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from configs.sections import Workers
 from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS, MIN_STAY_S, preemptions, rebalancing
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.inputs import ImageInputs, Shape

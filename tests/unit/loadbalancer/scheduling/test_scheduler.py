@@ -9,7 +9,8 @@ import pytest
 
 from configs.sections import Queue
 from loadbalancer.scheduling.events import NotifyListener, SendMessage, TasksCancelled, TasksSubmitted, Tick, WorkerLost
-from loadbalancer.scheduling.task import QueueFull, Task, TaskCompleted, TaskEnded, TaskProgress, TaskStarted, TaskState
+from loadbalancer.scheduling.task import QueueFull, Task, TaskCompleted, TaskEnded, TaskProgress, TaskStarted
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import (
     IMAGE,
     PNG,

@@ -6,7 +6,8 @@ import pytest
 
 from configs.sections import Queue, Workers
 from loadbalancer.scheduling.events import SendMessage, TasksCancelled, TasksSubmitted, Tick, WorkerLost
-from loadbalancer.scheduling.task import Checkpoint, DeadlineUnreachable, QueueFull, TaskEnded, TaskState
+from loadbalancer.scheduling.task import Checkpoint, DeadlineUnreachable, QueueFull, TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import (
     CURVES,
     IMAGE,

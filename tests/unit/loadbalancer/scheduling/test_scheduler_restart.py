@@ -16,7 +16,8 @@ from loadbalancer.scheduling.events import (
     WorkerLost,
 )
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskState
+from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import IMAGE, PNG, assignments, connect, new_scheduler, receive, task, updates
 from wire.messages import PROTOCOL, Cancel, Capacity, Finished, Hello, Preempted, Progress
 

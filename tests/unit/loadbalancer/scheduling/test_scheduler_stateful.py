@@ -20,15 +20,8 @@ from loadbalancer.scheduling.events import (
 )
 from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import (
-    Checkpoint,
-    DeadlineUnreachable,
-    QueueFull,
-    Task,
-    TaskCompleted,
-    TaskEnded,
-    TaskState,
-)
+from loadbalancer.scheduling.task import Checkpoint, DeadlineUnreachable, QueueFull, Task, TaskCompleted, TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import CURVES, IMAGE, INPUTS, PNG, connect, new_scheduler, receive, task
 from wire.messages import (
     Assign,

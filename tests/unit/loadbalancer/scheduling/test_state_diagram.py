@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadbalancer.scheduling.task import TaskState
+from loadbalancer.scheduling.task_state import TaskState
 from scripts.generate.state_diagram import DESIGN, diagram
 
 

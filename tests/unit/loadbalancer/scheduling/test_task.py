@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from loadbalancer.scheduling.task import TRANSITIONS, InvalidTransition, Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TRANSITIONS, InvalidTransition, TaskState
 from tests.support.scheduler import INPUTS
 
 

@@ -12,7 +12,8 @@ from configs.sections import Queue
 from loadbalancer.scheduling.events import TasksCancelled, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.histogram import FOLD_EVERY, SECONDS, Histogram, merged
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import QueueFull, TaskState
+from loadbalancer.scheduling.task import QueueFull
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_statistics import MAX_PAIRS, REMAINDER
 from loadbalancer.scheduling.waiting_times import WaitingTimes
 from tests.support.scheduler import IMAGE, INPUTS, PNG, connect, new_scheduler, receive, task

@@ -7,7 +7,7 @@ import pytest
 from configs.sections import Queue
 from loadbalancer.scheduling.events import SendMessage, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import TaskState
+from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import (
     IMAGE,
     PNG,

@@ -6,7 +6,8 @@ import pytest
 
 from loadbalancer.scheduling.events import SendMessage, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import Task, TaskCompleted, TaskStarted, TaskState, TaskTokens
+from loadbalancer.scheduling.task import Task, TaskCompleted, TaskStarted, TaskTokens
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.text_work import PromptSteps
 from tests.support.scheduler import assignments, connect, new_scheduler, receive, sent_frames, updates
 from wire.inputs import NO_SHAPE, Sampling, TextInputs

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.scheduling.task import TaskEnded, TaskState
+from loadbalancer.scheduling.task import TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.text.ended_texts import from_ended_text
 
 _SCHEMA = "response_format.json_schema.schema"

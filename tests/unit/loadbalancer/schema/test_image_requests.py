@@ -22,7 +22,8 @@ from loadbalancer.generation.validation import (
     resolve_request,
     with_source_images,
 )
-from loadbalancer.scheduling.task import TaskEnded, TaskState
+from loadbalancer.scheduling.task import TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.errors import ContentRefused, InvalidRequest, from_ended
 from loadbalancer.schema.parsing import parse
 from loadbalancer.schema.requests import BaseImageRequest, ImageRequest, PredictRequest

@@ -7,7 +7,8 @@ import json
 import msgspec
 import pytest
 
-from loadbalancer.scheduling.task import TaskEnded, TaskState
+from loadbalancer.scheduling.task import TaskEnded
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, TooBusy, from_ended
 from loadbalancer.schema.responses import ImageData, PredictAnswer, Timings

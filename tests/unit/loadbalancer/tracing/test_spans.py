@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.tracing.records import RequestRecord, SpanRecord, StateChange, TaskRecord, TraceRecord
 from loadbalancer.tracing.spans import FinishedSpan, spans_of
 from wire.inputs import CallInputs, Part
