@@ -44,13 +44,15 @@ def accepts_null(annotation: Any) -> bool:
     return type(None) in alternatives(annotation)
 
 
-def annotation_at(section: type[BaseModel], path: Sequence[str]) -> Any:
-    """Return the annotation of the field at the path of field names; None if there is no such field."""
+def annotation_at(section: type[BaseModel], path: Sequence[str | int]) -> Any:
+    """Return the annotation of the field at the path of field names and indexes; None if there is no such field."""
     found: Any = section
     for part in path:
         inner = section_of(found)
         if inner is not None and part in inner.model_fields:
             found = inner.model_fields[part].annotation
+        elif isinstance(part, int) and list_item(found) is not None:
+            found = list_item(found)
         elif inner is None and mapping_value(found) is not None:
             found = mapping_value(found)
         else:

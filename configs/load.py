@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,11 +29,16 @@ _PLAIN_MESSAGES = {
     "path_type": "must be the path of a file or folder",
     "tuple_type": "must be a list",
 }
+_PLAIN_WORDS = {"Input should be": "must be", "String should have": "must have", "Field required": "is required"}
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 
 
+#: The value of a problem that is null in the file.
+NULL: JsonValue = {}
+
+
 class Problem(NamedTuple):
-    """A mistake in a configuration: place, key, value and explanation."""
+    """A mistake in a configuration: place, key, value and explanation. None is no value to show."""
 
     where: str
     key: str
@@ -40,7 +46,7 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {_shorten(self.value)}"
+        shown = "" if self.value is None else f" = {'null' if self.value is NULL else _shorten(self.value)}"
         return f"{escaped(self.where)}: {escaped(clip(self.key, 200))}{shown}: {self.message}"
 
 
@@ -161,31 +167,58 @@ def _merge(base: Tree, over: Tree) -> Tree:
 
 def _explain(error: ValidationError, merged: Tree, sources: list[ConfigSource]) -> list[Problem]:
     """Return one problem per key. A union of types causes several pydantic errors for the same value."""
-    found: dict[KeyPath, tuple[JsonValue, list[str]]] = {}
+    found: dict[tuple[str | int, ...], tuple[JsonValue, list[str]]] = {}
     for item in error.errors():
         path = _existing_path(merged, item["loc"])
         missing = item["type"] == "missing"
-        key = tuple(map(str, item["loc"])) if missing else tuple(path)
-        message = _PLAIN_MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, "))
+        key = (*path, str(item["loc"][-1])) if missing else tuple(path)
+        message = _PLAIN_MESSAGES.get(item["type"]) or _in_plain_words(item["msg"])
         if item["type"] == "extra_forbidden":
             message = _suggest(str(path[-1]), _allowed_keys(path[:-1]))
         value = None if missing or isinstance(item["input"], dict | BaseModel) else item["input"]
+        if item["input"] is None and path and not missing:
+            value = NULL
         found.setdefault(key, (value, []))[1].append(message)
     return [
-        Problem(_origin(key, sources), ".".join(key) or "configuration", value, " or ".join(dict.fromkeys(messages)))
-        for key, (value, messages) in found.items()
+        Problem(_origin(_keys(key), sources), _joined(key) or "configuration", value, _alternatives(texts))
+        for key, (value, texts) in found.items()
     ]
 
 
-def _existing_path(tree: Any, location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of pydantic's location, without its names of union branches."""
-    path: list[str] = []
+def _alternatives(messages: Sequence[str]) -> str:
+    """Join what each type of a union asks for: `must be at most 5 or 'auto'`."""
+    first, *others = dict.fromkeys(messages)
+    return " or ".join([first, *(each.removeprefix("must be ") for each in others)])
+
+
+def _in_plain_words(message: str) -> str:
+    for sentence, words in _PLAIN_WORDS.items():
+        message = message.replace(sentence, words)
+    return message.removeprefix("Value error, ")
+
+
+def _existing_path(tree: Any, location: tuple[int | str, ...]) -> list[str | int]:
+    """Return the keys and indexes of pydantic's location, without its names of union branches."""
+    path: list[str | int] = []
     for part in location:
-        if not isinstance(tree, dict) or part not in tree:
-            break
-        path.append(str(part))
+        if isinstance(tree, dict) and part in tree:
+            path.append(str(part))
+        elif isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree):
+            path.append(part)
+        else:
+            continue
         tree = tree[part]
     return path
+
+
+def _keys(path: Sequence[str | int]) -> KeyPath:
+    """Return the part of the path that has a line of its own: that in front of a list."""
+    return tuple(str(part) for part in itertools.takewhile(lambda part: isinstance(part, str), path))
+
+
+def _joined(path: Sequence[str | int]) -> str:
+    """Return the path as a text, such as `models.x.loras[2]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def _origin(path: KeyPath, sources: list[ConfigSource]) -> str:
@@ -206,7 +239,7 @@ def _precedence(path: KeyPath, sources: list[ConfigSource]) -> int:
     return -1
 
 
-def _allowed_keys(path: list[str]) -> list[str]:
+def _allowed_keys(path: Sequence[str | int]) -> list[str]:
     section = section_of(annotation_at(Settings, path))
     return list(section.model_fields) if section is not None else []
 

@@ -12,8 +12,14 @@ from configs.model_parts import CheckpointPath, Dtype, PartPath, Vae, VaeSection
 from configs.model_sections import Batching, Defaults, Limits, Quality, Sim, WarmUp
 from configs.proxy import ColdStartProxy
 from configs.scaling import Scaling
-from configs.section_base import Bytes, LocalPath, Section
+from configs.section_base import Bytes, LocalPath, Section, TextPattern
 from configs.text_settings import TEXT_ENGINES, TextGeneration
+
+_PIPELINE = TextPattern(
+    "[A-Za-z][A-Za-z0-9]*Pipeline", "a class of diffusers whose name ends in Pipeline, such as SanaPipeline"
+)
+_VARIANT = TextPattern("[A-Za-z0-9_]+", "letters, digits and underscores, such as fp16")
+_REVISION = TextPattern("[A-Za-z0-9][A-Za-z0-9._/-]*", "a branch, tag or commit, such as main")
 
 #: An import path or a Python file, and a class in it.
 _USER_ENGINE = re.compile(r"[^\s:]+:[A-Za-z_][A-Za-z0-9_]*")
@@ -77,13 +83,13 @@ class Model(Section):
     python: LocalPath | None = None
     """Python interpreter of the workers, such as `/path/to/venv/bin/python`, for an engine of your own and for `vllm`
     and `openvino`. Default: that of Muster."""
-    pipeline: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9]*Pipeline$")
+    pipeline: Annotated[str, _PIPELINE] | None = None
     """Pipeline class of diffusers. Default: the class that the checkpoint names."""
     controlnet: PartPath | None = None
     """Folder or hub id of the ControlNet, for a ControlNet pipeline."""
-    variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
+    variant: Annotated[str, _VARIANT] | None = None
     """Variant of the weight files, such as `fp16`, if the checkpoint has several."""
-    revision: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    revision: Annotated[str, _REVISION] | None = None
     """Branch, tag or commit of a hub id. Default: its main branch."""
     base: PartPath | None = None
     """For a single file: folder or hub id with the configuration, and with the parts that the file lacks. Default: the

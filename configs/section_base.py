@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -42,16 +43,41 @@ MachineCount = Annotated[int, Field(le=4096)]
 _SIZE = re.compile(r"\s*([0-9]+(\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 
 
+_MAX_SIZE_DIGITS = 40
+
+
 def _size(value: Any) -> Any:
     """Return the bytes that a text names, such as 9.5GiB."""
     if not isinstance(value, str):
         return value
-    if not _SIZE.fullmatch(value):
+    if not (found := _SIZE.fullmatch(value)):
         raise ValueError("must be a number of bytes, or one with a unit such as 9.5GiB")
+    if len(found[1]) > _MAX_SIZE_DIGITS:
+        raise ValueError(f"must be at most {_MAX_NUMBER}")
     try:
         return int(TypeAdapter(ByteSize).validate_python(value))
     except ValidationError:
         raise ValueError("has an unknown unit; allowed: B, KB, MB, GB, TB, PB, KiB, MiB, GiB, TiB, PiB") from None
+
+
+class TextPattern:
+    """Annotation of a text that matches a regular expression. An error says in words what is allowed."""
+
+    def __init__(self, pattern: str, allowed: str) -> None:
+        """`allowed` ends a sentence that begins with "must be", and has an example."""
+        self._pattern = re.compile(pattern, re.ASCII)
+        self._allowed = allowed
+
+    def _check(self, value: str) -> str:
+        if not self._pattern.fullmatch(value):
+            raise ValueError(f"must be {self._allowed}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema) | {"pattern": f"^({self._pattern.pattern})$"}
 
 
 class ByteUnits:
@@ -91,6 +117,23 @@ def _local_path(value: Any) -> Any:
 #: A path of this machine. `~` is the home folder; a relative path starts at the working directory.
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]
 
+
+def _named_path(value: str) -> str:
+    if "\0" in value or not value.strip():
+        raise ValueError("must be the path of a file or folder")
+    return value
+
+
+#: A path of another machine.
+RemotePath = Annotated[str, AfterValidator(_named_path)]
+
+
+_HOST = r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]"
+_PORT = r"[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+#: HOST:PORT. IPv6 addresses are in brackets.
+HOST_AND_PORT = rf"({_HOST}):({_PORT})"
+#: An address without query, fragment and user.
+WEB_ADDRESS = r"https?://[^/\s?#@]+(/[^\s?#]*)?"
 
 #: A duration with a unit, as other systems have it.
 _DURATION = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*(ms|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?)\s*")

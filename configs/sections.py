@@ -8,7 +8,19 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from configs.section_base import Bytes, ByteUnits, LocalPath, MachineCount, PositiveSeconds, Seconds, Section
+from configs.section_base import (
+    HOST_AND_PORT,
+    WEB_ADDRESS,
+    Bytes,
+    ByteUnits,
+    LocalPath,
+    MachineCount,
+    PositiveSeconds,
+    RemotePath,
+    Seconds,
+    Section,
+    TextPattern,
+)
 
 #: One body of the default maximum, and smaller ones beside it.
 _BODY_BYTES_PER_KEY = 40 << 20
@@ -17,6 +29,8 @@ _BODY_BYTES_PER_KEY = 40 << 20
 def _host(value: str) -> str:
     if not re.fullmatch(r"[^\s/@\x00-\x1f\x7f]+", value):
         raise ValueError("must be an address, or a host name")
+    if not value.isascii():
+        raise ValueError("must be ASCII, such as xn--e1afmkfd.example for an international name")
     return value
 
 
@@ -26,6 +40,21 @@ def _network(value: str) -> str:
     except ValueError:
         raise ValueError("must be an IP address or a network such as 10.0.0.0/8") from None
     return value
+
+
+_CSV_NAME = TextPattern(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,122}\.csv",
+    "the name of a file in data_dir that ends in .csv, such as arrivals.csv",
+)
+_PUBLIC_URL = TextPattern(WEB_ADDRESS, "an http or https URL without query, such as https://images.example.org")
+_ORIGIN = TextPattern(
+    r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", "`*`, or an origin without a path, such as https://app.example.org"
+)
+_HOST_NAME = TextPattern(
+    r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", "a host name without scheme and port, such as gpu.example.org"
+)
+_TCP_ADDRESS = TextPattern(f"tcp://{HOST_AND_PORT}", "tcp://ADDRESS:PORT, such as tcp://10.0.0.1:5555")
+_CLUSTER = TextPattern(f"auto|{HOST_AND_PORT}", "`auto`, or HOST:PORT such as 10.0.0.1:6379")
 
 
 class Server(Section):
@@ -93,11 +122,11 @@ class Server(Section):
     """Maximum number of connections of one address (IPv6: of one /64 network). Loopback has no such limit."""
     trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     """Addresses or networks of reverse proxies, to which `max_connections_per_address` does not apply."""
-    record_arrivals: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,122}\.csv$")] | None = None
+    record_arrivals: Annotated[str, _CSV_NAME] | None = None
     """Name of a CSV file in `data_dir` that records a line per requested image, for the simulator. Default: none."""
     record_bytes: Annotated[int, Field(ge=1 << 12), ByteUnits()] = 64 << 20
     """Maximum size of that file together with the previous one (`NAME.csv.1`)."""
-    public_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#]+(/[^\s?#]*)?$")] | None = None
+    public_url: Annotated[str, _PUBLIC_URL] | None = None
     """URL at which clients reach the server, for the URLs of images. Default: scheme and Host of the request."""
     max_reads_per_key: int = Field(default=256, ge=1)
     """Maximum number of GET and DELETE requests of one API key at once, event streams of jobs included; beyond it
@@ -147,10 +176,10 @@ class Access(Section):
     unless keys have been in force: then the server does not start."""
     insecure: bool = False
     """Allow `server.host` to be reachable from other machines without API keys."""
-    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")], ...] = ()
+    cors_origins: tuple[Annotated[str, _ORIGIN], ...] = ()
     """Origins of web pages (`https://HOST`, or `*`) that may call the server from a browser. Default: its own only.
     Desktop applications and extensions have origins such as `app://NAME` and `chrome-extension://ID`."""
-    hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$|^\[[0-9A-Fa-f:.]+\]$")], ...] = ()
+    hosts: tuple[Annotated[str, _HOST_NAME], ...] = ()
     """Names by which clients reach the server, such as that of a reverse proxy. Others get 403, except for loopback
     names, and off loopback the machine's own names and IP addresses. Without keys, a server on loopback refuses to
     start with this setting unless `insecure` is true."""
@@ -300,7 +329,7 @@ class Workers(Section):
     """Maximum size of an image or a checkpoint of a worker. A larger frame closes its connection."""
     max_per_key: int = Field(default=64, ge=1)
     """Maximum number of workers on other machines that connect with the same key."""
-    listen: str | None = Field(default=None, pattern=r"^tcp://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$")
+    listen: Annotated[str, _TCP_ADDRESS] | None = None
     """Address `tcp://ADDRESS:PORT` for workers on other machines. Each needs a key (`scripts/keys add-worker`)."""
     share_after_s: Seconds = 30.0
     """With `listen`: time that machines have to join before workers up to `min_workers` share devices of this one."""
@@ -317,13 +346,13 @@ class Workers(Section):
 class RayCluster(Section):
     """Workers on a Ray cluster, with `launcher: ray`; see docs/ray.md."""
 
-    address: str = Field(default="auto", pattern=r"^(auto|([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4})$")
+    address: Annotated[str, _CLUSTER] = "auto"
     """Address HOST:PORT of the cluster; `auto`: the one that this machine is a node of."""
     python: LocalPath | None = None
     """Interpreter on this machine that has Ray. Default: the interpreter of the server."""
-    worker_python: str | None = Field(default=None, min_length=1)
+    worker_python: RemotePath | None = None
     """Interpreter on the nodes that has Muster. Default: the one that Ray uses there."""
-    data_dir: str = Field(default="~/.cache/muster-ray", min_length=1)
+    data_dir: RemotePath = "~/.cache/muster-ray"
     """Folder on each node for logs, caches and weights from the hub."""
     environment: dict[str, str] = Field(default={})
     """Environment variables of the workers, by name."""

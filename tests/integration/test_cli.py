@@ -158,7 +158,7 @@ def test_invalid_configuration_changes_nothing_and_is_explained(start: Start) ->
     assert refused.returncode == 1
     assert "the configuration is rejected, and nothing has changed" in refused.stderr
     assert f"{instance.config}:" in refused.stderr
-    assert "models.m.max_batch_size = 0: Input should be greater than or equal to 1" in refused.stderr
+    assert "models.m.max_batch_size = 0: must be greater than or equal to 1" in refused.stderr
     instance.process.send_signal(signal.SIGHUP)
     instance.until(lambda: "nothing has changed" in instance.output(), "the rejection after SIGHUP")
     instance.config.write_text(good)

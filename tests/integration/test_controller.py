@@ -387,7 +387,7 @@ def test_check_and_print_config(tmp_path: Path) -> None:
 
     refused = run("--check-config", str(bad))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert f"{bad}:1: models.m.max_batch_size = 0: Input should be greater than or equal to 1" in refused.stderr
+    assert f"{bad}:1: models.m.max_batch_size = 0: must be greater than or equal to 1" in refused.stderr
     good = run("--check-config", str(ROOT / "configs" / "default.yaml"))
     assert (good.returncode, "valid; serves digits" in good.stdout) == (0, True)
     printed = run("--print-config", "--port", "9001", "--min-workers", "3")

@@ -120,7 +120,7 @@ def test_variables_of_the_platform_are_passed_over(
         ({"MUSTER_MODELS__BB__DTYPE": "auto"}, "no model 'BB'; did you mean MUSTER_MODELS__B__...?"),
         ({"MUSTER_MODELS__A__DTIPE": "auto"}, "did you mean MUSTER_MODELS__A__DTYPE?"),
         ({"MUSTER_MODELS__X": "{}"}, "configured: a, b, SD-1.5, org/name"),
-        ({"MUSTER_SERVER__PORT": "many"}, "MUSTER_SERVER__PORT: server.port = 'many': Input should be a valid integer"),
+        ({"MUSTER_SERVER__PORT": "many"}, "MUSTER_SERVER__PORT: server.port = 'many': must be a valid integer"),
         ({"MUSTER_SERVER": "9000"}, "MUSTER_SERVER = '9000': must be a JSON object, such as {\"key\": 1}"),
         ({"MUSTER_SERVER": '{"port": 1, "port": 2}'}, "the key 'port' is there twice"),
         ({"MUSTER_SERVER": "{" * 9}, "must be a JSON object"),

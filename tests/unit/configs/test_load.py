@@ -43,7 +43,7 @@ def test_file_of_an_agent_needs_no_models(tmp_path: Path) -> None:
     settings = load(file, needs_models=False)
     assert settings.agent.max_fetched_bytes == 1 << 30
     assert list(settings.models) == ["digits"]
-    with pytest.raises(ConfigError, match="models: Field required"):
+    with pytest.raises(ConfigError, match="models: is required"):
         load(file)
     with pytest.raises(ConfigError, match="models"):
         load(write(tmp_path, "models: {}\n"), needs_models=False)
@@ -424,3 +424,66 @@ def test_socket_of_a_folder_that_is_not_utf8(tmp_path: Path) -> None:
 def test_client_key_variable_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CLIENT_KEY, "sk-muster-secret")
     assert "sk-muster-secret" not in to_yaml(load())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("server: {host: éé}", "server.host = 'éé': must be ASCII, such as xn--"),
+        ("server: {public_url: ftp://x}", "server.public_url = 'ftp://x': must be an http or https URL"),
+        ("server: {record_arrivals: a/b.csv}", "server.record_arrivals = 'a/b.csv': must be the name of a file in"),
+        ("server: {send_timeout_s: null}", "server.send_timeout_s = null: must be a valid number"),
+        ("workers: {listen: 'tcp//x'}", "workers.listen = 'tcp//x': must be tcp://ADDRESS:PORT, such as tcp://"),
+        ("workers: {listen: 'tcp://x:65536'}", "workers.listen = 'tcp://x:65536': must be tcp://ADDRESS:PORT"),
+        ("ray: {address: 'ray://x:1'}", "ray.address = 'ray://x:1': must be `auto`, or HOST:PORT such as"),
+        ('ray: {data_dir: "a\\0b"}', r"ray.data_dir = 'a\x00b': must be the path of a file or folder"),
+        ('ray: {worker_python: "a\\0b"}', r"ray.worker_python = 'a\x00b': must be the path of a file or folder"),
+        ("access: {hosts: [a, 'http://b']}", "access.hosts[1] = 'http://b': must be a host name without scheme"),
+        ("access: {cors_origins: [b]}", "access.cors_origins[0] = 'b': must be `*`, or an origin without a path"),
+        ("agent: {model_folders: [a, b, '']}", "agent.model_folders[2] = '': must be the path of a file or folder"),
+        (f"agent: {{max_fetched_bytes: {'9' * 500}GiB}}", "must be at most 9007199254740992"),
+        (
+            "models: {m: {path: a, scaling: {schedule: [{cron: '0 8 * * *', workers: 1}, {workers: x}]}}}",
+            "models.m.scaling.schedule[1].workers = 'x': must be a valid integer",
+        ),
+        (
+            "models: {m: {path: a, scaling: {schedule: [{workers: 1}]}}}",
+            "models.m.scaling.schedule[0].cron: is required",
+        ),
+        (
+            "models: {m: {path: a, scaling: {schedule: [{cron: '0 8 * * *', worker: 1}]}}}",
+            "models.m.scaling.schedule[0].worker = 1: unknown key; did you mean `workers`?",
+        ),
+        ("models: {m: {path: a, warm_up: {sizes: [64x64, '64']}}}", "models.m.warm_up.sizes[1] = '64': must be WIDTHx"),
+        ("models: {m: {path: a, vae: {tiling: null}}}", "models.m.vae.tiling = null: must be 'auto', 'on' or 'off'"),
+        ("models: {m: {path: a, gpu_memory: 0}}", "models.m.gpu_memory = 0: must be above 0, such as 9.5GiB or 'auto'"),
+        ("models: {m: {path: a, pipeline: x}}", "models.m.pipeline = 'x': must be a class of diffusers"),
+        ("models: {m: {path: a, cold_start_proxy: {url: x}}}", "url = 'x': must be an http or https URL without user"),
+        (
+            "models: {m: {path: a, cold_start_proxy: {url: 'http://x', api_key_env: 'é'}}}",
+            "api_key_env = 'é': must be the name of an environment variable",
+        ),
+    ],
+)
+def test_mistakes_are_explained_in_words(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(write(tmp_path, text + "\n"))
+    assert message in str(error.value)
+    assert "pattern" not in str(error.value)
+    assert "Input should" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "server: {host: '::'}",
+        "server: {public_url: 'https://a.example/b@c/d'}",
+        "workers: {listen: 'tcp://[::1]:65535'}",
+        "ray: {address: 'head:6379', data_dir: '~/x', worker_python: python3}",
+        "access: {hosts: [a.b, '[::1]'], cors_origins: ['*', 'app://x']}",
+        "models: {m: {path: a, pipeline: SanaPipeline, variant: fp16, revision: refs/pr/1}}",
+    ],
+)
+def test_texts_within_their_patterns_are_accepted(tmp_path: Path, text: str) -> None:
+    models = "" if text.startswith("models") else "\nmodels: {m: {path: a}}"
+    assert load(write(tmp_path, text + models + "\n"))
