@@ -15,7 +15,7 @@ import msgspec
 from wire.inputs import MAX_PARTS, Count, GenerationMode, Name, Part, Shape, TaskInputs
 from wire.text import TaskTokens, TextCounters, TextInfo
 
-PROTOCOL = 8
+PROTOCOL = 9
 
 #: Shapes whose step times a worker reports, and batch sizes of each.
 MAX_CURVES = 256

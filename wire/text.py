@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from wire.batch_sizes import BatchSizes
 from wire.inputs import Count, Name
 
 #: Bounds one report, whatever a worker sends.
@@ -168,6 +169,8 @@ class TextCounters(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Blocks of the key-value cache.
     blocks: Count = 0
     used_blocks: Count = 0
+    #: Prompts, or parts of them, that were computed in the same step. Steps without prompts are left out.
+    prefill_batches: BatchSizes = BatchSizes()
 
 
 def pack_tokens(tokens: Iterable[int]) -> bytes:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from loadbalancer.metrics.histograms import HistogramCollector
 from loadbalancer.scheduling.histogram import FOLD_EVERY, Histogram
+from wire.batch_sizes import BATCH_SIZES
 from wire.snapshot import Snapshot
 from wire.text import TextCounters
 
@@ -124,6 +127,22 @@ def text_workers(now: Snapshot) -> Iterator[Metric]:
     for of_text in TEXT_COUNTERS:
         counter = CounterMetricFamily(of_text.name, of_text.help, labels=_WORKER_LABELS)
         yield _per_text_worker(counter, of_text, now)
+    yield _prefill_batches(now)
+
+
+def _prefill_batches(now: Snapshot) -> Metric:
+    family = HistogramMetricFamily(
+        "muster_worker_prefill_batch_prompts",
+        "Prompts, or parts of them, that were computed in the same step. Steps without prompts are left out.",
+        labels=_WORKER_LABELS,
+    )
+    bounds = [*map(floatToGoString, BATCH_SIZES), "+Inf"]
+    for worker in now.workers:
+        if worker.text is not None:
+            sizes = worker.text.prefill_batches
+            buckets = list(zip(bounds, accumulate(sizes.steps), strict=True))
+            family.add_metric((worker.worker, worker.model, worker.device), buckets, sizes.rows)
+    return family
 
 
 def _per_text_worker(

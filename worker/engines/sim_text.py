@@ -132,10 +132,10 @@ class SimTextEngine:
             raise OutOfMemory(f"{len(rows)} tasks were asked for, {sim.memory_tasks} fit")
         for row in own:
             self._fail_on_demand(row.prompt)
-        budget, computed = self._text.step_tokens, 0
+        budget, computed, prefills = self._text.step_tokens, 0, 0
         for row in own:
             part = min(row.prompt_left, budget - computed)
-            row.prompt_left, computed = row.prompt_left - part, computed + part
+            row.prompt_left, computed, prefills = row.prompt_left - part, computed + part, prefills + (part > 0)
         decode_s, prefill_s = sim.t0_s + sim.t1_s * len(rows), sim.prompt_token_s * computed
         time.sleep(decode_s + prefill_s)
         generated = [row for row in own if not row.prompt_left]
@@ -147,6 +147,7 @@ class SimTextEngine:
             generated_tokens=before.generated_tokens + len(generated),
             prefill_s=before.prefill_s + prefill_s,
             decode_s=before.decode_s + decode_s,
+            prefill_batches=before.prefill_batches.with_step(prefills),
         )
 
     def _fail_on_demand(self, prompt: str) -> None:

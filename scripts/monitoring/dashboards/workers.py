@@ -146,6 +146,34 @@ DASHBOARD = Dashboard(
                     "percentunit",
                     max=1,
                 ),
+                Panel(
+                    "Prompts in a step",
+                    [
+                        Query(
+                            f"sum by (le) (increase(muster_worker_prefill_batch_prompts_bucket{{{WORKER}}}{RATE}))",
+                            "{{le}}",
+                        )
+                    ],
+                    "Steps by the number of prompts that shared them. Steps without prompts are left out.",
+                    kind="heatmap",
+                    width=12,
+                ),
+                Panel(
+                    "Mean prompts in a step",
+                    [
+                        Query(
+                            mean(
+                                "muster_worker_prefill_batch_prompts_sum",
+                                "muster_worker_prefill_batch_prompts_count",
+                                WORKER,
+                                "model",
+                            ),
+                            "{{model}}",
+                        )
+                    ],
+                    "Mean number of prompts in a step that computes any, by model.",
+                    width=12,
+                ),
             ],
         ),
     ],

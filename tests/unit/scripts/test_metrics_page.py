@@ -31,7 +31,7 @@ def test_names_follow_the_conventions(name: str) -> None:
     assert family.help.endswith(".") or name.startswith("process_")
     assert not any(name.endswith(unit) for unit in ("_ms", "_milliseconds", "_percent", "_kib", "_minutes"))
     if family.type == "histogram":
-        assert name.endswith("_seconds")
+        assert name.endswith(("_seconds", "_prompts"))
 
 
 def test_histograms_have_their_series() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wire.batch_sizes import BATCH_SIZES, BatchSizes
 from wire.codec import (
     MAX_HEADER_BYTES,
     BalancerEnvelope,
@@ -41,7 +42,7 @@ from wire.messages import (
     Tokens,
     WorkerCounters,
 )
-from wire.text import TaskTokens, TokenOutput
+from wire.text import TaskTokens, TextCounters, TokenOutput
 
 INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
 
@@ -49,7 +50,7 @@ INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
 FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7),
-        "86a474797065a548656c6c6fa870726f746f636f6c08a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
+        "86a474797065a548656c6c6fa870726f746f636f6c09a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
     ),
     (Capacity(12), "82a474797065a84361706163697479a5736c6f74730c"),
     (Capacity(12, 4), "83a474797065a84361706163697479a5736c6f74730ca5616865616404"),
@@ -63,11 +64,18 @@ FROM_WORKER = [
         "85a474797065a64661696c6564a47461736ba174a7617474656d707401a46b696e64a56572726f72a76d657373616765a178",
     ),
     (Heartbeat(running=0), "82a474797065a9486561727462656174a772756e6e696e6700"),
+    (
+        Heartbeat(running=0, text=TextCounters(prompt_tokens=7, prefill_batches=BatchSizes().with_step(3))),
+        (
+            "83a474797065a9486561727462656174a772756e6e696e6700a47465787482ad70726f6d70745f746f6b656e7307"
+            "af70726566696c6c5f62617463686573929a0000010000000000000003"
+        ),
+    ),
     (Bye("told"), "82a474797065a3427965a6726561736f6ea4746f6c64"),
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, engine_info=EngineInfo("P", modes=("text", "image"), checkpoints=True)),
         (
-            "87a474797065a548656c6c6fa870726f746f636f6c08a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "87a474797065a548656c6c6fa870726f746f636f6c09a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
             "a370696407ab656e67696e655f696e666f83a8706970656c696e65a150a56d6f64657392a474657874a5696d616765ab636865636b706f696e74"
             "73c3"
         ),
@@ -82,13 +90,13 @@ FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, start=StartupTimes(spawn_s=0.5, device_s=0.25, standby=True)),
         (
-            "87a474797065a548656c6c6fa870726f746f636f6c08a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "87a474797065a548656c6c6fa870726f746f636f6c09a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
             "a370696407a5737461727483a7737061776e5f73cb3fe0000000000000a86465766963655f73cb3fd0000000000000a77374616e646279c3"
         ),
     ),
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, [("t", 2)]),
-        "87a474797065a548656c6c6fa870726f746f636f6c08a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407a772756e6e696e679192a17402",
+        "87a474797065a548656c6c6fa870726f746f636f6c09a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407a772756e6e696e679192a17402",
     ),
     (
         Bye("device", crashed=True),
@@ -226,6 +234,7 @@ def header(*messages: object) -> bytes:
         ([header({"type": "Heartbeat", "running": 0, "step_s": float("nan")})], ">= 0"),
         ([header({"type": "Heartbeat", "running": 0, "step_s": float("inf")})], "<= 1000000000"),
         ([header({"type": "Heartbeat", "running": 0, "counters": {"steps": -1}})], ">= 0"),
+        ([header({"type": "Heartbeat", "running": 0, "text": {"prefill_batches": [[1, 2], 3]}})], "length >= 10"),
         (
             [header({"type": "Heartbeat", "running": 0, "curves": [{"shape": ["8x8", 0], "cap": 1}]})],
             ">= 1",
@@ -276,3 +285,14 @@ def test_damaged_message_decodes_or_is_rejected(data: st.DataObject) -> None:
         assert len(decode_from_worker([damaged])) <= 16
     except MalformedFrames:
         return
+
+
+@pytest.mark.parametrize(("rows", "bucket"), [(1, 0), (2, 1), (3, 2), (4, 2), (256, 8), (257, 9), (4096, 9)])
+def test_batch_is_counted_by_its_size(rows: int, bucket: int) -> None:
+    sizes = BatchSizes().with_step(rows).with_step(rows)
+    assert [place for place, steps in enumerate(sizes.steps) if steps] == [bucket]
+    assert (sizes.steps[bucket], sizes.rows, len(sizes.steps)) == (2, 2 * rows, len(BATCH_SIZES) + 1)
+
+
+def test_step_without_rows_is_no_batch() -> None:
+    assert BatchSizes().with_step(0) == BatchSizes()

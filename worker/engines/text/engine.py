@@ -241,7 +241,8 @@ class TextEngine:
         """Add a step to the counters. Its time is shared by tokens between prompts and running texts."""
         before, planner = self._counters, self._planner
         computed = max(sum(work.size for work in works), 1)
-        prefill_s = seconds * sum(work.size for work in works if work.is_prefill) / computed
+        prefills = [work.size for work in works if work.is_prefill]
+        prefill_s = seconds * sum(prefills) / computed
         self._counters = TextCounters(
             prompt_tokens=planner.started,
             cached_tokens=planner.cached,
@@ -251,6 +252,7 @@ class TextEngine:
             decode_s=before.decode_s + seconds - prefill_s,
             blocks=planner.blocks,
             used_blocks=planner.manager.used,
+            prefill_batches=before.prefill_batches.with_step(len(prefills)),
         )
 
     def render(self, row: Row) -> TaskResult:

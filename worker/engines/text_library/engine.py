@@ -132,7 +132,7 @@ class LibraryEngine:
         self._request(own)
         if not own:
             return
-        is_prefill, started = any(row.pending for row in own), time.monotonic()
+        pending, started = _pending(own), time.monotonic()
         try:
             outputs = self._library.step()
         except BaseException:
@@ -140,9 +140,12 @@ class LibraryEngine:
             self._library.recover()
             raise
         seconds = time.monotonic() - started
-        self._count(prefill_s=seconds) if is_prefill else self._count(decode_s=seconds)
         for output in outputs:
             self._accept(output)
+        if pending:  # the library does not tell which prompts it computes: count those that it has completed
+            self._count(prefill_s=seconds, prompts=max(pending - _pending(own), 1))
+        else:
+            self._count(decode_s=seconds)
 
     def _request(self, rows: Sequence[LibraryRow]) -> None:
         """Make the library's requests those of the rows."""
@@ -178,7 +181,7 @@ class LibraryEngine:
         if names:
             self._library.abort(names)
 
-    def _count(self, *, prefill_s: float = 0.0, decode_s: float = 0.0, **numbers: int) -> None:
+    def _count(self, *, prefill_s: float = 0.0, decode_s: float = 0.0, prompts: int = 0, **numbers: int) -> None:
         """Add to the counters, which the client's thread reads."""
         old = self._counters
         self._counters = TextCounters(
@@ -188,6 +191,7 @@ class LibraryEngine:
             recomputed_tokens=old.recomputed_tokens + numbers.get("recomputed_tokens", 0),
             prefill_s=old.prefill_s + prefill_s,
             decode_s=old.decode_s + decode_s,
+            prefill_batches=old.prefill_batches.with_step(prompts),
             **self._library.usage()._asdict(),
         )
 
@@ -208,3 +212,8 @@ class LibraryEngine:
 
     def release(self, row: Row) -> None:
         self._abort([cast("LibraryRow", row)])
+
+
+def _pending(rows: Sequence[LibraryRow]) -> int:
+    """Return the number of rows whose prompts are not computed yet."""
+    return sum(row.pending > 0 for row in rows)

@@ -194,6 +194,16 @@ def test_counters_of_a_run() -> None:
     assert after.blocks == 128
 
 
+def test_prompts_of_a_step_are_counted_together() -> None:
+    engine = text_engine()
+    before, driver = engine.text_counters().prefill_batches, TextDriver(engine)
+    for number, prompt in enumerate(([10, 11], [12, 13, 14], [15, 16, 17, 18])):
+        driver.admit(number, request(prompt, 4))
+    driver.run()
+    after = engine.text_counters().prefill_batches
+    assert (sum(after.steps) - sum(before.steps), after.rows - before.rows) == (1, 3)
+
+
 def test_logprobs_are_of_the_model_itself() -> None:
     engine, prompt = text_engine(), list(range(30, 60))
     driver = TextDriver(engine)

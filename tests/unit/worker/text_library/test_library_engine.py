@@ -243,6 +243,7 @@ def test_counts_prompts_tokens_and_recomputed_ones() -> None:
     assert (counters.prompt_tokens, counters.generated_tokens) == (5, 4)
     assert (counters.recomputed_tokens, counters.cached_tokens, counters.blocks) == (4, 6, 64)
     assert counters.prefill_s > 0 < counters.decode_s
+    assert (counters.prefill_batches.steps[:3], counters.prefill_batches.rows) == ((0, 1, 0), 2)
 
 
 def test_warm_up_leaves_nothing_behind() -> None:
