@@ -1,4 +1,4 @@
-"""Time estimates from the step times that the workers have measured. Pure; estimates are no guarantees."""
+"""Estimates of times and of texts' work, from what the workers have measured. Pure; estimates are no guarantees."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskEstimate
 from loadbalancer.scheduling.task_state import TaskState
+from loadbalancer.scheduling.text_work import PromptSteps, TextWork
 from loadbalancer.scheduling.worker import full_batch_step_cost
 from loadbalancer.scheduling.worker_registry import WorkerPool
-from wire.inputs import NO_SHAPE, Shape
+from wire.inputs import NO_SHAPE, Shape, TextInputs
 
 
 def estimate(task: Task, queue: ModelQueue, workers: WorkerPool) -> TaskEstimate:
@@ -85,3 +86,17 @@ def queued_work_s(queue: ModelQueue, workers: WorkerPool) -> float | None:
             return None
         work_s += steps * step_s
     return work_s if work_s or workers.steps_per_s(NO_SHAPE) else None
+
+
+def expect_text(task: Task, work: TextWork, costs: CostModel) -> None:
+    """Estimate the work of a text that has no tokens yet; that of other tasks is known."""
+    if isinstance(task.inputs, TextInputs) and not task.tokens:
+        tokens = work.expected_tokens(task.owner, task.inputs.max_tokens)
+        task.expect(tokens, prompt_steps(task, work.prompt_tokens(task.source_bytes), work, costs))
+
+
+def prompt_steps(task: Task, tokens: int, work: TextWork, costs: CostModel) -> PromptSteps:
+    """Return the steps that computing a prompt of so many tokens takes the place of."""
+    full_batch_s = costs.full_batch_step_s(task.shape)
+    single_s = costs.single_step_s(task.shape) or full_batch_s
+    return work.prompt_steps(tokens, single_s=single_s, full_batch_s=full_batch_s)

@@ -33,12 +33,12 @@ from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_store import TaskStore
 from loadbalancer.scheduling.worker import Worker
-from loadbalancer.scheduling.worker_output import chunk_error, clean_text, drop_invalid, hello_error, result_error
+from loadbalancer.scheduling.worker_admission import MAX_INVALID_RESULTS, WorkerAdmission
+from loadbalancer.scheduling.worker_output import chunk_error, clean_text, drop_invalid, result_error
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame, WorkerEnvelope
 from wire.inputs import Part, Shape
 from wire.messages import (
-    PROTOCOL,
     Ack,
     Bye,
     Cancel,
@@ -50,19 +50,13 @@ from wire.messages import (
     Hello,
     Preempted,
     Progress,
-    Reject,
     Started,
     StepCurve,
-    ToBalancer,
     Tokens,
 )
 from wire.snapshot import LinkBytes, Snapshot
 from wire.text import TaskTokens
 
-#: A worker that returns so many invalid results in a row is faulty: it must exit.
-_MAX_INVALID_RESULTS = 2
-#: Rejected workers that the log names; each can come as often and under as many names as it likes.
-_MAX_NAMED = 1000
 _ABOUT_TASK = (Finished, Progress, Started, Chunk, Failed, Preempted)
 #: A worker that sends one of these has freed the task's slot.
 _RELEASING = (Finished, Failed, Preempted)
@@ -88,16 +82,10 @@ class Scheduler:
         self._queue_config, self._heartbeat_s = queue, workers.heartbeat_s
         self._grouped = frozenset(grouped)
         self._max_result_bytes = int(workers.max_result_bytes)
-        self._rejected: set[str] = set()
-        #: Process ids of faulty workers, by name.
-        self._faulty: dict[str, int] = {}
-        #: Workers whose invalid results are logged.
-        self._named_invalid: set[str] = set()
-        #: Unknown workers that were asked for a Hello, and the time until which to wait for it.
-        self._hello_requested: dict[str, float] = {}
         self.registry = WorkerRegistry(workers)
         self.store = store = TaskStore(models, queue, self.registry, hold_s)
         self.tasks, self.queues, self.counters = store.tasks, store.queues, store.counters
+        self._admission = WorkerAdmission(self.queues, workers.heartbeat_s, self.counters)
         self.model_counters, self.costs = store.model_counters, store.costs
         self.statistics, self.owners = store.statistics, store.owners
         #: Queue the tasks of one request and fill free slots, as `handle` does for `TasksSubmitted`.
@@ -193,7 +181,7 @@ class Scheduler:
         self.registry.offer_all()
         self.store.update_costs()  # first: if it fails, nothing has changed that a listener would miss
         effects = self.store.expire(now)
-        self._hello_requested = {name: until for name, until in self._hello_requested.items() if until > now}
+        self._admission.forget_requests(now)
         for worker in self.registry.timed_out(now):
             effects += self._on_worker_lost(worker.id, f"silent for {now - worker.last_message_at:.1f} s", now)
         for worker in self.registry.stuck_workers(now):
@@ -228,7 +216,7 @@ class Scheduler:
             return self._on_hello(name, message, now)
         worker = self.registry.workers.get(name)
         if worker is None:
-            return self._on_unknown_worker(name, message, now)
+            return self._admission.on_unknown_worker(name, message, now)
         self.registry.touch(worker, now)
         self.store.note_change(worker.hello.model)
         if isinstance(message, Tokens):
@@ -243,20 +231,9 @@ class Scheduler:
         self.registry.set_capacity(worker, message.slots, message.ahead)
         return []
 
-    def _on_unknown_worker(self, name: str, message: ToBalancer, now: float) -> list[Effect]:
-        """Ask for a Hello: once for all messages that were on their way, and again where the request was lost."""
-        self.counters["unknown_worker"] += 1
-        is_due = now >= self._hello_requested.get(name, now)
-        if isinstance(message, Bye) or not is_due or len(self._hello_requested) >= _MAX_NAMED:
-            return []
-        self._hello_requested[name] = now + self._heartbeat_s / 2
-        return [SendMessage(name, Reject("unknown worker: say Hello"))]
-
     def _on_hello(self, name: str, hello: Hello, now: float) -> list[Effect]:
-        reason = self._reject_reason(name, hello)
-        if reason:
-            return self._reject(name, reason)
-        self._hello_requested.pop(name, None)
+        if rejection := self._admission.on_hello(name, hello):
+            return rejection
         worker, previous = self.registry.connect(hello, now)
         self.store.statistics[hello.model].on_worker_start(name, hello.pid, hello.start)
         self.store.note_change(hello.model)
@@ -269,27 +246,6 @@ class Scheduler:
         if previous is None or previous.hello.pid != hello.pid:
             effects.append(LogLine(f"worker {name} ready: {hello.model} on {hello.device}, process {hello.pid}"))
         return effects
-
-    def _reject(self, name: str, reason: str) -> list[Effect]:
-        self.counters["workers_refused"] += 1
-        effects: list[Effect] = [SendMessage(name, Reject(reason, fatal=True))]
-        if name not in self._rejected and len(self._rejected) < _MAX_NAMED:
-            self._rejected.add(name)
-            effects.append(LogLine(f"worker {name} rejected (further times are only counted): {reason}"))
-        return effects
-
-    def _reject_reason(self, name: str, hello: Hello) -> str | None:
-        if hello.protocol != PROTOCOL:
-            return f"it speaks protocol {hello.protocol}, this balancer speaks {PROTOCOL}"
-        if hello.worker != name:
-            return f"it calls itself {hello.worker}"
-        if self._faulty.get(name) == hello.pid:
-            return "it has returned invalid results"
-        if error := hello_error(hello):
-            return error
-        if hello.model not in self.queues:
-            return f"no model '{hello.model}' here; there are {', '.join(self.queues)}"
-        return None
 
     def _on_task_message(
         self,
@@ -364,21 +320,12 @@ class Scheduler:
 
     def _on_invalid_result(self, worker: Worker, task: Task, error: str, now: float) -> list[Effect]:
         """Give the task to another attempt. A worker that repeats this is rejected, and its other tasks move."""
-        worker.on_result(valid=False)
-        self.counters["invalid_results"] += 1
         effects = [*self.store.mark_started(task, now), *self.store.on_invalid_result(task, error, now)]
-        if worker.id not in self._named_invalid and len(self._named_invalid) < _MAX_NAMED:
-            self._named_invalid.add(worker.id)
-            text = f"worker {worker.id} returned no valid result for task {task.id} (further ones are only counted)"
-            effects.append(LogLine(f"{text}: {error}"))
-        if worker.invalid_results < _MAX_INVALID_RESULTS:
+        effects += self._admission.on_invalid_result(worker, task.id, error)
+        if worker.invalid_results < MAX_INVALID_RESULTS:
             return effects
-        self.counters["workers_faulty"] += 1
-        if len(self._faulty) >= _MAX_NAMED:
-            del self._faulty[next(iter(self._faulty))]
-        self._faulty[worker.id] = worker.hello.pid
         reason = f"{worker.invalid_results} invalid results in a row"
-        effects += self._reject(worker.id, reason)
+        effects += self._admission.reject_faulty(worker, reason)
         return [*effects, *self._on_worker_lost(worker.id, reason, now, crashed=False)]
 
     def _on_worker_lost(self, name: str, reason: str, now: float, crashed: bool = True) -> list[Effect]:

@@ -14,6 +14,7 @@ from configs.sections import Queue
 from loadbalancer.scheduling.admission_control import AdmissionControl
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.deadlines import DeadlineHeap
+from loadbalancer.scheduling.estimates import expect_text, prompt_steps
 from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
 from loadbalancer.scheduling.model_counters import ModelCounters
 from loadbalancer.scheduling.preemption import Relocation
@@ -22,11 +23,11 @@ from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskComplete
 from loadbalancer.scheduling.task_assigner import TaskAssigner
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_statistics import ModelStatistics, MoveCause, OwnerStatistics
-from loadbalancer.scheduling.text_work import PromptSteps, TextWork
+from loadbalancer.scheduling.text_work import TextWork
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
-from wire.inputs import Part, TaskInputs, TextInputs, reports_tokens
+from wire.inputs import Part, TextInputs, reports_tokens
 from wire.messages import Cancel, FailureKind, Finished, Preempt
 from wire.text import TokenOutput
 
@@ -83,7 +84,7 @@ class TaskStore:
         first, model = tasks[0], tasks[0].model
         if isinstance(first.inputs, TextInputs):
             for task in tasks:
-                self._expect(task, task.inputs)
+                expect_text(task, self.text_work[model], self.costs[model])
         rejection = self._admission.admit(tasks, self.queues[model], self.registry.pools[model], now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
@@ -99,19 +100,6 @@ class TaskStore:
             self.tasks[task.id] = task
             self._deadlines.add(task)
         return self._assigner.place(tasks, now)
-
-    def _expect(self, task: Task, inputs: TaskInputs) -> None:
-        """Estimate the work of a text; that of other tasks is known."""
-        if isinstance(inputs, TextInputs) and not task.tokens:
-            work = self.text_work[task.model]
-            tokens = work.expected_tokens(task.owner, inputs.max_tokens)
-            task.expect(tokens, self._prompt_steps(task, work.prompt_tokens(task.source_bytes)))
-
-    def _prompt_steps(self, task: Task, tokens: int) -> PromptSteps:
-        costs = self.costs[task.model]
-        full_batch_s = costs.full_batch_step_s(task.shape)
-        single_s = costs.single_step_s(task.shape) or full_batch_s
-        return self.text_work[task.model].prompt_steps(tokens, single_s=single_s, full_batch_s=full_batch_s)
 
     # ---- workers that connect again
 
@@ -207,7 +195,7 @@ class TaskStore:
             self.text_work[task.model].on_prompt(task.source_bytes, output.prompt_tokens)
             work, tokens = task.remaining_work, expected - task.prompt.single
             uncached = max(output.prompt_tokens - output.cached_tokens, 0)
-            task.expect(tokens, self._prompt_steps(task, uncached))
+            task.expect(tokens, prompt_steps(task, uncached, self.text_work[task.model], self.costs[task.model]))
             queue.charge(task, task.remaining_work - work)
             expected = task.steps
         update = task.on_tokens(output)
