@@ -90,8 +90,19 @@ class BalancerHttpClient:
         timeout_s: float,
     ) -> HttpAnswer:
         """Return the answer of any status. Raises `HTTPException`, `TimeoutError` and `OSError`."""
-        connection = self._connection(timeout_s)
-        target = urlsplit(self.url).path + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            parts = urlsplit(self.url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise InvalidURL(f"{self.url}: {error}") from None
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            if self._fingerprint is not None:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection: HTTPConnection = HTTPSConnection(host, port, timeout=timeout_s, context=context)
+        else:
+            connection = HTTPConnection(host, port, timeout=timeout_s)
+        target = parts.path + path + (f"?{urlencode(query)}" if query else "")
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.to_thread(self._exchange, connection, method, target, body)
@@ -100,19 +111,6 @@ class BalancerHttpClient:
             if opened is not None:  # the thread still waits for it
                 with contextlib.suppress(OSError):
                     opened.shutdown(socket.SHUT_RDWR)
-
-    def _connection(self, timeout_s: float) -> HTTPConnection:
-        try:
-            parts = urlsplit(self.url)
-            host, port = parts.hostname or "", parts.port
-        except ValueError as error:
-            raise InvalidURL(f"{self.url}: {error}") from None
-        if parts.scheme != "https":
-            return HTTPConnection(host, port, timeout=timeout_s)
-        context = ssl.create_default_context()
-        if self._fingerprint is not None:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return HTTPSConnection(host, port, timeout=timeout_s, context=context)
 
     def _exchange(self, connection: HTTPConnection, method: str, target: str, body: bytes | None) -> HttpAnswer:
         """Send the request and read the answer. Called in a thread."""

@@ -61,24 +61,20 @@ class ParseQueue:
             return False
         self._begun += 1
         if not self._is_scheduled:
-            self._schedule_turn()
+            self.add_cost(0)
         return True
 
     def add_cost(self, cost: int) -> None:
-        """Count a request that has begun in this turn, or its chunks, as more than one."""
+        """Count a request that has begun in this turn, or its chunks, as more than one. The next turn counts anew."""
         self._begun += cost
         if not self._is_scheduled:
-            self._schedule_turn()
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._run_turn)
 
     def add(self, client: str, parse: Parse, *, is_health: bool) -> None:
         """Call `parse` in one of the next turns."""
         (self._health if is_health else self._others).add(client, parse)
-        if not self._is_scheduled:
-            self._schedule_turn()
-
-    def _schedule_turn(self) -> None:
-        self._is_scheduled = True
-        asyncio.get_running_loop().call_soon(self._run_turn)
+        self.add_cost(0)
 
     def _run_turn(self) -> None:
         self._is_scheduled = False
@@ -92,4 +88,4 @@ class ParseQueue:
                 (first if first.size else second).pop()()
             finally:
                 if not self._is_scheduled:
-                    self._schedule_turn()  # even after an exception: the next turn counts anew
+                    self.add_cost(0)  # even after an exception: the next turn counts anew
