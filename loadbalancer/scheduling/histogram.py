@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 #: Upper bounds of waiting and running times in seconds.
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -29,7 +29,7 @@ class Histogram:
         self._sum = 0.0
         self._new: list[float] = []
         #: Add a value.
-        self.observe = self._new.append
+        self.observe: Callable[[float], object] = self._new.append
 
     def fold(self) -> None:
         """Count the new values."""

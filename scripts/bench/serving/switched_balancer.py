@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,11 +59,25 @@ class Window(msgspec.Struct, frozen=True):
 
 
 def metrics_switch() -> Switch:
-    """Return what replaces the hooks of metrics by methods that do nothing, and puts them back."""
-    observers = *OBSERVERS, (Histogram, "observe")
-    real = [(observer, name, vars(observer)[name]) for observer, start in observers for name in hooks(observer, start)]
+    """Return what replaces the hooks of metrics by what does nothing, and puts them back.
+
+    It switches the histograms that are made until it is called, but for those that the autoscaler reads.
+    """
+    real = [(observer, name, vars(observer)[name]) for observer, start in OBSERVERS for name in hooks(observer, start)]
+    made: list[Histogram] = []
+    build = Histogram.__init__
+
+    def init(self: Histogram, bounds: Iterable[float]) -> None:
+        build(self, bounds)
+        if type(self) is Histogram:
+            made.append(self)
+
+    setattr(Histogram, "__init__", init)  # noqa: B010 - mypy forbids an assignment
 
     def turn(on: bool) -> None:
+        setattr(Histogram, "__init__", build)  # noqa: B010
+        for histogram in made:
+            histogram.observe = histogram._new.append if on else callable
         for observer, name, method in real:
             setattr(observer, name, method if on else do_nothing)
 

@@ -7,7 +7,9 @@ import pytest
 from loadbalancer.api.request_recorder import RequestRecorder
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.metrics.access_log import AccessLog
+from loadbalancer.metrics.requests import RouteMetrics
 from loadbalancer.scheduling.histogram import Histogram
+from loadbalancer.scheduling.waiting_times import WaitingTimes
 from scripts.bench.serving.observability import OFF, UNOBSERVED, Sample, cost_of_off
 from scripts.bench.serving.paired_observability import median_interval, ratios, summary
 from scripts.bench.serving.switched_balancer import Window, metrics_switch, recorder_switch
@@ -58,16 +60,19 @@ def test_interval_holds_the_median_and_leaves_out_outliers() -> None:
 
 
 def test_hooks_of_metrics_come_back() -> None:
-    turn, real = metrics_switch(), vars(Histogram)["observe"]
-    histogram = Histogram((1,))
+    real = vars(Histogram)["__init__"]
+    turn, histogram, route, waits = metrics_switch(), Histogram((1,)), RouteMetrics(), WaitingTimes(1.0)
     try:
         turn(False)
-        histogram.observe(0.5)
-        assert histogram.sum == 0
+        for each in (histogram, waits):
+            each.observe(0.5)
+        route.record(200, 0.5)
+        assert (histogram.coarser((1,)).count, waits.count, route.counts) == (0, 1, {})
     finally:
         turn(True)
     histogram.observe(0.5)
-    assert (histogram.sum, vars(Histogram)["observe"]) == (0.5, real)
+    route.record(200, 0.5)
+    assert (histogram.sum, route.counts, vars(Histogram)["__init__"]) == (0.5, {200: 1}, real)
 
 
 def test_recorders_are_switched_with_their_notes(monkeypatch: pytest.MonkeyPatch) -> None:
