@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,10 @@ import psutil
 PATIENCE_S = 180.0
 ROOT = Path(__file__).resolve().parents[2]
 
+#: Linux gives the ports above to outgoing connections: one could take a free port before its server listens.
+_PORTS = range(20_000, 32_768)
+_reservations: list[socket.socket] = []
+
 Process = subprocess.Popen[bytes]
 
 
@@ -32,9 +37,21 @@ def wait_until(condition: Callable[[], bool], what: str, patience_s: float = PAT
 
 
 def free_port() -> int:
-    """Return a loopback port that no process listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a loopback port that no process listens on, and that no other call on this machine returns meanwhile.
+
+    The UDP port of the same number is the reservation: it ends with this process.
+    """
+    while True:
+        port = random.choice(_PORTS)
+        reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            reservation.bind(("127.0.0.1", port))
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            reservation.close()
+            continue
+        _reservations.append(reservation)
+        return port
 
 
 def launch(

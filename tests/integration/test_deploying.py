@@ -146,10 +146,10 @@ def test_scrape_configuration_is_valid() -> None:
 def test_backup_of_a_running_server_is_restored(tmp_path: Path) -> None:
     job = {"path": "/predict", "body": {"prompt": "a seven", "seed": 7}}
     with running(tmp_path / "old", {"m": sim()}, 1) as server:
-        made = [httpx.post(f"{server.base_url}/v1/jobs", json=job).json()["id"] for _ in range(5)]
+        made = [httpx.post(f"{server.base_url}/v1/jobs", json=job, timeout=PATIENCE_S).json()["id"] for _ in range(5)]
         url = f"{server.base_url}/v1/jobs/{made[0]}/result"
-        wait_until(lambda: httpx.get(url).status_code == 200, "a result")
-        result = httpx.get(url).content
+        wait_until(lambda: httpx.get(url, timeout=PATIENCE_S).status_code == 200, "a result")
+        result = httpx.get(url, timeout=PATIENCE_S).content
         restored = jobs_file(tmp_path / "new")
         restored.parent.mkdir(parents=True)
         with (
@@ -159,5 +159,8 @@ def test_backup_of_a_running_server_is_restored(tmp_path: Path) -> None:
             source.backup(target)
     with running(tmp_path / "new", {"m": sim()}, 1) as server:
         url = f"{server.base_url}/v1/jobs"
-        assert httpx.get(f"{url}/{made[0]}/result").content == result
-        wait_until(lambda: all(httpx.get(f"{url}/{each}/result").status_code == 200 for each in made), "all results")
+        assert httpx.get(f"{url}/{made[0]}/result", timeout=PATIENCE_S).content == result
+        wait_until(
+            lambda: all(httpx.get(f"{url}/{each}/result", timeout=PATIENCE_S).status_code == 200 for each in made),
+            "all results",
+        )

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from scripts.harness.balancer import Server
+from scripts.harness.processes import PATIENCE_S
 from tests.contract.http.test_edits import GENERATE, MASK, RGB, expected, images
 from tests.support.images import data_url, file, half, png
 
@@ -128,6 +129,6 @@ def test_json_edit_body_limit_excludes_images(http: httpx.Client) -> None:
 
 
 def test_unknown_path_suggests_the_nearest(shared: Server) -> None:
-    answered = httpx.post(f"{shared.base_url}/images/generations", json=BODY)
+    answered = httpx.post(f"{shared.base_url}/images/generations", json=BODY, timeout=PATIENCE_S)
     assert answered.status_code == 404
     assert "Did you mean /v1/images/generations?" in answered.json()["error"]["message"]

@@ -63,11 +63,11 @@ def test_openai_client_gets_urls_readable_without_key(server_with_keys: tuple[Se
         assert image.b64_json is None
         assert image.url is not None
         assert re.fullmatch(rf"{server.base_url}/v1/results/[\w-]{{32}}\.png", image.url)
-        got = httpx.get(image.url)
+        got = httpx.get(image.url, timeout=PATIENCE_S)
         assert (got.status_code, got.content) == (200, expected(seed=seed))
         assert got.headers["content-type"] == "image/png"
         assert got.headers["x-content-type-options"] == "nosniff"
-        head = httpx.head(image.url)
+        head = httpx.head(image.url, timeout=PATIENCE_S)
         assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(got.content)))
 
 
@@ -82,18 +82,18 @@ def answers(client: httpx.Client, path: str) -> bool:
 def test_media_type_matches_the_file(http: httpx.Client, kind: str) -> None:
     url = http.post(GENERATE, json=BODY | {"output_format": kind}).json()["data"][0]["url"]
     assert url.endswith(f".{kind}")
-    assert httpx.get(url).headers["content-type"] == f"image/{kind}"
+    assert httpx.get(url, timeout=PATIENCE_S).headers["content-type"] == f"image/{kind}"
 
 
 def test_edits_and_streams_return_urls(http: httpx.Client) -> None:
     edited = http.post(EDIT, files={"image": png()}, data={name: str(value) for name, value in BODY.items()})
     assert edited.status_code == 200, edited.text
-    assert httpx.get(edited.json()["data"][0]["url"]).status_code == 200
+    assert httpx.get(edited.json()["data"][0]["url"], timeout=PATIENCE_S).status_code == 200
     streamed = http.post(GENERATE, json=BODY | {"stream": True})
     events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: ")]
     completed = next(event for event in events if event["type"] == "image_generation.completed")
     assert "b64_json" not in completed
-    assert httpx.get(completed["url"]).content == expected()
+    assert httpx.get(completed["url"], timeout=PATIENCE_S).content == expected()
 
 
 def test_job_result_urls_end_with_the_job(http: httpx.Client) -> None:
@@ -101,28 +101,28 @@ def test_job_result_urls_end_with_the_job(http: httpx.Client) -> None:
     path = f"/v1/jobs/{view['id']}"
     wait_until(lambda: http.get(path).json()["state"] == "done", "the end of the job")
     urls = [image["url"] for image in http.get(f"{path}/result").json()["data"]]
-    assert [httpx.get(url).content for url in urls] == [expected(), expected(seed=8)]
+    assert [httpx.get(url, timeout=PATIENCE_S).content for url in urls] == [expected(), expected(seed=8)]
     again = [image["url"] for image in http.get(f"{path}/result").json()["data"]]
     assert again == urls, "no copy is made for each request"
     events = http.get(f"{path}/events").text
     assert all(url in events for url in urls)
     http.delete(path)
-    assert [httpx.get(url).status_code for url in urls] == [404, 404]
+    assert [httpx.get(url, timeout=PATIENCE_S).status_code for url in urls] == [404, 404]
 
 
 @pytest.mark.parametrize(
     "name", ["", "x", "x.png", "..", "%2e%2e/keys.yaml", "' OR 1=1 --.png", "%00.png", "a" * 5000 + ".png"]
 )
 def test_unknown_name_returns_404(base_url: str, name: str) -> None:
-    answer = httpx.get(f"{base_url}/v1/results/{name}")
+    answer = httpx.get(f"{base_url}/v1/results/{name}", timeout=PATIENCE_S)
     assert answer.status_code in (401, 404)  # a path outside of the results needs a key
     assert answer.headers["content-type"] == "application/json"
 
 
 def test_url_requires_its_extension(http: httpx.Client) -> None:
     url = http.post(GENERATE, json=BODY).json()["data"][0]["url"]
-    assert httpx.get(url.replace(".png", ".webp")).status_code == 404
-    assert httpx.get(url.removesuffix(".png")).status_code == 404
+    assert httpx.get(url.replace(".png", ".webp"), timeout=PATIENCE_S).status_code == 404
+    assert httpx.get(url.removesuffix(".png"), timeout=PATIENCE_S).status_code == 404
 
 
 def test_urls_survive_a_restart_and_expire(server: StartServer) -> None:

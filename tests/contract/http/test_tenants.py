@@ -114,7 +114,12 @@ def test_event_streams_of_one_key_are_bounded(shop: Server) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(3):
             stream = stack.enter_context(
-                httpx.stream("GET", f"{shop.base_url}/v1/jobs/{job}/events", headers={"authorization": "Bearer bob"})
+                httpx.stream(
+                    "GET",
+                    f"{shop.base_url}/v1/jobs/{job}/events",
+                    headers={"authorization": "Bearer bob"},
+                    timeout=PATIENCE_S,
+                )
             )
             assert stream.status_code == 200
         full = call(shop, "bob", "GET", f"/v1/jobs/{job}")

@@ -29,7 +29,7 @@ def no_thread_remains() -> Iterator[None]:
     yield
     left = [other_thread for other_thread in threading.enumerate() if other_thread.name == "request"]
     for other_thread in left:
-        other_thread.join(10)
+        other_thread.join(60)
     assert not [other_thread for other_thread in left if other_thread.is_alive()]
 
 

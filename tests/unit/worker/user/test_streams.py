@@ -203,9 +203,9 @@ def test_released_async_call_is_cancelled() -> None:
     made = user_engine(Waiting)
     [row] = made.admit([call("a")])
     made.step([row])  # type: ignore[list-item]
-    assert started.wait(10)
+    assert started.wait(60)
     made.release(row)  # type: ignore[arg-type]
-    assert cancelled.wait(10)
+    assert cancelled.wait(60)
     made.close()
 
 
