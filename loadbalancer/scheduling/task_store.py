@@ -297,12 +297,9 @@ class TaskStore:
             self.text_work[task.model].on_result(task.owner, len(task.tokens))
         if task.uninterrupted:
             self.costs[task.model].record_task(task.shape, task.steps, task.work_s)
-        waited_s, ran_s = started - task.created, now - started
-        update = TaskCompleted(
-            task.id, frames, waited_s, ran_s, message.flagged, message.parts, message.truncated_tokens
-        )
-        effects.append(NotifyListener(update))
-        return effects
+        waited_s, ran_s, parts = started - task.created, now - started, message.parts
+        update = TaskCompleted(task.id, frames, waited_s, ran_s, message.flagged, parts, message.truncated_tokens)
+        return [*effects, NotifyListener(update)]
 
     def cancel(self, names: Sequence[str], reason: str, now: float) -> list[Effect]:
         """End these tasks; unknown and ended ones are ignored."""

@@ -9,20 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import zmq
 
-from configs.data_dir import is_same_file
 from configs.devices import on_machine
 from configs.sections import Workers
 from loadbalancer.transport.agent_messages import AgentMessages
 from loadbalancer.transport.curve_listener import CannotListen, CurveListener
+from loadbalancer.transport.local_address import LocalAddress
 from loadbalancer.transport.weight_files import WeightFiles
 from loadbalancer.transport.worker_routes import NameRefused, RemoteRoute, WorkerRoutes
 from wire.agents import MalformedAgentMessage
@@ -84,7 +82,7 @@ class WorkerSocket:
         files: WeightFiles | None = None,
     ) -> None:
         """`files` are those of models that agents may fetch."""
-        self._address = address
+        self._address = LocalAddress(address)
         self._listener = listener
         self._on_messages = on_messages
         self._on_worker_lost = on_worker_lost
@@ -101,8 +99,6 @@ class WorkerSocket:
         #: Bytes of each worker's messages.
         self._received_bytes: Counter[str] = Counter()
         self._sent_bytes: Counter[str] = Counter()
-        #: Status of the file of the local address.
-        self._bound: os.stat_result | None = None
 
     def open(self) -> None:
         """Bind, and start to receive. Raises `CannotListen` if an address cannot be bound."""
@@ -112,42 +108,21 @@ class WorkerSocket:
         self._local.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._remote: zmq.Socket[bytes] | None = None
         try:
-            self._local.bind(self._address)
-        except zmq.ZMQError as error:
-            self._context.destroy()
-            raise CannotListen(f"workers cannot connect: {self._address}: {error.strerror}") from None
-        self._bound = self._file_status()
-        if self._listener is not None:
-            self._remote = self._new_socket()
-            try:
+            self._address.bind(self._local)
+            if self._listener is not None:
+                self._remote = self._new_socket()
                 self._listener.open(self._context, self._remote)
-            except CannotListen:
-                self._context.destroy()
-                raise
-            self.agents.open(self._remote, self._check_unread)
+                self.agents.open(self._remote, self._check_unread)
+        except CannotListen:
+            self._context.destroy()
+            raise
         self._sockets = [self._local] if self._remote is None else [self._local, self._remote]
         for socket in self._sockets:
             self._loop.add_reader(socket.fileno(), self._drain, socket)
 
     def ensure_bound(self) -> None:
-        """Bind the local address again if its file was removed: new workers find it by the file.
-
-        Connections that exist are not affected. Without the folder of the file nothing changes.
-        """
-        if self._bound is None or is_same_file(self._path, self._bound) or not self._path.parent.is_dir():
-            return
-        with contextlib.suppress(zmq.ZMQError):  # tried again at the next call
-            self._local.bind(self._address)
-            self._bound = self._file_status()
-            log.warning("the socket of the workers, %s, was removed; it is there again", self._path)
-
-    @property
-    def _path(self) -> Path:
-        return Path(self._address.removeprefix("ipc://"))
-
-    def _file_status(self) -> os.stat_result | None:
-        """Return the status of the file; None for an address that has none."""
-        return self._path.lstat() if self._address.startswith("ipc://") else None
+        """Bind the local address again if its file was removed: new workers find it by the file."""
+        self._address.ensure_bound(self._local)
 
     def _new_socket(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
