@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from pydantic.types import JsonValue
+from pydantic_core import ErrorDetails
 
 from configs.environment import read_variables
 from configs.fields import Tree, annotation_at, field_path, section_of, with_field_names
@@ -24,6 +25,7 @@ from configs.yaml_file import InvalidYaml, KeyPath, read_yaml_file
 
 #: In place of pydantic's sentences with words of Python, such as `tuple`, by the type of the error.
 _PLAIN_MESSAGES = {
+    "extra_forbidden": "unknown key",
     "dict_type": "must be a section: `key: value` lines",
     "model_type": "must be a section: `key: value` lines",
     "path_type": "must be the path of a file or folder",
@@ -172,7 +174,7 @@ def _explain(error: ValidationError, merged: Tree, sources: list[ConfigSource]) 
         path = _existing_path(merged, item["loc"])
         missing = item["type"] == "missing"
         key = (*path, str(item["loc"][-1])) if missing else tuple(path)
-        message = _PLAIN_MESSAGES.get(item["type"]) or _in_plain_words(item["msg"])
+        message = plain_message(item)
         if item["type"] == "extra_forbidden":
             message = _suggest(str(path[-1]), _allowed_keys(path[:-1]))
         value = None if missing or isinstance(item["input"], dict | BaseModel) else item["input"]
@@ -191,7 +193,9 @@ def _alternatives(messages: Sequence[str]) -> str:
     return " or ".join([first, *(each.removeprefix("must be ") for each in others)])
 
 
-def _in_plain_words(message: str) -> str:
+def plain_message(problem: ErrorDetails) -> str:
+    """Return what is wrong without pydantic's words, for people who write YAML."""
+    message = _PLAIN_MESSAGES.get(problem["type"], problem["msg"])
     for sentence, words in _PLAIN_WORDS.items():
         message = message.replace(sentence, words)
     return message.removeprefix("Value error, ")

@@ -14,7 +14,7 @@ from configs.streams import discard_output
 def _serve(words: Sequence[str]) -> int:
     from controller.serve import main as serve
 
-    return serve(words)
+    return serve(words, COMMANDS)
 
 
 def _simulate(words: Sequence[str]) -> int:

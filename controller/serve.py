@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -35,6 +35,7 @@ from configs.open_files import MIN_OPEN_FILES, raise_open_file_limit
 from configs.paths import internal_token, log_dir, run_dir, worker_address
 from configs.settings import Settings
 from configs.streams import detach_standard_streams
+from configs.text import closest
 from controller.autoscaler.autoscaler import Autoscaler
 from controller.autoscaler.model_state import ModelState
 from controller.balancer_client import BalancerHttpClient, url_of
@@ -85,7 +86,7 @@ Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a secon
 once. SIGHUP reads the configuration again: what can change while serving does so, and the log names the rest.
 
 A command in the place of options does something else, mostly with a running server (COMMAND --help says more):
-status, scale, pause, resume, reload; simulate, tune.
+status, scale, pause, resume, reload, drain, restart; simulate, tune.
 """
 
 
@@ -110,11 +111,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until stopped by a signal. Return the exit status: 0 stopped, 2 cannot start."""
+def _arguments(argv: Sequence[str] | None, commands: Collection[str]) -> argparse.Namespace:
+    """Parse the options. A word among them is a command in a wrong place, or a wrong one."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    command = next((word for word in rest if word in commands), None)
+    if command is not None:
+        parser.error(f"a command comes before its options: python -m controller {command} ...")
+    if rest and not rest[0].startswith("-"):
+        near = closest(rest[0], commands)
+        parser.error(f"unknown command: {rest[0]}" + (f"; did you mean {near}?" if near else ""))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None, commands: Collection[str] = ()) -> int:
+    """Serve until stopped by a signal. Return the exit status: 0 stopped, 2 cannot start.
+
+    `commands` are the words that the first one could have been.
+    """
     terminal = Terminal()
     detach_standard_streams()
-    args = _parser().parse_args(argv)
+    args = _arguments(argv, commands)
     settings = settings_from(args)
     as_json = settings.logging.format == "json"
     configure_logging(settings.log_level, multiline=True, as_json=as_json, program="controller")

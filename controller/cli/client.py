@@ -91,12 +91,13 @@ def find_server(args: argparse.Namespace) -> ServerClient:
 
 
 def _remote(url: str, cert: Path | None) -> BalancerHttpClient:
-    if not url.startswith(("http://", "https://")):
+    scheme, _, rest = url.rstrip("/").partition("://")
+    if scheme not in ("http", "https") or not rest or set(rest) & set("?#@"):
         raise CommandFailed(f"--url {url} is not http://HOST:PORT or https://HOST:PORT")
     key = os.environ.get(CLIENT_KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise CommandFailed(f"{CLIENT_KEY} has a character that no API key has")
-    return BalancerHttpClient(url.rstrip("/"), key, cert)
+    return BalancerHttpClient(url.rstrip("/").removesuffix("/v1"), key, cert)  # as clients of OpenAI's API have it
 
 
 def _local(data_dir: Path | None, config: Path | None) -> BalancerHttpClient:

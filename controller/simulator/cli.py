@@ -27,6 +27,7 @@ from controller.simulator.scenario_options import (
     scenario_from,
     with_fields,
     write_json,
+    wrong_settings,
 )
 from controller.simulator.scenario_parser import make_parser
 from controller.simulator.scenarios import Scenario
@@ -108,7 +109,7 @@ def _with_policy(target: ScalingTarget, policy: str) -> ScalingTarget:
     try:
         return target._replace(scaling=with_fields(target.scaling, {"policy": policy}))
     except ValidationError as error:
-        raise InvalidScenario("; ".join(problem["msg"] for problem in error.errors())) from None
+        raise InvalidScenario(wrong_settings(error)) from None
 
 
 def run(

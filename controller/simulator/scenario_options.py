@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from configs.load import ConfigError, load
+from configs.load import ConfigError, load, plain_message
 from configs.scaling import POLICY_FIELDS, Scaling
 from configs.settings import Settings
 from configs.yaml_file import InvalidYaml, parse_yaml
@@ -69,8 +69,12 @@ def scenario_from(args: argparse.Namespace) -> Scenario:
     except (InvalidTrace, InvalidHardware, ConfigError) as error:
         raise InvalidScenario(str(error)) from None
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, one['loc'])) or 'scaling'}: {one['msg']}" for one in error.errors())
-        raise InvalidScenario("; ".join(problems)) from None
+        raise InvalidScenario(wrong_settings(error)) from None
+
+
+def wrong_settings(error: ValidationError) -> str:
+    """Return the wrong settings of a section `scaling` and what is allowed, as texts for people."""
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'scaling'}: {plain_message(one)}" for one in error.errors())
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -19,6 +19,9 @@ from controller.simulator.trace_rows import InvalidTrace
 _PREFIX = "synthetic:"
 _DAY_S = 86400.0
 _BURST_S = 10.0
+#: Each takes some hundred bytes.
+_MAX_REQUESTS = 2e7
+_MAX_VARIATION = 100.0
 #: Options of every pattern: requests/s, hours, mean work in seconds and its coefficient of variation.
 _DEFAULTS = {"rate": 0.5, "hours": 24.0, "work": 4.5, "cv": 0.7}
 _PATTERN_DEFAULTS: Mapping[str, Mapping[str, float]] = {
@@ -48,9 +51,24 @@ def synthetic_traffic(text: str, seed: int = 0) -> Traffic:
             raise InvalidTrace(f"{key} ({value}) must be a number") from None
         if options[key] < 0 or not math.isfinite(options[key]):
             raise InvalidTrace(f"{key} ({value}) must be a number of at least 0")
+    _check_size(pattern, options)
     rng = random.Random(seed)
     times = _arrivals(pattern, options, rng)
     return Traffic(times, [_work_s(options, rng) for _ in times])
+
+
+def _check_size(pattern: str, options: Mapping[str, float]) -> None:
+    """Raise `InvalidTrace` for a pattern without a period, or with more requests than can be held."""
+    if options.get("every") == 0 or (pattern == "onoff" and options["on"] + options["off"] == 0):
+        raise InvalidTrace("every, or on and off together, must be above 0")
+    if options["cv"] > _MAX_VARIATION:
+        raise InvalidTrace(f"cv ({options['cv']:g}) must be at most {_MAX_VARIATION:g}")
+    if options.get("swing", 0) > 1:
+        raise InvalidTrace(f"swing ({options['swing']:g}) must be at most 1")
+    span_s = options["hours"] * 3600
+    requests = options["rate"] * span_s + options.get("burst", 0) * span_s / options.get("every", 1)
+    if requests > _MAX_REQUESTS or span_s / options.get("every", span_s or 1) > _MAX_REQUESTS:
+        raise InvalidTrace(f"{requests:.3g} requests are too many; at most {_MAX_REQUESTS:g} can be simulated")
 
 
 def _arrivals(pattern: str, options: Mapping[str, float], rng: random.Random) -> list[float]:

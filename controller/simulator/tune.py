@@ -26,6 +26,7 @@ from controller.simulator.scenario_options import (
     nested_fields,
     scenario_from,
     with_fields,
+    wrong_settings,
 )
 from controller.simulator.scenario_parser import make_parser
 from controller.simulator.scenarios import Scenario, slice_traffic
@@ -68,7 +69,7 @@ def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int
     try:
         scalings = {name: with_fields(scaling, fixed_fields) for name, scaling in scenario.scalings.items()}
     except ValidationError as error:
-        raise InvalidScenario("; ".join(problem["msg"] for problem in error.errors())) from None
+        raise InvalidScenario(wrong_settings(error)) from None
     scenario = replace(scenario, scalings=scalings)
     first, rest = split_scenario(scenario, args.part)
     space = _space(args.policy, scenario)

@@ -152,4 +152,4 @@ def _constraint(problem: ErrorDetails) -> str:
         bound, words = _LENGTHS[kind]
         count = int(context[bound])
         return f"Must have {words} {count} {'entry' if count == 1 else 'entries'}."
-    return f"{problem['msg'].replace('Input should be', 'Must be')}."
+    return f"{problem['msg'].replace('Input should be', 'Must be').replace('String should have', 'Must have')}."

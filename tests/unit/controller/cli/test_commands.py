@@ -161,7 +161,8 @@ def test_server_is_found_by_data_dir_config_and_url(tmp_path: Path) -> None:
     assert find_server(arguments("--config", str(config))).url == "http://[::1]:8123"
     (tmp_path / "run" / "config.yaml").unlink()  # a balancer that was started manually
     assert find_server(arguments("--config", str(config))).url == "http://127.0.0.1:9"
-    assert find_server(arguments("--url", "https://far:443/")).url == "https://far:443"
+    for url in ("https://far:443/", "https://far:443/v1", "https://far:443/v1/"):
+        assert find_server(arguments("--url", url)).url == "https://far:443"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,8 @@ def test_server_is_found_by_data_dir_config_and_url(tmp_path: Path) -> None:
     [
         (["--data-dir", "/nowhere"], "no server has run with --data-dir /nowhere"),
         (["--url", "far:8000"], "--url far:8000 is not http://HOST:PORT"),
+        (["--url", "http://"], "--url http:// is not http://HOST:PORT"),
+        (["--url", "http://key@far"], "--url http://key@far is not http://HOST:PORT"),
         (["--url", "https://far", "--cert", "/nowhere.pem"], "/nowhere.pem: No such file"),
         (["--config", "/nowhere.yaml"], "the configuration cannot be read"),
     ],
@@ -194,3 +197,19 @@ def test_full_output_is_one_line(words: list[str]) -> None:
         command = [sys.executable, "-m", "controller", *words]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "8000", "status"], "a command comes before its options: python -m controller status ..."),
+        (["--url", "http://far", "drain", "x"], "a command comes before its options: python -m controller drain ..."),
+        (["statsu"], "unknown command: statsu; did you mean status?"),
+        (["xyzzy"], "unknown command: xyzzy\n"),
+        (["--nothing"], "unrecognized arguments: --nothing"),
+    ],
+)
+def test_wrong_command_line_is_explained(words: list[str], message: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", "controller", *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert message in ended.stderr

@@ -278,6 +278,13 @@ def test_bursts() -> None:
         ("synthetic:poisson?burst=3", "no option burst"),
         ("synthetic:poisson?rate=fast", "must be a number"),
         ("synthetic:poisson?rate=-1", "at least 0"),
+        ("synthetic:poisson?rate=1e9&hours=1e9", "too many; at most"),
+        ("synthetic:bursts?burst=1e300&every=1", "too many; at most"),
+        ("synthetic:bursts?burst=0&every=1e-300", "too many; at most"),
+        ("synthetic:bursts?every=0", "above 0"),
+        ("synthetic:onoff?on=0&off=0", "above 0"),
+        ("synthetic:daily?swing=2", "at most 1"),
+        ("synthetic:poisson?cv=1e200", "at most 100"),
     ],
 )
 def test_invalid_synthetic_traffic_raises(text: str, says: str) -> None:
