@@ -56,9 +56,9 @@ class TextDriver:
         assert not isinstance(row, TaskError), row
         self.rows[number], self.outputs[number] = row, []
 
-    def step(self) -> None:
-        """Step all rows; a row whose step fails leaves, and the others are stepped without it."""
-        self._step(list(self.rows))
+    def step(self, numbers: Sequence[int] | None = None) -> None:
+        """Step these rows, or all; a row whose step fails leaves, and the others are stepped without it."""
+        self._step(list(self.rows if numbers is None else numbers))
 
     def _step(self, numbers: list[int]) -> None:
         try:
