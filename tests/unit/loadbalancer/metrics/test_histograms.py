@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from loadbalancer.metrics.histograms import HistogramCollector
+from loadbalancer.metrics.requests import RouteMetrics
+from loadbalancer.metrics.texts import TextMetrics
+from loadbalancer.scheduling.histogram import FOLD_EVERY
 
 BOUNDS = (0.015625, 0.5, 1, 2.5, 600)
 #: Their sums are exact, in whatever order they are added.
@@ -37,3 +40,14 @@ def test_a_value_on_a_bound_is_within_it() -> None:
     for bound, count in (("0.015625", 0), ("0.5", 1), ("1.0", 1), ("+Inf", 1)):
         assert registry.get_sample_value("seconds_bucket", {"route": "a", "le": bound}) == count
     assert registry.get_sample_value("seconds_sum", {"route": "a"}) == pytest.approx(0.5)
+
+
+def test_uncounted_values_are_few() -> None:
+    route, texts = RouteMetrics(), TextMetrics(CollectorRegistry()).model("m")
+    for _ in range(3 * FOLD_EVERY + 1):
+        route.record(200, 0.5)
+        texts.first_token(0.5)
+        texts.ended(prompt=5, cached=2, generated=4, per_token_s=0.1)
+    assert all(len(each._new) < FOLD_EVERY for each in (route.seconds, texts._first_token, texts._per_token))
+    assert route.counts[200] == route.seconds.count == texts._per_token.count
+    assert [tokens // route.counts[200] for tokens in texts.tokens.values()] == [3, 2, 4]
