@@ -223,7 +223,7 @@ class SchedulerService:
         """Sums since the start: tasks by outcome, messages by what was wrong with them."""
         rejected = self._curve_listener.rejected if self._curve_listener is not None else Counter[str]()
         dropped = Counter({"arrivals_dropped": self._arrivals.dropped}) if self._arrivals is not None else Counter()
-        return self._scheduler.counters + self._socket.counters + self._errors + rejected + dropped
+        return Counter(self._scheduler.counters) + self._socket.counters + self._errors + rejected + dropped
 
     # ---- agents of machines
 

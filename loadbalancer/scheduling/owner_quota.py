@@ -9,7 +9,6 @@ Two rules, for two kinds of totals:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 
@@ -44,7 +43,7 @@ class OwnerQuota:
         """`limit` bounds one owner even where there is room."""
         self.total = total
         self._limit = limit
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         #: What all owners hold.
         self.used = 0
 
@@ -52,7 +51,7 @@ class OwnerQuota:
         return f"<OwnerQuota {self.used} of {self.total}, {len(self._held)} owners>"
 
     def held(self, owner: str) -> int:
-        return self._held[owner]
+        return self._held.get(owner, 0)
 
     def owners(self, owner: str) -> int:
         """Return the number of owners that hold anything, this one included."""
@@ -60,7 +59,7 @@ class OwnerQuota:
 
     def room(self, owner: str) -> int:
         """Return how much more the owner may take."""
-        own = self._held[owner]
+        own = self.held(owner)
         room = owner_room(self.total, used=self.used, own=own, owners=self.owners(owner))
         return room if self._limit is None else max(min(room, self._limit - own), 0)
 
@@ -72,14 +71,16 @@ class OwnerQuota:
 
     def add(self, owner: str, amount: int) -> None:
         if amount:
-            self._held[owner] += amount
+            self._held[owner] = self._held.get(owner, 0) + amount
             self.used += amount
 
     def remove(self, owner: str, amount: int) -> None:
-        self.used -= min(amount, self._held[owner])
-        self._held[owner] -= amount
-        if self._held[owner] <= 0:
-            del self._held[owner]
+        own = self._held.get(owner, 0)
+        self.used -= min(amount, own)
+        if own > amount:
+            self._held[owner] = own - amount
+        else:
+            self._held.pop(owner, None)
 
     def describe(self, owner: str) -> str:
         """Return a text on whose part is full, for an error message."""

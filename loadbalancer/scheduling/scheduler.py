@@ -8,7 +8,7 @@ messages, deaths and cancellations.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from configs.scaling import Scaling
@@ -265,7 +265,7 @@ class Scheduler:
             return self._on_finished(worker, task, message, frames, now)
         if frames and isinstance(message, Progress | Preempted):
             message, frames, dropped = drop_invalid(message, frames, task.inputs, self._max_result_bytes)
-            self.counters.update(dropped)
+            self._count(dropped)
         match message:
             case Started():
                 return store.mark_started(task, now)
@@ -278,6 +278,10 @@ class Scheduler:
                 return store.finish(task, TaskState.FAILED, kind, clean_text(text), now, status)
             case Preempted(step=step):
                 return store.on_preempted(task, step, frames, now)
+
+    def _count(self, events: Iterable[str]) -> None:
+        for event in events:
+            self.counters[event] += 1
 
     def _on_finished(
         self, worker: Worker, task: Task, message: Finished, frames: Sequence[Frame], now: float

@@ -6,7 +6,7 @@ holds.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from configs.scaling import Scaling
@@ -46,7 +46,8 @@ class TaskStore:
     def __init__(self, models: Mapping[str, Scaling], config: Queue, registry: WorkerRegistry, hold_s: float) -> None:
         self.registry = registry
         self.tasks: dict[str, Task] = {}
-        self.counters: Counter[str] = Counter()
+        #: A `Counter` adds four times as slowly.
+        self.counters: defaultdict[str, int] = defaultdict(int)
         self.model_counters = {model: ModelCounters(scaling) for model, scaling in models.items()}
         self.owners = OwnerStatistics()
         self.statistics = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection
 
 from loadbalancer.scheduling.events import Effect, LogLine, SendMessage
@@ -19,7 +19,7 @@ _MAX_NAMED = 1000
 class WorkerAdmission:
     """Remembers the workers that were rejected, so that the log names each once."""
 
-    def __init__(self, models: Collection[str], heartbeat_s: float, counters: Counter[str]) -> None:
+    def __init__(self, models: Collection[str], heartbeat_s: float, counters: defaultdict[str, int]) -> None:
         self._models, self._heartbeat_s, self._counters = models, heartbeat_s, counters
         self._rejected: set[str] = set()
         #: Process ids of faulty workers, by name.
