@@ -82,7 +82,7 @@ def _too_much_work(
 def _room_s(count: int, queue: ModelQueue, workers: WorkerPool) -> float:
     """Return the seconds until the queue should have room for `count` more tasks."""
     rate = workers.steps_per_s(next(iter(queue.steps), NO_SHAPE))
-    return count * queue.steps.total() / max(queue.count, 1) / rate if rate else _UNKNOWN_ROOM_S
+    return count * sum(queue.steps.values()) / max(queue.count, 1) / rate if rate else _UNKNOWN_ROOM_S
 
 
 def _earliest_finish_s(tasks: Sequence[Task], queue: ModelQueue, workers: WorkerPool, enough_s: float) -> float | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -54,7 +54,7 @@ class ModelQueue:
         #: Number of waiting tasks.
         self.count = 0
         #: Forward passes that the waiting tasks still need, by shape.
-        self.steps: Counter[Shape] = Counter()
+        self.steps: defaultdict[Shape, int] = defaultdict(int)
         self._priority_s = priority_s
         self._step_s = step_s
         self._shares = FairShare()
@@ -73,7 +73,7 @@ class ModelQueue:
         yield from self._shares.order(costs)
 
     def __repr__(self) -> str:
-        return f"<ModelQueue {self.count} of {self.max_tasks} tasks, {self.steps.total()} steps>"
+        return f"<ModelQueue {self.count} of {self.max_tasks} tasks, {sum(self.steps.values())} steps>"
 
     def room(self, owner: str) -> int:
         """Return how many more tasks of the owner may be accepted.

@@ -38,7 +38,7 @@ def test_oldest_first_and_sums_are_those_of_the_tasks(
             (queue.take if takes else queue.remove)(leaving)
         assert queue.count == len(waiting)
         assert queue.oldest() == min((task.created for task in waiting), default=None)
-        assert +queue.steps == +Counter({INPUTS.shape: sum(task.remaining_steps for task in waiting)})
+        assert +Counter(queue.steps) == +Counter({INPUTS.shape: sum(task.remaining_steps for task in waiting)})
         assert sorted(task.id for task in queue) == sorted(task.id for task in waiting)
         for owner in "xyz":
             own = [task for task in waiting if task.owner == owner and not task.isolated]

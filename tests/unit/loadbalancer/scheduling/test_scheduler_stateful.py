@@ -214,7 +214,7 @@ class Histories(RuleBasedStateMachine):
         queue = self.core.queues["m"]
         waiting = list(queue)
         assert {t.id for t in waiting} == {t.id for t in self.core.tasks.values() if t.state is TaskState.QUEUED}
-        assert queue.steps.total() == sum(t.remaining_steps for t in waiting)
+        assert sum(queue.steps.values()) == sum(t.remaining_steps for t in waiting)
         assert len(waiting) == queue.count
         assert all(0 <= queue.position(t) < len(waiting) for t in waiting)
         assert next((t for t in waiting if not t.isolated), None) is queue.first()
