@@ -47,7 +47,7 @@ _OPTIONS: Sequence[dict[str, Any]] = (
 
 
 class Task(NamedTuple):
-    """A text: its prompt has `common` tokens of a beginning that others have, too."""
+    """A text: its prompt has `common` tokens of a beginning that others have, too. Kinds differ in the first block."""
 
     kind: int
     common: int
@@ -58,7 +58,8 @@ class Task(NamedTuple):
 
     @property
     def prompt(self) -> list[int]:
-        return [*(20 + (7 + 3 * self.kind) * place % 400 for place in range(self.common)), *self.own]
+        common = [20 + 7 * place % 400 + (self.kind if place < 16 else 0) for place in range(self.common)]
+        return [*common, *self.own]
 
     def request(self, done: Sequence[int] = ()) -> Any:
         return request(self.prompt, self.tokens, _SAMPLINGS[self.sampling], done, **_OPTIONS[self.options])
@@ -163,23 +164,23 @@ class ScheduleMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(driver.rows for driver in self.drivers))
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        driver, number = self._draw_row(data)
+        running = [(driver, number) for driver in self.drivers for number in driver.rows]
+        driver, number = data.draw(st.sampled_from(running))
         driver.release(number)
         del self.tasks[number]
 
     @precondition(lambda self: any(driver.rows for driver in self.drivers))
     @rule(data=st.data())
     def move(self, data: st.DataObject) -> None:
-        driver, number = self._draw_row(data)
-        driver.release(number)
-        outputs = self.moved.setdefault(number, [])
-        outputs += driver.outputs.pop(number)
-        done = [token for output in outputs for token in output.tokens]
+        """As when a worker drains."""
+        driver = data.draw(st.sampled_from([driver for driver in self.drivers if driver.rows]))
         other = self.drivers[1 - self.drivers.index(driver)]
-        other.admit(number, self.tasks[number].request(done))
-
-    def _draw_row(self, data: st.DataObject) -> tuple[TextDriver, int]:
-        return data.draw(st.sampled_from([(driver, number) for driver in self.drivers for number in driver.rows]))
+        for number in data.draw(st.lists(st.sampled_from(list(driver.rows)), min_size=1, unique=True)):
+            driver.release(number)
+            outputs = self.moved.setdefault(number, [])
+            outputs += driver.outputs.pop(number)
+            done = [token for output in outputs for token in output.tokens]
+            other.admit(number, self.tasks[number].request(done))
 
     @invariant()
     def no_block_is_lost(self) -> None:
@@ -211,6 +212,6 @@ class ScheduleMachine(RuleBasedStateMachine):
 
 
 ScheduleMachine.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=35, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSchedules = ScheduleMachine.TestCase
