@@ -31,6 +31,7 @@ from scripts.harness.load import machine
 _GROUPS = (
     ("muster", "one at a time", "batches of 16", "batches of 32"),
     ("transformers cb",),
+    ("transformers serve",),
     ("vllm", "muster + vllm"),
     ("openvino", "muster + openvino"),
 )

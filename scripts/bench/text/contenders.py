@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.text.driving import Contender, TokenEvent
+from scripts.bench.text.served_transformers import ServedTransformers
 from scripts.bench.text.workload import TokenRequest
 
 _CONTEXT = 512
@@ -300,6 +301,7 @@ def _contenders(models: dict[str, str], dtype: str, slots: int) -> dict[str, Cal
         "batches of 32": lambda: Batches(folder, dtype, 32),
         "transformers cb": lambda: ContinuousBatching(folder, dtype, slots),
         "transformers cb as shipped": lambda: ContinuousBatching(folder, dtype, slots, as_shipped=True),
+        "transformers serve": lambda: ServedTransformers(folder, dtype, slots, _CONTEXT, _STEP_TOKENS),
         "vllm": lambda: Vllm(folder, dtype, slots),
         "muster + vllm": lambda: MusterEngine("vllm", folder, dtype, slots),
         "openvino": lambda: OpenVino(gguf, slots),
@@ -314,6 +316,7 @@ ENVIRONMENTS = {
     "batches of 16": "own",
     "batches of 32": "own",
     "transformers cb": "own",
+    "transformers serve": "own",
     "vllm": "vllm",
     "muster + vllm": "vllm",
     "openvino": "openvino",

@@ -1,4 +1,4 @@
-"""Muster's own engine beside transformers: its manager for continuous batching, and `generate` text by text.
+"""Muster's own engine beside transformers: its manager for continuous batching, its server, and `generate`.
 
     python -m scripts.text_models FOLDER
     python -m scripts.bench.text.interleaved --models FOLDER --json results.json
@@ -32,7 +32,7 @@ from scripts.harness.load import machine
 _ROOT = Path(__file__).resolve().parents[3]
 _OWN = "muster"
 _OWN_AS_SHIPPED, _MANAGER_AS_SHIPPED = "muster prefix cache", "transformers cb as shipped"
-_CONTENDERS = (_OWN, _OWN_AS_SHIPPED, "transformers cb", _MANAGER_AS_SHIPPED, "one at a time")
+_CONTENDERS = (_OWN, _OWN_AS_SHIPPED, "transformers cb", _MANAGER_AS_SHIPPED, "transformers serve", "one at a time")
 #: `generate` answers only so many chats: each takes as long as the others.
 _CHATS_ONE_BY_ONE = 2
 _RATES = ("tokens_per_cpu_s", "tokens_per_s")
