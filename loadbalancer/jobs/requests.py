@@ -144,7 +144,8 @@ def _image_job(job: JobRequest, kind: type[EditRequest | ImageRequest], inner: m
     images = {name: _text(name, members.pop(name)) for name in ("image", "mask") if name in members}
     if kind is ImageRequest:  # its schema knows these members
         members |= {name: _STANDS_FOR_IMAGE for name, image in images.items() if image is not None}
-    return ParsedJob(job, parse(kind, msgspec.json.encode(members) if members else bytes(inner)), **images)
+    own = msgspec.json.encode(members) if members or images else bytes(inner)
+    return ParsedJob(job, parse(kind, own), **images)
 
 
 def _text(name: str, raw: msgspec.Raw) -> str | None:
