@@ -196,6 +196,9 @@ def _alternatives(messages: Sequence[str]) -> str:
 def plain_message(problem: ErrorDetails) -> str:
     """Return what is wrong without pydantic's words, for people who write YAML."""
     message = _PLAIN_MESSAGES.get(problem["type"], problem["msg"])
+    if problem["type"] == "too_short":
+        count = problem["ctx"]["min_length"]
+        return f"must have at least {count} {'entry' if count == 1 else 'entries'}"
     for sentence, words in _PLAIN_WORDS.items():
         message = message.replace(sentence, words)
     return message.removeprefix("Value error, ")

@@ -72,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _exit_on_signal)
     words = list(sys.argv[1:] if argv is None else argv)
     command = COMMANDS.get(words[0]) if words else None
-    return _serve(words) if command is None else _run(command, words[1:])
+    try:
+        return _serve(words) if command is None else _run(command, words[1:])
+    except KeyboardInterrupt:  # Ctrl-C while modules are imported, or during a command
+        return 128 + signal.SIGINT
 
 
 def _run(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:

@@ -333,4 +333,5 @@ def _check_port(settings: Settings) -> None:
     except socket.gaierror as error:
         raise SetupError(f"server.host {host!r} cannot be resolved: {error.strerror}; give an address") from None
     except OSError as error:
-        raise SetupError(f"server.port {port} on {host} is not available ({error.strerror}); try --port") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise SetupError(f"server.port {port} on {host} is not available ({reason}); try --port") from None

@@ -120,6 +120,23 @@ def test_signal_during_imports_ends_the_controller(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_ctrl_c_ends_a_command_without_a_traceback() -> None:
+    # Where the tests run in the background of a shell, SIGINT is ignored.
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    words = ["-m", "controller", "simulate", "--trace", "synthetic:poisson?rate=0.5&hours=8000"]
+    with child_process([sys.executable, "-c", code, sys.executable, *words], cwd=ROOT) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        handled = re.compile(r"SigCgt:\s*([0-9a-f]+)")
+
+        def has_begun() -> bool:
+            found = handled.search(status.read_text())
+            return found is not None and bool(int(found[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+        wait_until(has_begun, "the handler of SIGTERM, which is the first thing of a command")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
+
+
 async def test_burst_scales_up_then_down_without_failures(start: Start) -> None:
     instance = start(models={"m": sim(t0_s=0.01, t1_s=0.005, scaling=QUICK | {"max_workers": 4})})
     await asyncio.to_thread(instance.until_workers, 1)

@@ -429,6 +429,7 @@ def test_client_key_variable_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("models: {}", "models: must have at least 1 entry"),
         ("server: {host: éé}", "server.host = 'éé': must be ASCII, such as xn--"),
         ("server: {public_url: ftp://x}", "server.public_url = 'ftp://x': must be an http or https URL"),
         ("server: {record_arrivals: a/b.csv}", "server.record_arrivals = 'a/b.csv': must be the name of a file in"),
