@@ -187,7 +187,7 @@ def test_replaced_limits_are_listed_with_their_place(
             ["muster.yaml:2: server.hots = 'a'", "did you mean `host`?", "port"],
         ),
         ("modles: {m: {}}", ["modles", "did you mean `models`?"]),
-        ("models: {}", ["models", "at least 1 item"]),
+        ("models: {}", ["models", "at least 1 entry"]),
         ("server: {port: 1}", ["models", "required"]),
         (
             "models:\n  m:\n    scaling: {min_workers: 3, max_workers: 2}",
@@ -221,7 +221,7 @@ def test_replaced_limits_are_listed_with_their_place(
         ("models: {m: {}}", ["models.m", "path is required", "builtin:digits"]),
         ("models: {m: {engine: diffusion, path: ' '}}", ["path is required"]),
         ("models:\n  m:", ["path is required"]),
-        ("models:", ["at least 1 item"]),
+        ("models:", ["at least 1 entry"]),
         ("models: {m: {engine: sim}}\nserver: 8000", ["server = 8000", "must be a section"]),
         ("models: {m: {engine: sim}}\nserver:\n  port: 1\n  port: 2", ["muster.yaml:4", "first in line 3"]),
         ("models: {m: {engine: sim, compile: on}}", ["compile = 'on'", "'off'"]),
