@@ -113,3 +113,14 @@ def test_answer_without_reasoning(http: httpx.Client) -> None:
     options = schema({"enum": ["yes", "no"]}) | {"chat_template_kwargs": {"enable_thinking": False}}
     [choice] = http.post(CHAT, json=_BODIES[CHAT] | options).json()["choices"]
     assert choice["message"]["content"] in ('"yes"', '"no"')
+
+
+def test_stop_text_in_the_arguments_of_a_call(http: httpx.Client) -> None:
+    integers = {name: {"type": "integer"} for name in ("a", "b")}
+    options = tool(parameters={"type": "object", "properties": integers, "required": ["a", "b"]})
+    for stop, finish in ((["3"], "stop"), (["</tool_call>"], "tool_calls"), ([], "tool_calls")):
+        body = _BODIES[CHAT] | options | {"tool_choice": "required", "stop": stop}
+        [choice] = http.post(CHAT, json=body).json()["choices"]
+        [call] = choice["message"]["tool_calls"]
+        assert (choice["finish_reason"], call["function"]["name"]) == (finish, "add"), stop
+        assert call["function"]["arguments"].endswith("}") == (finish == "tool_calls")

@@ -28,6 +28,10 @@ class ToolCallScanner(Protocol):
         """The name was returned, so that this is a call whatever follows."""
 
     @property
+    def is_in_arguments(self) -> bool:
+        """The arguments were returned in part: they are no JSON yet."""
+
+    @property
     def is_done(self) -> bool:
         """The call is complete."""
 
@@ -75,6 +79,10 @@ class CallScanner:
         self._passes = False
         self._has_arguments = False
         self.is_started = False
+
+    @property
+    def is_in_arguments(self) -> bool:
+        return self.is_started and self._passes
 
     @property
     def is_done(self) -> bool:

@@ -28,8 +28,9 @@ def _choice(choice: TextChoice, id_: str, *, wants_logprobs: bool) -> ChatChoice
 
 
 def finish_reason(choice: TextChoice) -> FinishReason:
-    """Return why the text ended, as chats tell it."""
-    return "tool_calls" if choice.calls and choice.finish == "stop" else choice.finish or "stop"
+    """Return why the text ended, as chats tell it: `tool_calls` if all its calls are complete."""
+    has_calls = choice.calls and choice.finish == "stop" and not choice.is_in_call
+    return "tool_calls" if has_calls else choice.finish or "stop"
 
 
 def _call_ids(choice: TextChoice, id_: str) -> list[str]:

@@ -17,6 +17,10 @@ class TextParser(Protocol):
     def is_reasoning(self) -> bool:
         """The next text continues the reasoning."""
 
+    @property
+    def is_in_call(self) -> bool:
+        """The arguments of a returned call are incomplete."""
+
     def feed(self, text: str) -> list[TextPiece]:
         """Return the pieces that are certain now."""
 
@@ -36,6 +40,7 @@ class StoredText(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_tokens: int = 0
     calls: int = 0
     logprobs: list[TokenLogprob] = []
+    is_in_call: bool = False
 
 
 class TextChoice:
@@ -49,6 +54,7 @@ class TextChoice:
         "generated_tokens",
         "has_news",
         "index",
+        "is_in_call",
         "logprobs",
         "parser",
         "pieces",
@@ -73,6 +79,8 @@ class TextChoice:
         self.generated_tokens = self.prompt_tokens = self.cached_tokens = self.reasoning_tokens = 0
         #: Tool calls that have begun.
         self.calls = 0
+        #: The text ended within the arguments of a call.
+        self.is_in_call = False
         #: Something has come since it was last taken.
         self.has_news = False
 
@@ -95,6 +103,7 @@ class TextChoice:
         if output.finish:
             self.finish, self.stop_reason = output.finish, output.stop_reason
             if parser is not None:
+                self.is_in_call = parser.is_in_call
                 self._add_pieces(parser.finish())
 
     def _add_pieces(self, pieces: list[TextPiece]) -> None:
@@ -126,7 +135,7 @@ class TextChoice:
         else:
             self.pieces = text.pieces
         self.logprobs, self.calls = text.logprobs, text.calls
-        self.finish, self.stop_reason = text.finish, text.stop_reason
+        self.finish, self.stop_reason, self.is_in_call = text.finish, text.stop_reason, text.is_in_call
         self.prompt_tokens, self.cached_tokens = text.prompt_tokens, text.cached_tokens
         self.generated_tokens, self.reasoning_tokens = text.generated_tokens, text.reasoning_tokens
 
@@ -142,6 +151,7 @@ class TextChoice:
             self.reasoning_tokens,
             self.calls,
             self.take_logprobs(),
+            self.is_in_call,
         )
 
     def take_logprobs(self) -> list[TokenLogprob]:

@@ -75,7 +75,8 @@ class _Follower:
     def finish(self, source: TextChoice) -> None:
         """Copy the rest of a complete text."""
         self._add(_after(source.take(), self._chars), source)
-        self._choice.finish, self._choice.stop_reason = source.finish, source.stop_reason
+        own = self._choice
+        own.finish, own.stop_reason, own.is_in_call = source.finish, source.stop_reason, source.is_in_call
 
     def _add(self, pieces: Sequence[TextPiece], source: TextChoice) -> None:
         own = self._choice

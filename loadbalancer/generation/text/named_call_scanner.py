@@ -23,6 +23,10 @@ class NamedCallScanner:
         self._in_string = self._is_escaped = False
         self.is_started = self.is_done = False
 
+    @property
+    def is_in_arguments(self) -> bool:
+        return self.is_started and not self.is_done
+
     def feed(self, char: str) -> list[TextPiece]:
         if not self.is_started:
             if char != "{":

@@ -51,6 +51,11 @@ class OutputParser:
     def is_reasoning(self) -> bool:
         return self._mode is _Mode.REASONING
 
+    @property
+    def is_in_call(self) -> bool:
+        is_returned = self._parallel_calls or not self._number
+        return is_returned and self._scanner is not None and self._scanner.is_in_arguments
+
     def feed(self, text: str) -> list[TextPiece]:
         """Return the pieces that are certain now."""
         self._buffer += text

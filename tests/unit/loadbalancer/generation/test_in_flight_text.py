@@ -124,6 +124,18 @@ async def test_answer_has_reasoning_and_calls(harness: Harness) -> None:
     assert harness.is_idle
 
 
+async def test_stop_text_in_a_call(harness: Harness) -> None:
+    """`tool_calls` would say that the arguments can be read."""
+    texts = harness.tracker.accept_texts(AwaitedTexts, harness.spec(), lambda each: chat_answer(each, "chatcmpl-1", 1))
+    for part in TEXT[:-1]:
+        harness.send(texts, part)
+    harness.send(texts, "", "stop", stop_reason="1")
+    [choice] = (await texts.response).choices
+    assert choice.message.tool_calls[0].function.arguments == '{"a"'
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", "1")
+    texts.close()
+
+
 async def test_stream_has_reasoning_and_calls(harness: Harness) -> None:
     texts, client = harness.stream(), Client()
     harness.send(texts, TEXT[0])

@@ -36,6 +36,29 @@ def parse(parts: list[str], *, parallel_calls: bool = True, form: ToolCallFormat
 
 
 @pytest.mark.parametrize(
+    ("text", "form", "is_in_call"),
+    [
+        ("<call>", CALL, False),
+        ('<call>{"name": "f", ', CALL, False),
+        ('<call>{"name": "f", "arguments": {', CALL, True),
+        (f'<call>{{"name": "f", "arguments": {ARGUMENTS[:-1]}', CALL, True),
+        (f'<call>{{"name": "f", "arguments": {ARGUMENTS}', CALL, False),
+        (f"<call>{GOOD}</call> and more", CALL, False),
+        (f'<call>{GOOD}</call><call>{{"name": "g", "arguments": {{"a"', CALL, True),
+        ('[CALLS]f[ARGS]{"a": ', NAMED, True),
+        (f"[CALLS]f[ARGS]{ARGUMENTS}", NAMED, False),
+    ],
+)
+def test_texts_that_end_in_a_call(text: str, form: ToolCallFormat, is_in_call: bool) -> None:
+    parser = OutputParser(THINK, form)
+    parser.feed(text)
+    assert parser.is_in_call == is_in_call
+    first_only = OutputParser(THINK, form, parallel_calls=False)
+    first_only.feed(text)
+    assert first_only.is_in_call == (is_in_call and text.count("<call>") < 2)
+
+
+@pytest.mark.parametrize(
     ("text", "content", "reasoning", "calls"),
     [
         ("plain", "plain", "", []),
