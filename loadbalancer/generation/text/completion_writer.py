@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from loadbalancer.generation.text.choice import TextChoice
@@ -10,7 +10,7 @@ from loadbalancer.generation.text.generated_texts import GeneratedTexts
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.text.completion_answer import CompletionAnswer, CompletionChoice
 from loadbalancer.schema.text.completion_stream import CompletionEvents
-from loadbalancer.schema.text.logprobs import CompletionLogprobs, completion_logprobs
+from loadbalancer.schema.text.logprobs import CompletionLogprobs, TokenOffsets, completion_logprobs
 
 
 def completion_answer(texts: GeneratedTexts, id_: str, created: int) -> CompletionAnswer:
@@ -20,7 +20,7 @@ def completion_answer(texts: GeneratedTexts, id_: str, created: int) -> Completi
         CompletionChoice(
             choice.index,
             choice.take_text(),
-            _logprobs(choice, 0, alternatives),
+            _logprobs(choice, TokenOffsets(), alternatives),
             choice.finish or "stop",
             choice.stop_reason,
         )
@@ -29,8 +29,8 @@ def completion_answer(texts: GeneratedTexts, id_: str, created: int) -> Completi
     return CompletionAnswer(id_, created, texts.model, choices, texts.usage)
 
 
-def _logprobs(choice: TextChoice, offset: int, alternatives: int | None) -> CompletionLogprobs | None:
-    return None if alternatives is None else completion_logprobs(choice.take_logprobs(), offset, alternatives)
+def _logprobs(choice: TextChoice, offsets: TokenOffsets, alternatives: int | None) -> CompletionLogprobs | None:
+    return None if alternatives is None else completion_logprobs(choice.take_logprobs(), offsets, alternatives)
 
 
 class CompletionWriter:
@@ -40,8 +40,8 @@ class CompletionWriter:
         """`alternatives`: number of those with log-probabilities; None: no log-probabilities."""
         self._events = events
         self._alternatives = alternatives
-        #: Characters of the tokens whose log-probabilities were sent, by choice.
-        self._offsets: Counter[int] = Counter()
+        #: Of the tokens whose log-probabilities were sent, by choice.
+        self._offsets: defaultdict[int, TokenOffsets] = defaultdict(TokenOffsets)
 
     def news(self, texts: GeneratedTexts, choices: Sequence[TextChoice]) -> bytes:
         if len(choices) == 1:
@@ -58,8 +58,6 @@ class CompletionWriter:
             return events.text(index, text)
         usage = texts.usage if events.continuous_usage else None
         logprobs = _logprobs(choice, self._offsets[index], self._alternatives)
-        if logprobs is not None:
-            self._offsets[index] += sum(map(len, logprobs.tokens))
         reason = choice.finish or None
         return events.chunk(CompletionChoice(index, text, logprobs, reason, choice.stop_reason), usage)
 
