@@ -134,10 +134,13 @@ make_venv() {
 install_packages() {
     local extras="$1" errors status
     errors="$(mktemp)" || return 1
-    "$root/.venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+    "$root/.venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-compile \
         -c "$root/constraints.txt" -e "$root${extras:+[$extras]}" 2>"$errors" | show_packages >&2
     status="${PIPESTATUS[0]}"
     [ "$status" = 0 ] || explain_failure "$(cat "$errors")" >&2
     rm -f "$errors"
-    return "$status"
+    [ "$status" = 0 ] || return "$status"
+    # pip would compile on one processor. What cannot be compiled, as templates of code, is left as it is.
+    "$root/.venv/bin/python" -c 'import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)' \
+        "$root/.venv/lib" 2>/dev/null || [ $? -lt 128 ]  # 128 and more: interrupted
 }

@@ -52,6 +52,8 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
     with zipfile.ZipFile(pathlib.Path(folder) / "small-1-py3-none-any.whl", "w") as wheel:
         info = "small-1.dist-info"
         wheel.writestr("small.pth", str(root))
+        wheel.writestr("whole.py", "x = 1\\n")
+        wheel.writestr("template.py", "class {{ name }}: ...\\n")
         wheel.writestr(f"{info}/METADATA", (root / "metadata").read_text())
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\n")
         wheel.writestr(f"{info}/RECORD", "")
@@ -105,6 +107,13 @@ def start(project: Path) -> Iterator[Start]:
 
 def output(process: subprocess.Popen[str]) -> str:
     return process.communicate(timeout=PATIENCE_S)[0]
+
+
+def test_packages_are_compiled_but_for_templates(project: Path, start: Start) -> None:
+    assert output(start(project)).endswith("started\n")
+    compiled = {path.name.partition(".")[0] for path in (project / ".venv").rglob("*.pyc")}
+    assert "whole" in compiled
+    assert "template" not in compiled
 
 
 def test_finished_environment_is_used_and_a_broken_one_made_again(project: Path, start: Start) -> None:
