@@ -63,8 +63,12 @@ def with_standby(plan: Plan, models: Sequence[StandbyTarget], now: float) -> Pla
     actions = [_from_standby(action, available) for action in plan.actions]
     used = {action.id for action in actions if isinstance(action, Activate)}
     coming = {action.model for action in actions if isinstance(action, Start | Activate)}
+    drained = {action.id for action in plan.actions if isinstance(action, Drain)}
     for target in concerned:
-        starting = any(replica.stage is Stage.STARTING for replica in target.observation.replicas)
+        starting = any(
+            replica.stage is Stage.STARTING and replica.process.id not in drained
+            for replica in target.observation.replicas
+        )
         left = [child for child in target.observation.spares if child.id not in used]
         actions += _adjust(target, left, busy=starting or target.observation.model in coming, now=now)
     return replace(plan, actions=actions)

@@ -64,8 +64,7 @@ class ReplayStep(NamedTuple):
     #: Factors of the decayed sums.
     decay: float
     recent_decay: float
-    #: Whether late tasks count, and whether workers may go.
-    is_counted: bool
+    #: Whether workers may go.
     may_shrink: bool
 
 
@@ -103,7 +102,6 @@ class _Run:
             if self.waiting and now < step.end_s and self.workers < step.max_workers and self._is_urgent(now):
                 self._grow(self._by_backlog(now), now)
         self._decide(step.end_s)
-        late = self.late if step.is_counted else 0
         return Replay(
             replay.hold_s,
             replay.floor,
@@ -112,9 +110,9 @@ class _Run:
             tuple(self.waiting),
             tuple(self.starting),
             tuple(self.wants),
-            replay.late * step.decay + late,
-            replay.recent_late * step.recent_decay + late,
-            late,
+            replay.late * step.decay + self.late,
+            replay.recent_late * step.recent_decay + self.late,
+            self.late,
             replay.cost_s * step.decay + replay.workers * (step.end_s - step.start_s),
             replay.starts * step.decay + self.starts,
         )

@@ -23,8 +23,8 @@ _HOLDS_S = (60.0, 600.0, 1800.0)
 _FLOORS = (2, 3, 4, 6, 8, 11, 16, 24, 36, 54)
 #: Time constants of the scores in seconds.
 _MEMORY_S, _RECENT_S = 4 * 3600.0, 3600.0
-#: Late tasks before this age are not counted: nobody could know the traffic.
-_UNCOUNTED_S = 300.0
+#: Nothing is chosen before this age, and late tasks do not raise the margin: nobody could know the traffic.
+_UNKNOWN_S = 300.0
 #: Age from which a setting with fewer workers may be chosen; until then the second hold applies.
 _LEARNING_S = 1800.0
 #: The normal setting fails if late tasks exceed these multiples of the allowed ones, by more than chance explains.
@@ -72,10 +72,11 @@ class ReplayMemory:
         """Return whether the normal setting is in use, or nothing was learnt yet."""
         return self.selected == 0 or self.age_s < _LEARNING_S
 
-    @property
-    def inevitable(self) -> int:
-        """Return the late tasks since the last decision that were late in every replay."""
-        return min((one.new_late for one in self.replays), default=0)
+    def preventable(self, late: int) -> int:
+        """Return how many of the late tasks since the last decision were in time in some replay."""
+        if self.replays and self.age_s <= _UNKNOWN_S:
+            return 0
+        return max(late - min((one.new_late for one in self.replays), default=0), 0)
 
     def new_buckets(self, queue: Queue) -> Sequence[ArrivalBucket]:
         """Return the arrivals of whole seconds that were not counted yet."""
@@ -107,7 +108,7 @@ def update(
         return replace(memory, replays=_begin(observation, queue, limits, end_s), selected=1, second=end_s - 1)
     elapsed_s = max(end_s - 1 - memory.second, 0)
     step = _step(memory, observation, queue, scaling, limits, by_rate, buckets)
-    count = 0 if memory.age_s <= _UNCOUNTED_S else sum(bucket.tasks for bucket in buckets)
+    count = sum(bucket.tasks for bucket in buckets)
     memory = replace(
         memory,
         replays=tuple(advance(one, step) for one in memory.replays),
@@ -120,10 +121,11 @@ def update(
 
 
 def _begin(observation: Observation, queue: Queue, limits: WorkerLimits, now: float) -> tuple[Replay, ...]:
+    """Return replays without arrivals. Those with a floor have its workers already, which shows its use at once."""
     workers, batch = max(observation.provisioned, 1), queue.batch_cap or 1
     settings = [(hold_s, 0) for hold_s in _HOLDS_S]
     settings += [(_HOLDS_S[0], floor) for floor in _FLOORS if limits.min_workers < floor <= limits.max_workers]
-    return tuple(begin(hold_s, floor, workers, batch, now) for hold_s, floor in settings)
+    return tuple(begin(hold_s, floor, max(workers, floor), batch, now) for hold_s, floor in settings)
 
 
 def _step(
@@ -150,7 +152,6 @@ def _step(
         plain_backlog=backlog_inputs(queue, scaling, cold_start_s, believes_step=False),
         decay=math.exp(-(end_s - start_s) / _MEMORY_S),
         recent_decay=math.exp(-(end_s - start_s) / _RECENT_S),
-        is_counted=memory.age_s > _UNCOUNTED_S,
         may_shrink=queue.uptime_s >= scaling.startup_hold_s,
     )
 
@@ -165,7 +166,7 @@ def _select(memory: ReplayMemory, allowed: float) -> int:
         if selected == 0 or is_learning or not works:
             return selected if selected == 0 or is_learning else _cheapest(memory, late, recent)
         return 0
-    return selected if memory.age_s < _UNCOUNTED_S else _cheapest(memory, late, recent)
+    return selected if memory.age_s < _UNKNOWN_S else _cheapest(memory, late, recent)
 
 
 def _fails(normal: Replay, late: float, recent: float) -> bool:

@@ -14,7 +14,8 @@ z is a safety margin with feedback. Each late request raises it by `feedback.gai
 `feedback.gain * violations`, so z settles where the allowed fraction of requests is late. This corrects errors of the
 formula. z starts lower if a worker starts within the allowed wait. It does not change at `max_workers`, or for requests
 that arrived while the model had no workers, because more workers were impossible there. Requests that were late in
-every replay do not change it either, nor does it change while a replayed setting other than the normal one is used.
+every replay or in the first five minutes do not raise it, and it does not change while a replayed setting other than
+the normal one is used.
 
 Scale-up is immediate, or limited by `behavior.scale_up`. Scale-down waits until fewer workers have been enough for one
 start-up time and for a minute, or longer by `replay_choice`.
@@ -147,7 +148,7 @@ def _apply_feedback(memory: SloWorkMemory, observation: Observation, queue: Queu
     first = _initial_z(observation, scaling)
     if not memory.replays.is_normal:
         return known
-    preventable = max(late - memory.replays.inevitable, 0)
+    preventable = memory.replays.preventable(late)
     z = first + memory.z_offset + scaling.feedback.gain * (preventable - started * scaling.violations)
     return replace(known, z_offset=min(max(z, _MIN_Z), _MAX_Z) - first)
 

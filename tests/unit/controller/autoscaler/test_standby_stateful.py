@@ -70,7 +70,12 @@ class Machine(RuleBasedStateMachine):
         actions = self.autoscaler.tick(
             {name: self.observe(name) for name in self.autoscaler.models}, self.now
         ).plan.actions
-        starting = {r.process.model for r in self.replicas.values() if r.stage is Stage.STARTING}
+        drained = {action.id for action in actions if isinstance(action, Drain)}
+        starting = {
+            replica.process.model
+            for name, replica in self.replicas.items()
+            if replica.stage is Stage.STARTING and name not in drained
+        }
         starting |= {action.model for action in actions if isinstance(action, Start | Activate)}
         for action in actions:
             match action:

@@ -21,7 +21,7 @@ from wire.snapshot import ArrivalBucket
 
 LIMITS = WorkerLimits(1, 16, 60, 60, 10)
 RULE = BacklogInputs(arriving=0.0, speed=1.0, max_wait_s=10.0, cold_start_s=40.0, drain_s=30.0)
-STEP = ReplayStep(0.0, 30.0, (), 1, 1, 1.0, 1, 16, RULE, RULE, 1.0, 1.0, is_counted=True, may_shrink=True)
+STEP = ReplayStep(0.0, 30.0, (), 1, 1, 1.0, 1, 16, RULE, RULE, 1.0, 1.0, may_shrink=True)
 
 
 def step(**changes: Any) -> ReplayStep:
@@ -112,6 +112,11 @@ def test_lockstep_bunches_get_the_workers_that_they_need() -> None:
     assert memory.floor == 11, "the least listed number that begins 30 tasks of 4 s within 10 s"
     assert not memory.is_normal
     assert memory.variation.squared == pytest.approx(0.0, abs=1e-6)
+
+
+def test_bunches_of_the_first_minutes_teach_a_floor() -> None:
+    assert watch(30, 90, 0.08, Scaling()).floor == 0
+    assert watch(30, 90, 0.1, Scaling()).floor >= 11, "replays with a floor had its workers from the first bunch on"
 
 
 def test_traffic_that_is_served_keeps_the_normal_setting() -> None:

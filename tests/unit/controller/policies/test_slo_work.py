@@ -175,7 +175,7 @@ def test_initial_workers_are_kept_while_they_start() -> None:
     ],
 )
 def test_margin_follows_the_late_fraction(started: int, late: int, z: float) -> None:
-    fixed = scaling(feedback={"gain": 0.01, "violation_target": 0.005})
+    fixed = scaling(feedback={"gain": 0.01, "violation_target": 0.005}, behavior=NO_REPLAYS)
     queue = replace(STEADY, started_total=1000 + started, started_late_total=10 + late)
     _, memory = decide(observe(queue, 6), fixed, LIMITS, SloWorkMemory(-0.5, dispatched=1000, late=10), 30.0)
     assert memory.z_offset == pytest.approx(z - 1.5)
@@ -205,7 +205,7 @@ def test_margin_is_unchanged_without_alternative(memory: SloWorkMemory) -> None:
 
 
 def test_waits_for_first_worker_do_not_change_margin() -> None:
-    zero, memory = scaling(min_workers=0), SloWorkMemory(-0.5, dispatched=0)
+    zero, memory = scaling(min_workers=0, behavior=NO_REPLAYS), SloWorkMemory(-0.5, dispatched=0)
     steps = [
         (0, 0, 1, 5.0),  # one task waits without a worker
         (0, 0, 9, 35.0),
@@ -298,6 +298,10 @@ def test_any_history_keeps_number_in_bounds(
         workers = decision.desired
 
 
+#: An explicit window turns replays off.
+NO_REPLAYS = {"scale_down": {"stabilization_window_s": 60}}
+
+
 def replayed(selected: int, *, new_late: int = 0) -> ReplayMemory:
     """Return a memory of old replays: the normal setting, and at least 6 workers."""
     normal, floor = begin(60.0, 0, 6, 1, 5000.0), begin(60.0, 6, 6, 1, 5000.0)
@@ -319,13 +323,21 @@ def test_explicit_window_turns_the_replays_off() -> None:
 
 def test_inevitable_lateness_does_not_raise_the_margin() -> None:
     late = replace(STEADY, started_total=1100, started_late_total=60)
-    fixed = scaling(behavior={"scale_down": {"stabilization_window_s": 60}})
+    fixed = scaling(behavior=NO_REPLAYS)
     offsets = []
     for inevitable in (0, 30, 50, 80):
         memory = SloWorkMemory(-0.5, dispatched=1000, late=10, replays=replayed(0, new_late=inevitable))
         offsets.append(decide(observe(late, 6), fixed, LIMITS, memory, 30.0)[1].z_offset)
     assert offsets[0] > offsets[1] > offsets[2] == offsets[3]
     assert offsets[3] < -0.5, "the other requests were in time"
+
+
+@pytest.mark.parametrize(("age_s", "counts"), [(60.0, False), (299.0, False), (301.0, True)])
+def test_lateness_of_the_first_minutes_does_not_raise_the_margin(age_s: float, counts: bool) -> None:
+    late = replace(STEADY, started_total=1100, started_late_total=60)
+    replays = replace(replayed(0), age_s=age_s, second=int(STEADY.uptime_s))
+    _, memory = decide(observe(late, 6), SCALING, LIMITS, SloWorkMemory(-0.5, 1000, 10, replays=replays), 30.0)
+    assert (memory.z_offset > -0.5) == counts
 
 
 @pytest.mark.parametrize(("works", "workers"), [([4.0] * 60, 5), ([1.0] * 57 + [61.0] * 3, 7)])
