@@ -21,6 +21,7 @@ from configs.logs import CANNOT_START, configure_logging
 from configs.model_settings import Model
 from configs.open_files import raise_open_file_limit
 from configs.paths import cache_dir, children_dir, run_dir, served_file, worker_address
+from configs.section_base import HOST_AND_PORT
 from configs.settings import Settings
 from configs.streams import detach_standard_streams, drain_standard_streams
 from configs.user_engine import interpreter_problems
@@ -111,7 +112,7 @@ def _socket(text: str) -> str:
 
 
 def _remote(text: str) -> str:
-    if not re.fullmatch(r"tcp://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}", text):
+    if not re.fullmatch(f"tcp://{HOST_AND_PORT}", text):
         raise argparse.ArgumentTypeError(f"{text} is not tcp://HOST:PORT")
     return text
 

@@ -333,6 +333,7 @@ def test_local_socket_needs_no_key_and_tcp_does(server: Server, port: int) -> No
         (["--key-file", "none.key"], "--join and --key-file go together"),
         (["--join", "tcp://127.0.0.1:1", "--key-file", "none.key"], "none.key cannot be read"),
         (["--join", "ipc:///tmp/x", "--key-file", "none.key"], "is not tcp://HOST:PORT"),
+        (["--join", "tcp://127.0.0.1:65536", "--key-file", "none.key"], "is not tcp://HOST:PORT"),
         (["--connect", "tcp://127.0.0.1:1"], "for TCP use --join and --key-file"),
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from loadbalancer.api.conditional_requests import has_entity_tag
 from loadbalancer.api.openapi import responses
 from loadbalancer.api.result_links import PATH
 from loadbalancer.api.storage_errors import stored
@@ -30,14 +32,17 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["images"])
 
     @routes.get(f"{PATH}/{{name}}", summary="Fetch an image by its URL", responses=_IMAGE, response_class=Response)
-    async def image_file(name: str) -> Response:
+    async def image_file(request: Request, name: str) -> Response:
         """The image of a response with `response_format: url`, until the URL expires. No key is needed."""
         result, _, extension = name.partition(".")
         found = await stored(services.results.find(result))
         if found is None or found.media_type != f"image/{extension}":
             text = "There is no image at this URL, or the URL has expired."
             raise NotFound(text, code="result_not_found")
-        return _ImageFile(services.results, result, found)
+        etag = f'"{result}"'  # the image behind a name never changes
+        if has_entity_tag(request.headers.get("if-none-match", ""), etag):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"etag": etag})
+        return _ImageFile(services.results, result, found, etag)
 
     return routes
 
@@ -45,9 +50,10 @@ def router(services: Services) -> APIRouter:
 class _ImageFile(StreamingResponse):
     """The image in parts. If it is deleted meanwhile, the connection closes early."""
 
-    def __init__(self, store: ResultStore, result: str, found: StoredResult) -> None:
+    def __init__(self, store: ResultStore, result: str, found: StoredResult, etag: str) -> None:
         headers = {
             "content-length": str(found.size),
+            "etag": etag,
             "cache-control": f"private, max-age={int(store.remaining_s(found))}",
             "content-security-policy": "default-src 'none'; sandbox",
             "x-content-type-options": "nosniff",

@@ -71,6 +71,17 @@ def test_openai_client_gets_urls_readable_without_key(server_with_keys: tuple[Se
         assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(got.content)))
 
 
+def test_image_that_the_client_has_is_not_sent_again(http: httpx.Client) -> None:
+    url = http.post(GENERATE, json=BODY).json()["data"][0]["url"]
+    first = http.get(url)
+    etag = first.headers["etag"]
+    for header in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        again = http.get(url, headers={"if-none-match": header})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    changed = http.get(url, headers={"if-none-match": '"other"'})
+    assert (changed.status_code, changed.content) == (200, first.content)
+
+
 def answers(client: httpx.Client, path: str) -> bool:
     try:
         return client.get(path).status_code == 200
