@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,5 +105,8 @@ def test_command_answers_in_lines_and_limits_itself(config: str, tmp_path: Path)
     asked = msgspec.json.encode(request(config, [log(tmp_path, line(0))]))
     answered = subprocess.run(command, input=asked, capture_output=True, check=True)
     assert [json.loads(each)["type"] for each in answered.stdout.splitlines()][0::10] == ["traffic"]
-    endless = msgspec.json.encode(request(config, [], max_cpu_s=1))
-    assert subprocess.run(command, input=endless, capture_output=True, check=False).returncode != 0
+    # Several times the second that it may take, on any machine.
+    busy = log(tmp_path, *(line(at / 40) for at in range(144_000)), name="busy.csv")
+    others = [{"min_workers": least} for least in (1, 2, 3, 4)]
+    long = msgspec.json.encode(request(config, [busy], *others, max_cpu_s=1))
+    assert subprocess.run(command, input=long, capture_output=True, check=False).returncode == -signal.SIGXCPU
