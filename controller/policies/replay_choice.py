@@ -73,7 +73,10 @@ class ReplayMemory:
         return self.selected == 0 or self.age_s < _LEARNING_S
 
     def preventable(self, late: int) -> int:
-        """Return how many of the late tasks since the last decision were in time in some replay."""
+        """Return how many of the late tasks since the last decision were in time in some replay.
+
+        In the first minutes it is none: replays with a floor had workers that the model itself could not have yet.
+        """
         if self.replays and self.age_s <= _UNKNOWN_S:
             return 0
         return max(late - min((one.new_late for one in self.replays), default=0), 0)
