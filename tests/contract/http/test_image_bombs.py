@@ -11,14 +11,15 @@ from typing import Any
 import httpx
 import psutil
 
-from scripts.harness.balancer import Server
+from scripts.harness.balancer import Server, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.conftest import StartServer
 from tests.support.images import chunk, png, png_with, scan_bomb
 
 EDIT = "/v1/images/edits"
-#: It takes seconds of CPU time, once for the image and once for the mask.
-BOMB = scan_bomb(5000, 100)
+#: Far more than the limit of CPU time on any machine (about four seconds each), for the image and for the mask.
+BOMB = scan_bomb(10_000, 100)
+LIMITS = {"max_source_pixels": 100_000_000, "max_pixels": 65536, "min_side": 32}
 FIELDS = {"prompt": "a seven", "num_inference_steps": "2", "size": "64x64"}
 FILES = {"image": BOMB, "mask": BOMB}
 
@@ -44,7 +45,7 @@ def leave_during_decode(server: Server) -> None:
 
 
 def test_decoding_is_bounded_and_ends_with_its_client(server: StartServer) -> None:
-    started = server(server={"decoders": 1, "decode_timeout_s": 1})
+    started = server({"sim": sim(limits=LIMITS)}, server={"decoders": 1, "decode_timeout_s": 1})
     assert not [child for child in psutil.Process(started.balancer.pid).children() if "decoder" in child.name()]
     leave_during_decode(started)
     wait_until(lambda: metric(started, 'muster_in_flight{kind="decodes"}') == 0, "the decode to end with its client")
@@ -66,7 +67,7 @@ def test_decoding_is_bounded_and_ends_with_its_client(server: StartServer) -> No
 
 
 def test_signal_to_stop_ends_a_decode(server: StartServer) -> None:
-    started = server(server={"decode_timeout_s": 600}, models=None)
+    started = server({"sim": sim(limits=LIMITS)}, server={"decode_timeout_s": 600})
     answers: list[Any] = []
     client = threading.Thread(target=lambda: answers.append(edit(started, FILES)))
     client.start()
