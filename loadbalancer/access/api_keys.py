@@ -143,7 +143,8 @@ class Authenticator:
 
     def required_scope(self, path: str) -> RequiredScope:
         """Return what the path requires."""
-        if path in self.open_paths:
+        # One with a slash at its end does not exist, which everyone may know who may read the path without it.
+        if path in self.open_paths or (path[-1:] == "/" and path.rstrip("/") in self.open_paths):
             return "nothing"
         return "calls" if path in self._call_paths else required_scope(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -89,12 +90,21 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer all errors in OpenAI's shape; unexpected exceptions are left to `ApiMiddleware`."""
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_missing)
     app.add_exception_handler(Exception, _on_bug)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     api_error = error if isinstance(error, ApiError) else _from_starlette(request, error)
     return error_response(api_error, request.url.path)
+
+
+async def _on_missing(request: Request, error: Exception) -> Response:
+    """Name the missing parameter of the query. All parameters are texts, so nothing else is wrong with one."""
+    assert isinstance(error, RequestValidationError)
+    name = str(error.errors()[0]["loc"][-1])
+    text = f"Missing required parameter: '{name}'."
+    return error_response(InvalidRequest(text, param=name, code="missing_required_parameter"), request.url.path)
 
 
 async def _on_bug(_: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ from loadbalancer.schema.inference_metadata import (
     ProtocolError,
     ServerLive,
     ServerMetadata,
+    ServerReady,
 )
 from loadbalancer.schema.predictions import PredictionsAnswer, PredictionsRequest
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
@@ -92,6 +93,7 @@ _STRUCTS = (
     ModelMetadata,
     ModelReady,
     ServerLive,
+    ServerReady,
     ProtocolError,
     ModelCard,
     ModelList,

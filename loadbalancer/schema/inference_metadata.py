@@ -8,9 +8,16 @@ import msgspec
 
 
 class ServerLive(msgspec.Struct, frozen=True):
-    """`GET /v2/health/live` and `/v2/health/ready`."""
+    """`GET /v2/health/live`."""
 
     live: bool
+
+
+class ServerReady(msgspec.Struct, frozen=True):
+    """`GET /v2/health/ready`: the specification names the field `live`, and KServe and its clients `ready`."""
+
+    live: bool
+    ready: bool
 
 
 class ModelReady(msgspec.Struct, frozen=True):

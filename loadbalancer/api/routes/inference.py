@@ -15,7 +15,7 @@ from loadbalancer.api.openapi import content, request_body, responses
 from loadbalancer.api.readiness import check_ready
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.schema.errors import ApiError, NotFound
-from loadbalancer.schema.inference_metadata import ModelMetadata, ModelReady, ServerLive, ServerMetadata
+from loadbalancer.schema.inference_metadata import ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady
 from loadbalancer.services import Services
 
 _ERRORS = (400, 404, 413, 422, 429, 500, 503, 504)
@@ -70,11 +70,11 @@ def _add_server_routes(routes: APIRouter, services: Services) -> None:
         """200 while the process lives."""
         return json_response(ServerLive(live=True))
 
-    @routes.get("/v2/health/ready", summary="Are all models ready?", responses=_answers("ServerLive", 503))
+    @routes.get("/v2/health/ready", summary="Are all models ready?", responses=_answers("ServerReady", 503))
     async def server_ready() -> Response:
         """200 while every model is ready, as `/readyz`; else 503 with the reason."""
         await check_ready(services, services.settings.models)
-        return json_response(ServerLive(live=True))
+        return json_response(ServerReady(live=True, ready=True))
 
 
 def _add_model_routes(routes: APIRouter, services: Services) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, NoReturn
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.call_stream import CallStream
@@ -17,6 +17,7 @@ from loadbalancer.api.http_helpers import json_response, read_json, run_while_co
 from loadbalancer.api.idempotency_keys import HEADER, key_of_request, reused
 from loadbalancer.api.job_result import JobResult, job_bytes
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
+from loadbalancer.api.query_parameters import check_query
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.storage_errors import stored
@@ -85,7 +86,12 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         """Accept a request of another endpoint as a job, which survives a restart of this server."""
         return await api.create(request)
 
-    @routes.get("/v1/jobs", summary="List jobs", responses=responses("JobList", 400, 503))
+    @routes.get(
+        "/v1/jobs",
+        summary="List jobs",
+        responses=responses("JobList", 400, 503),
+        dependencies=[Depends(check_query)],
+    )
     async def list_jobs(
         request: Request,
         limit: Annotated[str, Query(description="Maximum number of jobs per page, 1 to 100.")] = "20",

@@ -12,6 +12,7 @@ from loadbalancer.api.conditional_requests import accepts_gzip, has_entity_tag
 from loadbalancer.api.event_stream import ServerSentEvents
 from loadbalancer.api.http_helpers import json_response
 from loadbalancer.api.page_access import check_page_access
+from loadbalancer.api.query_parameters import check_query
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.page.feed import MAX_SUBSCRIBERS, Subscription, TooManySubscribers
 from loadbalancer.page.files import PageFile, page_file
@@ -59,12 +60,12 @@ def router(services: Services) -> APIRouter:
         """The present state, then what changes, each second."""
         return _live(services)
 
-    @routes.get("/ui/history", dependencies=guarded)
+    @routes.get("/ui/history", dependencies=[*guarded, Depends(check_query)])
     async def history(model: str, span: Annotated[str, Query(description="Seconds.")] = "600") -> Response:
         """A model's past, at falling resolution."""
         return json_response(_past(services, model, span))
 
-    @routes.get("/ui/tasks", dependencies=guarded)
+    @routes.get("/ui/tasks", dependencies=[*guarded, Depends(check_query)])
     async def tasks(model: str | None = None, owner: str | None = None) -> Response:
         """What runs and waits, running tasks first."""
         if model is not None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from loadbalancer.api.http_helpers import json_response
 from loadbalancer.api.openapi import request_body, responses
 from loadbalancer.api.page_access import check_page_access
+from loadbalancer.api.query_parameters import check_query
 from loadbalancer.api.scaling_commands import ScalingApi
 from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest, WorkerRequest
 from loadbalancer.services import Services
@@ -52,7 +53,9 @@ def _add_reports(routes: APIRouter, api: ScalingApi) -> None:
         """Forward the controller's orders to the machines, and return the state of each."""
         return await api.on_agent_exchange(request)
 
-    @routes.get("/internal/decisions", summary="List decisions", responses=_DECISIONS)
+    @routes.get(
+        "/internal/decisions", summary="List decisions", responses=_DECISIONS, dependencies=[Depends(check_query)]
+    )
     async def decisions(
         model: Annotated[str | None, Query(description="Only decisions about this model.")] = None,
         limit: Annotated[str, Query(description=f"Maximum decisions per page, 1 to {MAX_DECISIONS}.")] = "100",

@@ -223,6 +223,8 @@ def test_wrong_method_names_those_of_the_path(http: httpx.Client, method: str, p
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/v1/models/", 404, "not_found"),
         ("GET", "/docs/", 404, "not_found"),
+        ("GET", "/metrics/", 404, "not_found"),
+        ("GET", "/healthz/", 404, "not_found"),
         ("GET", "/v1/images", 404, "not_found"),
         ("POST", "/v1/images/generations/", 404, "not_found"),
         ("GET", "/v1/models/nothing", 404, "model_not_found"),

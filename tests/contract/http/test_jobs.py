@@ -488,11 +488,20 @@ def test_jobs_are_paginated_per_owner(desk: Server, bob: httpx.Client) -> None:
         "limit=²",
         "limit=00000005099999",
         "after=%00%ff",
+        "limti=5",
+        "order=asc",
+        "limit=5&limit=6",
     ],
 )
 def test_invalid_page_returns_400(alice: httpx.Client, query: str) -> None:
     answered = alice.get(f"/v1/jobs?{query}")
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, query.partition("=")[0])
+
+
+def test_misspelt_parameter_of_a_page_is_named_with_those_allowed(alice: httpx.Client) -> None:
+    error = alice.get("/v1/jobs?limti=5").json()["error"]
+    text = "Unknown parameter: 'limti'. Did you mean 'limit'? Supported: limit, after, state."
+    assert (error["code"], error["message"]) == ("unknown_parameter", text)
 
 
 # ---- idempotency keys

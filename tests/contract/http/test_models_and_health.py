@@ -73,6 +73,9 @@ def test_model_named_as_on_a_hub_is_served(server: StartServer) -> None:
     running = server({name: sim()}, 1)
     for path in (name, name.replace("/", "%2F")):
         assert httpx.get(f"{running.base_url}/v1/models/{path}", timeout=PATIENCE_S).json()["id"] == name
+    # The specification reads `live`, and the client of KServe `ready`.
+    ready = httpx.get(f"{running.base_url}/v2/health/ready", timeout=PATIENCE_S)
+    assert (ready.status_code, ready.json()) == (200, {"live": True, "ready": True})
     body = {"prompt": "a seven", "model": name}
     assert httpx.post(f"{running.base_url}{GENERATE}", json=body, timeout=PATIENCE_S).status_code == 200
     metrics = httpx.get(f"{running.base_url}/metrics", timeout=PATIENCE_S).text

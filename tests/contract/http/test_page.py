@@ -68,6 +68,9 @@ def test_page_behind_a_proxy_needs_keys(http: httpx.Client, path: str) -> None:
         ("/ui/history?model=sim&span=0", 400),
         ("/ui/history?model=sim&span=1e9", 400),
         ("/ui/tasks?model=none", 404),
+        ("/ui/tasks?modle=sim", 400),
+        ("/ui/history", 400),
+        ("/ui/history?model=sim&spam=60", 400),
     ],
 )
 def test_wrong_questions_are_explained(http: httpx.Client, path: str, status: int) -> None:

@@ -176,6 +176,13 @@ def test_invalid_page_returns_400(desk: Desk, query: dict[str, str]) -> None:
     assert error(answer) == (400, next(iter(query)), "invalid_value")
 
 
+@pytest.mark.parametrize(
+    ("query", "code"), [("since=3", "unknown_parameter"), ("limit=3&limit=4", "duplicate_parameter")]
+)
+def test_unknown_parameter_of_a_page_returns_400(desk: Desk, query: str, code: str) -> None:
+    assert error(desk.http.get(f"/internal/decisions?{query}")) == (400, query.partition("=")[0], code)
+
+
 def test_decisions_of_unknown_model_return_404(desk: Desk) -> None:
     assert error(desk.http.get("/internal/decisions", params={"model": "x"})) == (404, "model", "model_not_found")
 

@@ -52,7 +52,8 @@ TABLE = [
     ("/", set(TOKENS), set()),
     ("/v1/models", {"painter", "lower", "batch", "caller", "chief"}, set()),
     ("/nowhere", {"painter", "lower", "batch", "caller", "chief"}, set()),
-    ("/healthz/", {"painter", "lower", "batch", "caller", "chief"}, set()),
+    ("/healthz/", set(TOKENS), set()),
+    ("/healthz/x", {"painter", "lower", "batch", "caller", "chief"}, set()),
     ("/v1/images/generations", {"painter", "lower"}, {"batch", "caller", "chief"}),
     ("/v1/images/edits", {"painter", "lower"}, {"batch", "caller", "chief"}),
     ("/predict", {"painter", "lower"}, {"batch", "caller", "chief"}),
@@ -103,9 +104,10 @@ def test_page_is_open_without_keys_on_loopback_only() -> None:
 
 
 def test_metrics_are_open_on_loopback_only() -> None:
-    assert {outcome(AUTHENTICATOR, "/metrics", who) for who in TOKENS} == {"in"}
-    assert {who for who in TOKENS if outcome(EXPOSED, "/metrics", who) == "in"} == {"chief", "internal"}
-    assert {who for who in TOKENS if outcome(EXPOSED, "/metrics", who, None) == "in"} == {"internal"}
+    for path in ("/metrics", "/metrics/"):
+        assert {outcome(AUTHENTICATOR, path, who) for who in TOKENS} == {"in"}
+        assert {who for who in TOKENS if outcome(EXPOSED, path, who) == "in"} == {"chief", "internal"}
+        assert {who for who in TOKENS if outcome(EXPOSED, path, who, None) == "in"} == {"internal"}
 
 
 def test_empty_key_file_accepts_no_caller() -> None:
