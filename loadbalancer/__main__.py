@@ -30,6 +30,7 @@ from loadbalancer.access.startup_checks import (
 from loadbalancer.components import named_os_errors
 from loadbalancer.context.request_context import log_fields
 from loadbalancer.http_server.server import set_socket_limits
+from loadbalancer.large_blocks import return_large_blocks
 from loadbalancer.serving import serve
 
 log = logging.getLogger("loadbalancer")
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal. Returns the exit status: 0 stopped, 2 startup failed."""
     detach_standard_streams()
+    return_large_blocks()
     # FastAPI compares each parameter with the models of pydantic's first version, if that can be imported: 1.5 MB.
     sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]
     settings = settings_from(_parser().parse_args(argv))

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadbalancer.generation.decoding.messages import HEADER, DecodeResult, decode_result
@@ -56,14 +57,14 @@ class Decoder:
             )
         )
 
-    async def decode(self, request: bytes, max_result_bytes: int) -> DecodeResult:
+    async def decode(self, request: Sequence[bytes], max_result_bytes: int) -> DecodeResult:
         """Send the encoded request and return its result. Raises `DecoderDied`, and `ValueError` for a bad result.
 
         After an exception, also a cancellation, the process must be killed.
         """
         self.uses += 1
         try:
-            self._stdin.write(request)
+            self._stdin.writelines(request)
             await self._stdin.drain()
             async with self._reading:
                 (length,) = HEADER.unpack(await self._stdout.readexactly(HEADER.size))

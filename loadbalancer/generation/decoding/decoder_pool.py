@@ -178,7 +178,7 @@ class DecoderPool:
         return Unavailable(text, code="decoder_killed", retry_after_s=5)
 
 
-def _read(read: Callable[[], DecodeRequest]) -> tuple[DecodeRequest, bytes]:
+def _read(read: Callable[[], DecodeRequest]) -> tuple[DecodeRequest, tuple[bytes, bytes]]:
     """Return the request without its files, and the encoded one."""
     request = read()
     return msgspec.structs.replace(request, image=b"", mask=None), encode(request)

@@ -40,7 +40,7 @@ def main() -> int:
     _limit(resource.RLIMIT_FSIZE, 0)  # it writes no files
     with contextlib.suppress(BrokenPipeError):  # the balancer has gone
         while (request := read_request(sys.stdin.buffer)) is not None:
-            sys.stdout.buffer.write(encode(handle(request)))
+            sys.stdout.buffer.writelines(encode(handle(request)))
             sys.stdout.buffer.flush()
     return 0
 

@@ -66,12 +66,10 @@ _request_decoder = msgspec.msgpack.Decoder(DecodeRequest)
 _result_decoder = msgspec.msgpack.Decoder[DecodeResult](DecodeResult)
 
 
-def encode(message: DecodeRequest | DecodeResult) -> bytes:
-    """The message with its length in front."""
-    buffer = bytearray(HEADER.size)
-    _encoder.encode_into(message, buffer, HEADER.size)
-    HEADER.pack_into(buffer, 0, len(buffer) - HEADER.size)
-    return bytes(buffer)
+def encode(message: DecodeRequest | DecodeResult) -> tuple[bytes, bytes]:
+    """The length of the message, and the message, which may be large."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)), body
 
 
 def read_request(stream: BinaryIO) -> DecodeRequest | None:
