@@ -5,8 +5,9 @@
     scripts/walk.py --list             # each function, in the order of its first call
     scripts/walk.py --against 1627787  # an earlier commit beside it
 
-Starts the real programs with a profile hook and a simulated model. One request is traced from the HTTP front to its
-response, in the load balancer and in the worker. One look of the controller is traced that makes a scaling decision.
+Starts the real programs with a profile hook and a simulated model. Nine equal requests are traced from the HTTP front
+to the response, in the load balancer and in the worker. What most of them call is the way of a request. One look of the
+controller is traced that makes a scaling decision.
 Only functions of the product count, with methods, properties and lambdas. A comprehension or generator expression is
 part of the function around it, on every version of Python. Generated methods, hits of a cache, imports and what runs
 without a request (ticks, the device monitor) do not count.

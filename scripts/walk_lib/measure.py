@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,11 @@ _TRACED = Path(__file__).with_name("traced.py")
 #: Two looks of the controller are further apart than this, and the calls of one look are closer together.
 _LOOK_GAP_S = 0.12
 _INTERVAL_S = 3.0
+#: Requests that are traced, and the seconds after each response in which it still causes calls.
+_REQUESTS = 9
+_AFTER_S = 0.3
+#: The client keeps its connection all the time, so that every request repeats the head of the last one.
+_KEEP = httpx.Limits(keepalive_expiry=600)
 _CONFIG: dict[str, Any] = {
     # Heartbeats would be counted as parts of the request.
     "workers": {"heartbeat_s": 20, "lost_after_s": 100, "orphan_after_s": 100},
@@ -78,7 +86,7 @@ class Walk:
 
 
 def request_walk(tree: Path) -> Walk:
-    """The way of one image request through a load balancer and a worker of the checkout `tree`."""
+    """The usual way of an image request through a load balancer and a worker of the checkout `tree`."""
     with tempfile.TemporaryDirectory(prefix="muster-walk-") as name:
         folder = Path(name)
         config, port = _write_config(folder), free_port()
@@ -90,7 +98,7 @@ def request_walk(tree: Path) -> Walk:
             _wait_for(f"{url}/healthz")
             start(_traced(tree, folder, "worker", *where, "--id", "sim-0", "--device", "sim:0"))
             _wait_for(f"{url}/readyz")
-            with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            with httpx.Client(base_url=url, timeout=PATIENCE_S, limits=_KEEP) as client:
                 for _ in range(3):
                     _draw(client)
                 time.sleep(0.5)  # the next tick reads the first heartbeat
@@ -98,19 +106,17 @@ def request_walk(tree: Path) -> Walk:
                 time.sleep(0.5)
                 idle_since = time.monotonic()
                 time.sleep(2.5)
-                started = time.monotonic()
-                _draw(client)
-                time.sleep(0.3)
+                starts = [_draw_isolated(client) for _ in range(_REQUESTS)]
                 ended = time.monotonic()
         steps: list[Step] = []
         changes = 0
         for program in ("loadbalancer", "worker"):
-            calls = _read(folder, program)
+            calls = [call for call in _read(folder, program) if call.at < ended]
             # The worker's loop is the same with and without a request; the balancer's ticks are not.
-            since = idle_since if program == "loadbalancer" else started
-            on_way = _without_ticks(calls, since, started, ended)
-            steps += _steps(program, on_way)
-            changes += _file_changes(on_way)
+            since = idle_since if program == "loadbalancer" else starts[0]
+            own, own_changes = _usual_way(program, _without_ticks(calls, since, starts[0]), starts)
+            steps += own
+            changes += own_changes
         return Walk(steps, changes)
 
 
@@ -139,14 +145,28 @@ def scaling_walk(tree: Path) -> Walk:
         return Walk(_steps("controller", look), _file_changes(look))
 
 
-def _without_ticks(calls: Sequence[Call], idle_since: float, started: float, ended: float) -> list[Call]:
-    """The calls of the request. A chain of calls that also starts while the server is idle is a tick."""
+def _without_ticks(calls: Sequence[Call], idle_since: float, started: float) -> list[Call]:
+    """The calls of requests. A chain of calls that also starts while the server is idle is a tick."""
     roots: dict[int, str] = {}
     for index, call in enumerate(calls):
-        if idle_since <= call.at < ended:
+        if idle_since <= call.at:
             roots[index] = roots.get(call.parent, f"{call.file}:{call.function}")
     ticks = {root for index, root in roots.items() if calls[index].at < started}
     return [calls[index] for index, root in roots.items() if calls[index].at >= started and root not in ticks]
+
+
+def _usual_way(program: str, calls: Sequence[Call], starts: Sequence[float]) -> tuple[list[Step], int]:
+    """The functions of most requests, and the median of the changes of file.
+
+    Rare ticks, such as the sweep of the database, fall into the time of one request only. In a few requests, head and
+    body arrive one after the other, or messages of the worker together.
+    """
+    bounds = itertools.pairwise([*starts, math.inf])
+    requests = [[call for call in calls if start <= call.at < end] for start, end in bounds]
+    each = [_steps(program, request) for request in requests]
+    counts = Counter(itertools.chain.from_iterable(each))
+    usual = [step for step in dict.fromkeys(itertools.chain.from_iterable(each)) if 2 * counts[step] > len(starts)]
+    return usual, statistics.median_low([_file_changes(request) for request in requests])
 
 
 def _of_control_loop(calls: Sequence[Call]) -> list[Call]:
@@ -177,6 +197,14 @@ def _file_changes(calls: Sequence[Call]) -> int:
     for call in calls:
         threads.setdefault(call.thread, []).append(call.file)
     return sum(a != b for files in threads.values() for a, b in itertools.pairwise(files))
+
+
+def _draw_isolated(client: httpx.Client) -> float:
+    """Send one request, with nothing before and after it. Returns when it was sent."""
+    started = time.monotonic()
+    _draw(client)
+    time.sleep(_AFTER_S)
+    return started
 
 
 def _draw(client: httpx.Client) -> None:
