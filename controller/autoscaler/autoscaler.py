@@ -153,8 +153,20 @@ class Autoscaler:
         trigger = find_trigger(observation, model.scaling, model.limits, model.decision, model.decided_at, now)
         if not trigger:
             return None
-        model.decided_at = now
-        return self._decide(name, model, observation, trigger, now)
+        model.decided_at, failure = now, ""
+        try:
+            decision, model.memory = bounds.decide(
+                model.policy, observation, model.scaling, model.limits, model.memory, now
+            )
+        except Exception as error:  # a user's own policy may raise anything
+            failure = traceback.format_exc()
+            reason = f"the policy failed: {type(error).__name__}: {error}"
+            decision = Decision(observation.provisioned, reason, valid=False)
+        if decision.valid:
+            model.decision, model.has_decided = decision, True
+        else:
+            self._keep_existing(model, observation)
+        return DecisionEvent(name, now, trigger, observation, decision, failure)
 
     def _keep_existing(self, model: ModelState, observation: Observation) -> None:
         """Before the first decision, keep the workers of an earlier controller."""
@@ -178,25 +190,6 @@ class Autoscaler:
             machine_faults.keys(),
             model_machines(demand.observation.model, self.machines.reported),
         )
-
-    def _decide(
-        self, name: str, model: ModelState, observation: Observation, trigger: str, now: float
-    ) -> DecisionEvent:
-        failure = ""
-        try:
-            decision, model.memory = bounds.decide(
-                model.policy, observation, model.scaling, model.limits, model.memory, now
-            )
-        except Exception as error:  # a user's own policy may raise anything
-            failure = traceback.format_exc()
-            decision = Decision(
-                observation.provisioned, f"the policy failed: {type(error).__name__}: {error}", valid=False
-            )
-        if decision.valid:
-            model.decision, model.has_decided = decision, True
-        else:
-            self._keep_existing(model, observation)
-        return DecisionEvent(name, now, trigger, observation, decision, failure)
 
     def dump_state(self) -> bytes:
         """Return the state for the next controller, for `restore`."""

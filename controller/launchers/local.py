@@ -33,6 +33,10 @@ class LocalLauncher:
         self._processes = Processes(children_dir(settings.data_dir), log_dir(settings.data_dir), settings.logging)
         #: Poll every process, including the balancer.
         self.poll = self._processes.poll
+        #: Bound the logs of running processes. Cheap if it was just done.
+        self.rotate_logs = self._processes.rotate_logs
+        #: Write the device to the standby worker's file, and send it SIGUSR2.
+        self.activate = self._processes.activate
         self._config = run_dir(settings.data_dir) / "config.yaml"
         balancer = ["--connect", worker_address(settings.data_dir)]
         self._commands = WorkerCommands(self._data_dir, self._config, balancer, python)
@@ -76,10 +80,6 @@ class LocalLauncher:
         settings = generation(self._settings, model)
         self._processes.spawn(worker, model, device, command, env, generation=settings, spare=standby)
 
-    def activate(self, worker: str, device: str) -> None:
-        """Write the device to the standby worker's file, and send it SIGUSR2."""
-        self._processes.activate(worker, device)
-
     def start_balancer(self) -> None:
         """Start the balancer unless it runs."""
         server = self._settings.server
@@ -96,9 +96,6 @@ class LocalLauncher:
     def kill(self, worker: str) -> None:
         """Send SIGKILL."""
         self._processes.signal(worker, signal.SIGKILL)
-
-    def rotate_logs(self) -> None:
-        self._processes.rotate_logs()
 
 
 def _read_by_children(text: str) -> Tree:

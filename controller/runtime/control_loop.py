@@ -22,7 +22,7 @@ from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.decision_logger import DecisionLogger, LogThrottle
 from controller.runtime.executor import Executor, only_kills
-from controller.runtime.observe import WorkerTracker, count_starting, observe
+from controller.runtime.observe import WorkerTracker, count_starting
 from controller.runtime.shutdown import stop_processes
 from controller.types import Observation
 from host.types import Exit, SetupError, WorkerProcess
@@ -69,7 +69,7 @@ class ControlLoop:
         self._data_dir = data_dir
         self._machines = machines
         self._console = console
-        self._executor = Executor(machines, autoscaler, max_starting, machines.worker_name)
+        self._executor = Executor(machines, autoscaler, max_starting)
         self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
         self._workers = WorkerTracker()
         self._children: Sequence[WorkerProcess] = ()
@@ -103,8 +103,11 @@ class ControlLoop:
 
     def _maintain(self, now: float) -> None:
         """Check the data directory, and keep what is in it."""
-        self._check_data_dir(now)
-        if self._data_dir_problem is None:
+        self._data_dir_problem = problem = self._data_dir.problem()
+        messages = {} if problem is None else {"": ("removed", problem)}
+        for text in self._data_dir_throttle.filter(messages, now).values():
+            log.error("nothing is started or drained: %s. What runs goes on; restart the server", text)
+        if problem is None:
             self._control_plane.save_if_due()
         self._launcher.rotate_logs()
 
@@ -130,8 +133,7 @@ class ControlLoop:
             self._log_ready_workers(new, now)
         machines, wall = self._machines.machines(), time.time()
         self._control_plane.refresh(machines)
-        models = self._autoscaler.models
-        observations = {each: observe(each, self._children, snapshot, self._workers, now, wall) for each in models}
+        observations = self._workers.observe(self._autoscaler.models, self._children, snapshot, now, wall)
         return _Observed(snapshot, observations, machines)
 
     async def _apply(self, result: TickResult) -> None:
@@ -156,12 +158,6 @@ class ControlLoop:
 
     # ---- processes
 
-    def _check_data_dir(self, now: float) -> None:
-        self._data_dir_problem = problem = self._data_dir.problem()
-        messages = {} if problem is None else {"": ("removed", problem)}
-        for text in self._data_dir_throttle.filter(messages, now).values():
-            log.error("nothing is started or drained: %s. What runs goes on; restart the server", text)
-
     def _poll_processes(self, now: float) -> bool:
         """Handle exits. Return whether there were any."""
         children, exits = self._machines.poll()
@@ -170,8 +166,7 @@ class ControlLoop:
             if ended.process.id == BALANCER:
                 self._supervisor.on_exit(ended)
             else:
-                [process] = self._workers.with_ready_times([ended.process])
-                self._on_worker_exit(dataclasses.replace(ended, process=process))
+                self._on_worker_exit(dataclasses.replace(ended, process=self._workers.forget(ended.process)))
         balancer = next((child for child in children if child.id == BALANCER), None)
         if balancer is not None or self._data_dir_problem is None:
             self._supervisor.ensure_running(balancer, now)
@@ -179,7 +174,6 @@ class ControlLoop:
 
     def _on_worker_exit(self, ended: Exit) -> None:
         child, how = ended.process, describe_exit(ended)
-        self._workers.forget(child.id)
         if not self._autoscaler.on_exit(ended):
             log.info("worker %s has exited (%s)", child.id, how)
             return

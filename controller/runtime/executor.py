@@ -7,12 +7,12 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from configs.devices import machine_of
 from controller.autoscaler.autoscaler import Autoscaler
-from controller.launchers import Launcher
+from controller.launchers.machines import MachinesLauncher
 from controller.planning.plan import Plan
 from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
 
@@ -21,27 +21,14 @@ log = logging.getLogger("controller")
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
-def _same_name(device: str, name: str) -> str:
-    del device
-    return name
-
-
 class Executor:
     """Executes the actions of plans and logs the reason of each.
 
     At most `max_starting` processes start at once on each machine: each one imports libraries and reads weights.
     """
 
-    def __init__(
-        self,
-        launcher: Launcher,
-        autoscaler: Autoscaler,
-        max_starting: int,
-        worker_name: Callable[[str, str], str] = _same_name,
-    ) -> None:
-        """`worker_name` returns the full name of a worker on a device."""
+    def __init__(self, launcher: MachinesLauncher, autoscaler: Autoscaler, max_starting: int) -> None:
         self._launcher = launcher
-        self._worker_name = worker_name
         self._autoscaler = autoscaler
         self._max_starting = max_starting
         self._is_waiting = False
@@ -71,11 +58,11 @@ class Executor:
         """Raises `OSError` if a process cannot be started."""
         match action:
             case Start(model, device, reason):
-                name = self._worker_name(device, _new_name(model))
+                name = self._launcher.worker_name(device, _new_name(model))
                 log.info("starting worker %s on %s: %s", name, device, reason)
                 self._launcher.start(name, model, device)
             case StartSpare(model, kind, reason):
-                name = self._worker_name(kind, _new_name(model))
+                name = self._launcher.worker_name(kind, _new_name(model))
                 log.info("starting standby %s: %s", name, reason)
                 self._launcher.start_spare(name, model, kind)
             case Activate(worker, _, device, reason):

@@ -1,10 +1,10 @@
-"""Builds the observation of a model from the balancer's snapshot and the controller's own processes."""
+"""Builds the observations of the models from the balancer's snapshot and the controller's own processes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from configs.devices import machine_of
 from controller.types import Observation, Queue, Replica, Stage
@@ -30,14 +30,57 @@ class WorkerTracker:
         self._last_seen |= dict.fromkeys(present, now)
         return new
 
-    def forget(self, worker: str) -> None:
-        """Remove a worker that has exited."""
-        self._ready_at.pop(worker, None)
-        self._last_seen.pop(worker, None)
+    def forget(self, process: WorkerProcess) -> WorkerProcess:
+        """Remove a worker that has exited. Return it with the time at which it became ready."""
+        self._last_seen.pop(process.id, None)
+        return dataclasses.replace(process, ready_at=self._ready_at.pop(process.id, None))
 
-    def with_ready_times(self, children: Iterable[WorkerProcess]) -> list[WorkerProcess]:
-        """Return the processes with the time at which each became ready; None before."""
-        return [dataclasses.replace(child, ready_at=self._ready_at.get(child.id)) for child in children]
+    def observe(
+        self,
+        models: Iterable[str],
+        children: Iterable[WorkerProcess],
+        snapshot: Snapshot | None,
+        now: float,
+        unix_s: float | None = None,
+    ) -> dict[str, Observation]:
+        """Combine the processes of each model with the balancer's statistics, if there are any."""
+        own = [dataclasses.replace(child, ready_at=self._ready_at.get(child.id)) for child in children]
+        known: dict[str, WorkerStats] = {}
+        queues: dict[str, Queue] = {}
+        if snapshot is not None:
+            known = {stats.worker: stats for stats in snapshot.workers}
+            for stats in snapshot.models:
+                counts = {name: getattr(stats, name) for name in _QUEUE_COUNTS}
+                queues[stats.model] = Queue(**counts, uptime_s=snapshot.uptime_s)
+        observations = {}
+        for model in models:
+            present = [child for child in own if child.model == model]
+            replicas = [self._replica(each, known.get(each.id), snapshot, now) for each in present if not each.spare]
+            spares = [child for child in present if child.spare]
+            observations[model] = Observation(model, queues.get(model), replicas, spares=spares, unix_s=unix_s)
+        return observations
+
+    def _replica(
+        self, child: WorkerProcess, stats: WorkerStats | None, snapshot: Snapshot | None, now: float
+    ) -> Replica:
+        stage = Stage.STARTING if child.ready_at is None else Stage.READY
+        # A worker that an operator drains is no capacity either.
+        if child.drained_at is not None or (stats is not None and stats.state == "draining"):
+            stage = Stage.DRAINING
+        is_present = stats is not None and stats.slots > 0
+        silent_since = None if is_present else self.silent_since(child.id, snapshot, now)
+        if stats is None:
+            return Replica(child, stage, silent_since=silent_since)
+        return Replica(
+            child,
+            stage,
+            load=stats.assigned + stats.running,
+            silent_since=silent_since,
+            stuck=stats.state == "stuck",
+            memory_bytes=stats.memory_bytes,
+            started_in_s=stats.start.total_s,
+            from_standby=stats.start.standby,
+        )
 
     def silent_since(self, worker: str, snapshot: Snapshot | None, now: float) -> float | None:
         """Return when a ready worker disappeared from the snapshots; None if it is present or was never ready.
@@ -50,31 +93,6 @@ class WorkerTracker:
         return max(last, now - snapshot.uptime_s)
 
 
-def observe(
-    model: str,
-    children: Sequence[WorkerProcess],
-    snapshot: Snapshot | None,
-    workers: WorkerTracker,
-    now: float,
-    unix_s: float | None = None,
-) -> Observation:
-    """Combine the model's processes with the balancer's statistics."""
-    known = {stats.worker: stats for stats in snapshot.workers} if snapshot else {}
-    own = workers.with_ready_times(child for child in children if child.model == model)
-    replicas = []
-    for child in own:
-        if not child.spare:
-            current = known.get(child.id)
-            is_present = current is not None and current.slots > 0
-            silent_since = None if is_present else workers.silent_since(child.id, snapshot, now)
-            replicas.append(_replica(child, current, silent_since))
-    spares = [child for child in own if child.spare]
-    stats = next((stats for stats in snapshot.models if stats.model == model), None) if snapshot else None
-    counts = {name: getattr(stats, name) for name in _QUEUE_COUNTS} if stats else {}
-    queue = Queue(**counts, uptime_s=snapshot.uptime_s) if snapshot and counts else None
-    return Observation(model, queue, replicas, spares=spares, unix_s=unix_s)
-
-
 def count_starting(observations: Iterable[Observation]) -> Counter[str]:
     """Return the processes that load now, workers and standby workers, by machine."""
     loading: Counter[str] = Counter()
@@ -83,22 +101,3 @@ def count_starting(observations: Iterable[Observation]) -> Counter[str]:
         loading.update(machine_of(child.device) for child in workers)
         loading.update(machine_of(spare.device) for spare in observation.spares if spare.loaded_at is None)
     return loading
-
-
-def _replica(child: WorkerProcess, stats: WorkerStats | None, silent_since: float | None) -> Replica:
-    stage = Stage.STARTING if child.ready_at is None else Stage.READY
-    # A worker that an operator drains is no capacity either.
-    if child.drained_at is not None or (stats is not None and stats.state == "draining"):
-        stage = Stage.DRAINING
-    if stats is None:
-        return Replica(child, stage, silent_since=silent_since)
-    return Replica(
-        child,
-        stage,
-        load=stats.assigned + stats.running,
-        silent_since=silent_since,
-        stuck=stats.state == "stuck",
-        memory_bytes=stats.memory_bytes,
-        started_in_s=stats.start.total_s,
-        from_standby=stats.start.standby,
-    )

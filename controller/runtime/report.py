@@ -6,7 +6,7 @@ Times inside are on the autoscaler's clock; the report carries Unix seconds.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, TickResu
 from controller.autoscaler.overrides import Overrides
 from controller.planning.plan import ModelDemand
 from controller.planning.rolling_update import describe_progress
-from controller.types import Observation, Replica, Stage
+from controller.types import Replica, Stage
 from wire.scaling import (
     MAX_DECISIONS,
     MAX_DECISIONS_PER_REPORT,
@@ -53,7 +53,7 @@ class DecisionLog:
                 model=event.model,
                 trigger=event.trigger,
                 provisioned=event.observation.provisioned,
-                ready=_count(event.observation, Stage.READY),
+                ready=sum(replica.stage is Stage.READY for replica in event.observation.replicas),
                 desired=decision.desired,
                 valid=decision.valid,
                 reason=clip(decision.reason, MAX_TEXT),
@@ -117,15 +117,16 @@ def _model(state: ReportInput, demand: ModelDemand, latest: DecisionRecord | Non
     observed, old = demand.observation, demand.outdated
     name, model, plan = observed.model, state.autoscaler.models[observed.model], state.result.plan
     hold, blocked = state.overrides.holds.get(name), plan.blocked.get(name)
+    stages = Counter(replica.stage for replica in observed.replicas)
     return ModelRecord(
         model=name,
         min_workers=model.limits.min_workers,
         max_workers=model.limits.max_workers,
         desired=model.decision.desired,
         provisioned=observed.provisioned,
-        ready=_count(observed, Stage.READY),
-        starting=_count(observed, Stage.STARTING),
-        draining=_count(observed, Stage.DRAINING),
+        ready=stages[Stage.READY],
+        starting=stages[Stage.STARTING],
+        draining=stages[Stage.DRAINING],
         policy=model.scaling.policy,
         reason=latest.reason if latest else model.decision.reason,
         inputs=latest.inputs if latest else {},
@@ -202,7 +203,3 @@ def _finite_numbers(inputs: Mapping[str, object]) -> dict[str, float]:
     """Return the inputs that a report can carry. A custom policy may return anything."""
     numbers = {name[:_MAX_NAME]: float(value) for name, value in inputs.items() if isinstance(value, int | float)}
     return {name: value for name, value in list(numbers.items())[:_MAX_INPUTS] if math.isfinite(value)}
-
-
-def _count(observed: Observation, stage: Stage) -> int:
-    return sum(replica.stage is stage for replica in observed.replicas)

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from controller.balancer_client import BalancerHttpClient, url_of
-from controller.runtime.observe import WorkerTracker, observe
+from controller.runtime.observe import WorkerTracker
 from controller.types import Queue, Stage
 from host.types import WorkerProcess
 from wire.messages import WorkerCounters
@@ -48,15 +48,15 @@ def test_worker_stage(own: WorkerProcess, present: Snapshot | None, stage: Stage
     tracker = WorkerTracker()
     if present is not None:
         tracker.update(present, 10.0)
-    observed = observe("m", [own, child("other", model="n")], present, tracker, 10.0)
+    observed = tracker.observe(["m"], [own, child("other", model="n")], present, 10.0)["m"]
     assert [(r.process.id, r.stage, r.load, r.silent_since) for r in observed.replicas] == [("w", stage, load, None)]
     assert observed.queue == (None if present is None else Queue(7, 3, uptime_s=1000.0))
 
 
 def test_all_statistics_reach_the_policy() -> None:
     model_snapshot = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 6.5, 40, 400, 1000, 10, 33, 2)
-    observed = observe("m", [], Snapshot(0.0, 1234.0, [model_snapshot], []), WorkerTracker(), 10.0)
-    assert observed.queue == Queue(
+    observed = WorkerTracker().observe(["m", "n"], [], Snapshot(0.0, 1234.0, [model_snapshot], []), 10.0)
+    assert observed["m"].queue == Queue(
         queued=7,
         running=3,
         batch_cap=8,
@@ -71,16 +71,14 @@ def test_all_statistics_reach_the_policy() -> None:
         proxied_in_flight=2,
         uptime_s=1234.0,
     )
-    assert observe("n", [], Snapshot(0.0, 1234.0, [model_snapshot], []), WorkerTracker(), 10.0).queue is None, (
-        "of another model"
-    )
+    assert observed["n"].queue is None, "of another model"
 
 
 def test_stuck_and_silent_workers_differ() -> None:
     tracker = WorkerTracker()
     model_snapshot = snapshot(stats("w", "stuck"), stats("v", "silent"))
     tracker.update(model_snapshot, 10.0)
-    observed = observe("m", [child("w"), child("v")], model_snapshot, tracker, 10.0)
+    observed = tracker.observe(["m"], [child("w"), child("v")], model_snapshot, 10.0)["m"]
     assert [(r.process.id, r.stage, r.stuck) for r in observed.replicas] == [
         ("w", Stage.READY, True),
         ("v", Stage.READY, False),
@@ -91,7 +89,7 @@ def test_worker_stays_ready_without_balancer() -> None:
     tracker = WorkerTracker()
     assert tracker.update(snapshot(stats("w")), 10.0) == ["w"]
     assert tracker.update(snapshot(stats("w")), 11.0) == [], "new only once"
-    [replica] = observe("m", [child("w")], None, tracker, 500.0).replicas
+    [replica] = tracker.observe(["m"], [child("w")], None, 500.0)["m"].replicas
     assert (replica.stage, replica.silent_since) == (Stage.READY, None)
 
 
@@ -105,7 +103,8 @@ def test_silence_counts_from_last_snapshot_or_balancer_start() -> None:
     assert tracker.silent_since("never", snapshot(), 40.0) is None
     tracker.update(snapshot(stats("w")), 41.0)
     assert tracker.silent_since("w", snapshot(), 41.0) is None
-    tracker.forget("w")
+    assert tracker.forget(child("w")).ready_at == 10.0
+    assert tracker.forget(child("w")).ready_at is None, "it is forgotten"
     assert tracker.update(snapshot(stats("w")), 42.0) == ["w"]
 
 
