@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, settings
 
 from scripts.harness.balancer import Server, running, sim
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Until all tests are collected: looking for garbage among what imports build would double their time.
 gc.disable()
 # Before any library reads it: tests ask no model hub for anything.
