@@ -319,6 +319,8 @@ class Workers(Section):
     """Maximum number of processes that start at once on each machine. `auto`: devices of the server, at least 8."""
     drain_timeout_s: PositiveSeconds = 60.0
     """Time that a draining worker has to finish tasks that cannot be moved; it is killed 10 s later."""
+    drain_grace_s: Seconds = 0.3
+    """A worker goes on for so long after SIGTERM, and longer if the balancer says then that it is stopping too."""
     stuck_factor: float = Field(default=20.0, ge=2)
     """A live worker is stuck, and replaced, if it completes no step for this multiple of its measured step time ..."""
     stuck_min_s: PositiveSeconds = 120.0

@@ -43,9 +43,6 @@ log = logging.getLogger("worker")
 EXIT_CRASH = 1
 #: The model cannot be loaded. The last line of the log says why.
 EXIT_CANNOT_START = 4
-#: A service manager sends SIGTERM to every process of a server at once, in any order. This long the worker waits for
-#: the balancer to say that it is stopping: it then still needs its workers.
-_DRAIN_GRACE_S = 0.3
 
 _DESCRIPTION = """\
 A model-server process: loads one model on one device, takes tasks from the balancer and steps them in one batch.
@@ -258,7 +255,7 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
     loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s, round_trips)
     # Only now: a signal during loading ends the process at once, because there is nothing to drain.
-    _drain_on_signals(client)
+    _drain_on_signals(client, workers.drain_grace_s)
     log.info("ready after %.1f s (%s)", stopwatch.times.total_s, stopwatch)
     with contextlib.suppress(OSError):  # the disk is full, or the controller is on another machine
         served_file(children_dir(settings.data_dir), name).touch()
@@ -300,7 +297,12 @@ def _prepare(settings: Settings, name: str, loaded: LoadedEngine) -> tuple[Model
     return model, sizer
 
 
-def _drain_on_signals(client: BalancerClient) -> None:
+def _drain_on_signals(client: BalancerClient, grace_s: float) -> None:
+    """A service manager sends SIGTERM to every process of a server at once, in any order.
+
+    So the worker waits for `grace_s` for the balancer to say that it is stopping: it then still needs its workers.
+    """
+
     def drain(signum: int, frame: object) -> None:
         del frame
         reason = f"signal {signal.Signals(signum).name}"
@@ -309,7 +311,7 @@ def _drain_on_signals(client: BalancerClient) -> None:
             client.request_drain(reason)
             client.request_drain(reason)
         else:
-            client.request_drain(reason, _DRAIN_GRACE_S)
+            client.request_drain(reason, grace_s)
 
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, drain)

@@ -29,7 +29,14 @@ log = logging.getLogger("controller")
 #: Settings of a model that its workers do not read. The proxy has a secret.
 _NOT_READ = {"scaling", "gpu_memory", "cold_start_proxy"}
 #: Settings of the section `workers` that workers read.
-_READ_BY_WORKERS = {"heartbeat_s", "lost_after_s", "orphan_after_s", "drain_timeout_s", "max_result_bytes"}
+_READ_BY_WORKERS = {
+    "heartbeat_s",
+    "lost_after_s",
+    "orphan_after_s",
+    "drain_timeout_s",
+    "drain_grace_s",
+    "max_result_bytes",
+}
 
 
 class MachinesLauncher:
