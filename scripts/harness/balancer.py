@@ -16,6 +16,9 @@ from configs.paths import internal_token
 from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, wait_until
 from wire.snapshot import Snapshot
 
+#: No process counts as lost, nor leaves, because a busy machine lets another one wait.
+PATIENT = {"lost_after_s": 120, "orphan_after_s": 300}
+
 
 def sim(**options: Any) -> dict[str, Any]:
     """Return the configuration of a simulated model with small images and steps of `t0_s + t1_s * batch` seconds."""
@@ -107,11 +110,11 @@ def running(
     """Start a balancer with ready workers: a number of each model, or one number for every model.
 
     `settings` are further sections of the configuration, such as `server={"max_n": 4}`;
-    `life` is the section `workers`, `program` the module that is the balancer.
+    `life` is the section `workers`, merged with `PATIENT`; `program` the module that is the balancer.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     config = data_dir / "config.yaml"
-    tree = {"models": dict(models), "workers": dict(life or {}), **settings}
+    tree = {"models": dict(models), "workers": PATIENT | dict(life or {}), **settings}
     config.write_text(yaml.safe_dump(tree, sort_keys=False))
     port = free_port()
     balancer = launch(program, data_dir, "--config", str(config), "--port", str(port), log="loadbalancer")

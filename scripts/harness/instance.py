@@ -16,11 +16,13 @@ import yaml
 
 from configs.paths import children_dir, internal_token
 from host.processes import ProcessRecord
+from scripts.harness.balancer import PATIENT
 from scripts.harness.processes import PATIENCE_S, ROOT, free_port, is_alive, launch, wait_until
+from wire.scaling import ControllerReport
 from wire.snapshot import Snapshot, WorkerStats
 
 #: The section `workers` of an instance whose configuration has none.
-TIMES = {"heartbeat_s": 0.2, "lost_after_s": 5}
+TIMES = {"heartbeat_s": 0.2} | PATIENT
 
 
 class Instance:
@@ -84,16 +86,41 @@ class Instance:
         self.pids |= {process.pid for process in found}
         return found
 
+    def _internal(self, name: str) -> bytes | None:
+        """Return what the balancer says at `/internal/NAME`; None if it has nothing, or does not answer."""
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{self.url}/internal/{name}", headers=self.admin, timeout=PATIENCE_S)
+            return answer.content if answer.is_success else None
+        return None
+
+    def snapshot(self) -> Snapshot | None:
+        content = self._internal("snapshot")
+        return None if content is None else msgspec.json.decode(content, type=Snapshot)
+
     def workers(self) -> list[WorkerStats]:
         """Return the ready workers; none if the balancer does not answer."""
-        try:
-            answer = httpx.get(f"{self.url}/internal/snapshot", headers=self.admin, timeout=PATIENCE_S)
-        except httpx.TransportError:
-            return []
-        if not answer.is_success:
+        snapshot = self.snapshot()
+        if snapshot is None:
             return []
         self.children()
-        return [w for w in msgspec.json.decode(answer.content, type=Snapshot).workers if w.state == "ready" and w.slots]
+        return [worker for worker in snapshot.workers if worker.state == "ready" and worker.slots]
+
+    def next_reports(self, count: int = 1) -> list[ControllerReport]:
+        """Wait for so many reports of the controller that the balancer does not have yet: one for each control loop."""
+        content = self._internal("controller")
+        before = 0.0 if content is None else msgspec.json.decode(content, type=ControllerReport).time
+        found: dict[float, ControllerReport] = {}
+
+        def has_come() -> bool:
+            content = self._internal("controller")
+            if content is not None:
+                report = msgspec.json.decode(content, type=ControllerReport)
+                if report.time > before:
+                    found[report.time] = report
+            return len(found) >= count
+
+        self.until(has_come, f"{count} reports of the controller")
+        return list(found.values())
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for the condition. Raises `AssertionError` if it does not hold in time, or if the controller ends."""

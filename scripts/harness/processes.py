@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import random
@@ -51,6 +52,7 @@ def free_port() -> int:
             reservation.close()
             continue
         _reservations.append(reservation)
+        atexit.register(reservation.close)
         return port
 
 

@@ -18,6 +18,7 @@ from configs.paths import worker_address
 from configs.settings import Settings
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskUpdate
+from scripts.harness.balancer import PATIENT
 from scripts.harness.processes import PATIENCE_S
 from tests.support.waiting import until
 from wire.inputs import ImageInputs
@@ -26,7 +27,7 @@ from worker.engines.sim import expected_image
 
 CONFIG: dict[str, Any] = {
     "queue": {"deadline_slack": None},
-    "workers": {"heartbeat_s": 0.2, "lost_after_s": 3, "orphan_after_s": 4},
+    "workers": {"heartbeat_s": 0.2} | PATIENT,
     "models": {
         "m": {
             "engine": "sim",
