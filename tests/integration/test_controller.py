@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,19 +84,29 @@ def test_serves_and_stops_without_remaining_processes(start: Start) -> None:
 @pytest.mark.parametrize("first", ["controller", "loadbalancer", "worker"])
 async def test_signal_to_all_processes_loses_no_request(start: Start, first: str) -> None:
     """As a service manager sends it, in any order."""
-    instance = start("--min-workers", "2", models={"m": sim(t0_s=0.02, t1_s=0.0, max_batch_size=1)})
-    instance.until_workers(2)
+    # A stopped worker gets tasks for three heartbeats. The times that processes have suffice on a busy machine.
+    life = TIMES | {"heartbeat_s": 30, "drain_grace_s": 60}
+    model = sim(t0_s=0.02, t1_s=0.0, max_batch_size=1)
+    instance = start("--min-workers", "2", models={"m": model}, workers=life, server={"shutdown_s": 8})
+    workers = instance.until_workers(2)
     programs = {process.pid: process.cmdline()[1] for process in instance.children()}
     programs[instance.process.pid] = "controller"
-    body = {"prompt": "a seven", "num_inference_steps": 40}
+    body = {"prompt": "a seven", "num_inference_steps": 10}
+
+    def all_wait() -> bool:
+        snapshot = instance.snapshot()
+        return snapshot is not None and [(m.queued, m.running) for m in snapshot.models] == [(2, 2)]
+
     async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        # Two run and two are queued.
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGSTOP)
         requests = [asyncio.create_task(client.post(f"{instance.url}/predict", json=body)) for _ in range(4)]
-        both_run = lambda: all(worker.running for worker in instance.workers())  # noqa: E731
-        await asyncio.to_thread(instance.until, both_run, "a task on each worker")
+        await asyncio.to_thread(instance.until, all_wait, "a task on each worker, and two in the queue")
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGCONT)
         for pid in sorted(programs, key=lambda pid: programs[pid] != first):
             os.kill(pid, signal.SIGTERM)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # else the last one could have its signal before the first one
         assert [answer.status_code for answer in await asyncio.gather(*requests)] == [200] * 4
     assert instance.process.wait(PATIENCE_S) == 0
     assert instance.children() == []
@@ -203,7 +212,7 @@ def test_restarted_controller_adopts_processes(start: Start) -> None:
     instance.start()
     instance.until(lambda: "adopting" in instance.output(), "the adoption")
     instance.until(lambda: instance.output().count("Muster is ready at") == 2, "the second welcome")
-    time.sleep(2.0)  # enough time for a wrong start
+    instance.next_reports(3)  # a wrong start would be made in the first control loop
     assert {process.pid for process in instance.children()} == before
     instance.process.send_signal(signal.SIGINT)
     assert instance.process.wait(PATIENCE_S) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -14,7 +13,6 @@ import httpx
 import msgspec
 import pytest
 
-from configs.paths import internal_token
 from scripts.harness.balancer import sim
 from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S
@@ -58,18 +56,9 @@ async def ask(instance: Instance, model: str, times: int) -> None:
 
 
 def report(instance: Instance) -> ControllerReport:
-    """Wait for the controller's report and return it."""
-    headers = {"authorization": f"Bearer {internal_token(instance.folder)}"}
-    found: list[ControllerReport] = []
-
-    def is_available() -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            answer = httpx.get(f"{instance.url}/internal/controller", headers=headers, timeout=PATIENCE_S)
-            found.append(msgspec.json.decode(answer.raise_for_status().content, type=ControllerReport))
-        return bool(found)
-
-    instance.until(is_available, "the controller's report")
-    return found[-1]
+    """Wait for the controller's next report and return it."""
+    [found] = instance.next_reports()
+    return found
 
 
 def placed(instance: Instance) -> list[str]:
@@ -99,7 +88,7 @@ async def test_shifting_load_swaps_workers_without_failed_requests(instance: Ins
         instance.until, lambda: all(model.draining == 0 for model in report(instance).models), "rest"
     )
     idle_processes = {process.pid for process in instance.children()}
-    await asyncio.sleep(5.0)
+    await asyncio.to_thread(instance.next_reports, 5)
     assert {process.pid for process in instance.children()} == idle_processes
     expected = {"a": 2, "b": 0, "c": 0}
     await asyncio.to_thread(
