@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -70,7 +70,7 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
     output_format: ImageFormat = "png"
     output_quality: Annotated[int, msgspec.Meta(ge=0, le=100)] = 100
     #: Number of previews, spread evenly over the steps.
-    partial_images: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    previews: Annotated[int, msgspec.Meta(ge=0, le=1000)] = msgspec.field(default=0, name="partial_images")
     mode: GenerationMode = "text"
     #: Distance from the source image: 1 ignores it. Unused for `text`.
     strength: float = 1.0
@@ -86,10 +86,6 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
     def max_steps(self) -> int:
         """Largest number of steps that a worker may report."""
         return MAX_PASSES_PER_STEP * self.steps
-
-    @property
-    def previews(self) -> int:
-        return self.partial_images
 
     @property
     def source_frames(self) -> int:
@@ -111,27 +107,16 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
 class CallInputs(msgspec.Struct, frozen=True, tag="call", omit_defaults=True):
     """One call of a user's engine. Its frames hold the parts, in order."""
 
+    shape: ClassVar[Shape] = NO_SHAPE
+    #: Work in the engine's unit, as far as it is known before the task runs.
+    steps: ClassVar[int] = 1
+    #: Largest number of steps that a worker may report: the engine alone knows how many it takes.
+    max_steps: ClassVar[int] = 2**31 - 1
+    previews: ClassVar[int] = 0
+
     parts: Annotated[tuple[Part, ...], msgspec.Meta(max_length=MAX_PARTS)]
     #: The client wants the results piece by piece, as `Chunk`s.
     stream: bool = False
-
-    @property
-    def shape(self) -> Shape:
-        return NO_SHAPE
-
-    @property
-    def steps(self) -> int:
-        """Work in the engine's unit, as far as it is known before the task runs."""
-        return 1
-
-    @property
-    def max_steps(self) -> int:
-        """Largest number of steps that a worker may report: the engine alone knows how many it takes."""
-        return 2**31 - 1
-
-    @property
-    def previews(self) -> int:
-        return 0
 
     @property
     def source_frames(self) -> int:
@@ -162,6 +147,11 @@ class TextInputs(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     The state of a task is the ids of its generated tokens, as little-endian uint32 in one frame.
     """
 
+    shape: ClassVar[Shape] = NO_SHAPE
+    previews: ClassVar[int] = 0
+    #: Number of frames before those of a checkpoint.
+    source_frames: ClassVar[int] = 1
+
     sampling: Sampling
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**24)]
     min_tokens: Count = 0
@@ -175,10 +165,6 @@ class TextInputs(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     json_schema: str = ""
 
     @property
-    def shape(self) -> Shape:
-        return NO_SHAPE
-
-    @property
     def steps(self) -> int:
         """The most that it can take. The balancer expects less, see `TextWork`."""
         return self.max_tokens
@@ -186,14 +172,6 @@ class TextInputs(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     @property
     def max_steps(self) -> int:
         return self.max_tokens
-
-    @property
-    def previews(self) -> int:
-        return 0
-
-    @property
-    def source_frames(self) -> int:
-        return 1
 
 
 #: What a task computes. Only engines and the HTTP API know the kinds; everything between uses their common properties.

@@ -209,7 +209,7 @@ def resolve_request(
         negative_prompt=negative_prompt,
         output_format=output_format,
         output_quality=output_quality,
-        partial_images=partial_images,
+        previews=partial_images,
         loras=loras,
         reproducible=bool(request.reproducible) or settings.reproducible,
     )

@@ -195,7 +195,7 @@ async def test_task_fails_after_three_crashes_and_others_complete(
 
 async def test_previews_come_in_order_before_the_image(service: InProcessService) -> None:
     await service.start("w")
-    sent = service.submit([inputs(steps=20, partial_images=3)])
+    sent = service.submit([inputs(steps=20, previews=3)])
     await sent.check_images()
     previews = [u for u in sent.updates if isinstance(u, TaskProgress) and u.preview is not None]
     assert [u.step for u in previews] == [5, 10, 15]

@@ -127,5 +127,5 @@ def test_slow_reader_does_not_delay_same_recording(big: Server) -> None:
     events = [json.loads(line[6:]) for line in replayed.text.splitlines() if line.startswith("data: ")]
     images = {event["index"]: event["b64_json"] for event in events if event["type"] == "image_generation.completed"}
     assert sorted(images) == list(range(IMAGES))
-    first = ImageInputs("a seven", SIDE, SIDE, 3, 3.0, 1, "ddim", output_format="jpeg", partial_images=1)
+    first = ImageInputs("a seven", SIDE, SIDE, 3, 3.0, 1, "ddim", output_format="jpeg", previews=1)
     assert base64.b64decode(images[0]) == expected_image(first)

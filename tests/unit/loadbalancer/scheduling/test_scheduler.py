@@ -294,7 +294,7 @@ def test_lost_workers_task_resumes_from_last_checkpoint() -> None:
     core = new_scheduler()
     connect(core, "a", 1)
     one = task("t")
-    one.inputs = msgspec.structs.replace(one.inputs, partial_images=1)
+    one.inputs = msgspec.structs.replace(one.inputs, previews=1)
     core.handle(TasksSubmitted([one]), 0.0)
     receive(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state at 5",))
     [updates] = progress_updates(

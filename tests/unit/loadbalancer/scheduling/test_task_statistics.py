@@ -109,7 +109,7 @@ def test_first_preview_counts_once() -> None:
     core = scheduler()
     connect(core, "w", 1)
     wanted = task("t")
-    wanted.inputs = msgspec.structs.replace(INPUTS, partial_images=2)
+    wanted.inputs = msgspec.structs.replace(INPUTS, previews=2)
     core.handle(TasksSubmitted([wanted]), 0.0)
     for step, now in ((5, 2.0), (10, 4.0)):
         receive(core, "w", Progress("t", 1, step=step, steps=20, preview=True, frames=1), now, (PNG,))

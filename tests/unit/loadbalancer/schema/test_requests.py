@@ -71,7 +71,7 @@ def test_absent_fields_take_configured_defaults() -> None:
     )
     assert (inputs.width, inputs.height, inputs.steps, inputs.guidance_scale) == (64, 96, 20, 3.0)
     assert (inputs.scheduler, inputs.seed, inputs.negative_prompt) == ("ddim", 99, "")
-    assert (inputs.output_quality, inputs.partial_images) == (100, 0)
+    assert (inputs.output_quality, inputs.previews) == (100, 0)
 
 
 #: The presets of a model, a request, and the resulting steps, guidance and scheduler.
@@ -149,7 +149,7 @@ def test_seeds_count_up_and_wrap(seed: int, seeds: list[int]) -> None:
 def test_images_of_a_request_differ_only_in_seed() -> None:
     job = resolve(prompt="a", n=4, seed=1, stream=True, partial_images=3, output_format="webp", output_compression=5)
     assert len({repr(inputs).replace(f"seed={inputs.seed}", "") for inputs in job.inputs}) == 1
-    assert (job.inputs[0].partial_images, job.inputs[0].output_quality, job.inputs[0].output_format) == (3, 5, "webp")
+    assert (job.inputs[0].previews, job.inputs[0].output_quality, job.inputs[0].output_format) == (3, 5, "webp")
 
 
 def test_empty_names_mean_the_defaults() -> None:
@@ -314,7 +314,7 @@ def test_random_json_is_within_bounds_or_rejected(body: Any, seed: int) -> None:
         assert 1 <= inputs.steps <= limits.max_steps
         assert 0 <= inputs.guidance_scale <= limits.max_guidance_scale
         assert 0 <= inputs.seed < SEEDS
-        assert 0 <= inputs.partial_images <= 3
+        assert 0 <= inputs.previews <= 3
         assert 0 <= inputs.output_quality <= 100
 
 
