@@ -267,8 +267,14 @@ class BalancerClient:
 
     def _read(self, dealer: zmq.Socket[bytes]) -> None:
         while int(dealer.getsockopt(_EVENTS)) & _POLLIN:  # cheaper than the exception of an empty socket
+            frames: list[bytes] = []
+            has_more = True
+            while has_more:  # all frames of a message are there once the first is
+                frame = dealer.recv(zmq.DONTWAIT, copy=False)
+                frames.append(frame.bytes)
+                has_more = frame.more
             try:
-                envelopes = decode_for_worker(_frames(dealer))
+                envelopes = decode_for_worker(frames)
             except MalformedFrames as error:
                 if not self._malformed:
                     log.warning("dropped a malformed message (further ones are only counted): %s", error)
@@ -278,13 +284,3 @@ class BalancerClient:
                 if isinstance(envelope.message, Assign):  # here, because the loop may be in a step
                     self._round_trips.on_assign(envelope.message.queued, time.monotonic())
                 self._inbox.put(envelope)
-
-
-def _frames(dealer: zmq.Socket[bytes]) -> list[bytes]:
-    """Receive one message. All its frames are there once the first is."""
-    frames: list[bytes] = []
-    while True:
-        frame = dealer.recv(zmq.DONTWAIT, copy=False)
-        frames.append(frame.bytes)
-        if not frame.more:
-            return frames

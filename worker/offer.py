@@ -79,23 +79,6 @@ class RoundTrips:
         self.queued = 0
 
 
-class _RecentSteps:
-    """The latest steps of one shape and batch, and what the next one is expected to take, in seconds."""
-
-    __slots__ = ("_loops", "_steps", "longest_step_s", "shortest_loop_s", "shortest_step_s")
-
-    def __init__(self) -> None:
-        self._steps: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._loops: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self.shortest_step_s = self.longest_step_s = self.shortest_loop_s = 0.0
-
-    def add(self, step_s: float, loop_s: float) -> None:
-        self._steps.append(step_s)
-        self._loops.append(loop_s)
-        self.shortest_step_s, self.longest_step_s = min(self._steps), max(self._steps)
-        self.shortest_loop_s = min(self._loops)
-
-
 class PlannedStep(NamedTuple):
     """What is sent before a step."""
 
@@ -109,7 +92,8 @@ class OfferPlanner:
 
     def __init__(self, round_trips: RoundTrips) -> None:
         self._round_trips = round_trips
-        self._recent: dict[tuple[Shape, int], _RecentSteps] = {}
+        #: Seconds of the latest steps of each shape and batch, and of the loops around them.
+        self._recent: dict[tuple[Shape, int], tuple[deque[float], deque[float]]] = {}
 
     def on_step(self, shape: Shape, tasks: int, step_s: float, loop_s: float) -> None:
         """Learn the duration of a step, and of the loop from messages received to results sent."""
@@ -117,8 +101,10 @@ class OfferPlanner:
         if recent is None:
             if len(self._recent) >= _MAX_BATCHES:
                 self._recent.clear()
-            recent = self._recent[shape, tasks] = _RecentSteps()
-        recent.add(step_s, loop_s)
+            recent = self._recent[shape, tasks] = deque(maxlen=_RECENT_STEPS), deque(maxlen=_RECENT_STEPS)
+        steps, loops = recent
+        steps.append(step_s)
+        loops.append(loop_s)
 
     def plan(self, group: Sequence[Member], now: float) -> PlannedStep:
         """Return the offer for a step of `group` that starts now; tasks that wait on the worker already count.
@@ -129,8 +115,8 @@ class OfferPlanner:
         recent = self._recent.get((group[0].shape, len(group)))
         if recent is None:
             return PlannedStep(Offer())
-        lead_s = self._round_trips.lead_s
-        steps_ahead = int(lead_s / max(recent.shortest_loop_s, 1e-6))
+        lead_s, (recent_steps, recent_loops) = self._round_trips.lead_s, recent
+        steps_ahead = int(lead_s / max(min(recent_loops), 1e-6))
         steps = 1 << steps_ahead.bit_length()  # rounded up, so that the offer rarely changes
         ahead = 0
         for member in group:
@@ -140,8 +126,8 @@ class OfferPlanner:
             if left <= steps:  # its successors are taken to be as long
                 ahead += 1 + (steps - left) // max(total, 1)
         ahead = min(ahead, MAX_AHEAD)
-        at = now + recent.shortest_step_s - lead_s if steps == 1 and ahead else 0.0
-        return PlannedStep(Offer(ahead, at), recent.longest_step_s < _SHORT_STEP_S)
+        at = now + min(recent_steps) - lead_s if steps == 1 and ahead else 0.0
+        return PlannedStep(Offer(ahead, at), max(recent_steps) < _SHORT_STEP_S)
 
     def wait_s(self, held: int, slots: int, step_s: float) -> float:
         """Return how long a batch of `held` tasks should wait for others that have been offered room.

@@ -148,9 +148,7 @@ class StepLoop:
         while self._drain is None and not scheduler.is_grouped:
             now = time.monotonic()
             held = len(scheduler.waiting) + len(scheduler.running)
-            if not held or not self._round_trips.is_answer_due():
-                return
-            wait_s = self._planner.wait_s(held, scheduler.slots(now), scheduler.stats.mean_step_s)
+            wait_s = self._planner.wait_s(held, scheduler.slots(now), scheduler.stats.mean_step_s) if held else 0.0
             if not wait_s:
                 return
             until = until or now + wait_s

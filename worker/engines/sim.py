@@ -180,7 +180,7 @@ def expected_image(inputs: ImageInputs, sources: Sequence[bytes] = ()) -> bytes:
     state = _first_state(inputs, sources)
     for _ in range(inputs.steps):
         state = hashlib.sha256(state).digest()
-    return _encode(state, inputs).data
+    return _render(None, state, inputs).data
 
 
 def _hang() -> None:
@@ -199,16 +199,6 @@ def _first_state(inputs: ImageInputs, sources: Sequence[bytes]) -> bytes:
 def _render(finished: threading.Event | None, state: bytes, inputs: ImageInputs, **notes: Any) -> TaskResult:
     if finished is not None:
         finished.wait()
-    return _encode(state, inputs, **notes)
-
-
-def _save(finished: threading.Event | None, checkpoint: Checkpoint) -> Checkpoint:
-    if finished is not None:
-        finished.wait()
-    return checkpoint
-
-
-def _encode(state: bytes, inputs: ImageInputs, **notes: Any) -> TaskResult:
     pixels = hashlib.shake_256(state).digest(_SIDE * _SIDE * 3)
     image = Image.frombytes("RGB", (_SIDE, _SIDE), pixels).resize(
         (inputs.width, inputs.height), Image.Resampling.NEAREST
@@ -219,3 +209,9 @@ def _encode(state: bytes, inputs: ImageInputs, **notes: Any) -> TaskResult:
     else:
         image.save(out, inputs.output_format.upper(), quality=inputs.output_quality)
     return image_result(out.getvalue(), inputs.output_format, **notes)
+
+
+def _save(finished: threading.Event | None, checkpoint: Checkpoint) -> Checkpoint:
+    if finished is not None:
+        finished.wait()
+    return checkpoint
