@@ -74,7 +74,7 @@ class TaskAssigner:
             else:
                 queue.charge_turn(task)
                 self._assign(task, worker, assignments, now)
-        return self.assign(now, tasks, assignments=assignments) if self._changed else self._messages(assignments)
+        return self.assign(now, tasks, assignments=assignments)
 
     def forget_claim(self, task: Task) -> None:
         """No worker may claim this task any more: one has done so, or the task has ended. Idempotent."""
@@ -105,14 +105,10 @@ class TaskAssigner:
             if queue.isolated:
                 self._assign_isolated(queue, model, assignments, now)
             self._assign_first(queue, model, assignments, submitted, effects, now)
-        return effects + self._messages(assignments) if assignments else effects
-
-    def _messages(self, assignments: _Assignments) -> list[Effect]:
-        messages: list[Effect] = []
         for name, (own, frames) in assignments.items():
             queue = self._queues[self._registry.workers[name].hello.model]
-            messages.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
-        return messages
+            effects.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
+        return effects
 
     def _assign_isolated(self, queue: ModelQueue, model: str, assignments: _Assignments, now: float) -> None:
         """Start isolated tasks on reserved workers that are empty, and reserve workers for the next ones."""
