@@ -15,9 +15,8 @@ from starlette.types import Receive, Scope, Send
 from loadbalancer.api.storage_errors import storage_error
 from loadbalancer.generation.in_flight import ResultStream
 from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
-from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.errors import ApiError, Conflict, InternalError
-from loadbalancer.schema.responses import Timings
+from loadbalancer.schema.responses import Timings, base64_json
 from loadbalancer.schema.stream_events import (
     KEEP_ALIVE,
     CompletedImage,

@@ -9,11 +9,10 @@ import msgspec
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
-from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.errors import NotAcceptable
 from loadbalancer.schema.media_types import JSON, MediaRange, choose
 from loadbalancer.schema.requests import OpenAIImageRequest, PredictRequest
-from loadbalancer.schema.responses import ImageData, ImagesAnswer, Timings
+from loadbalancer.schema.responses import ImageData, ImagesAnswer, Timings, base64_json
 from loadbalancer.storage.records import StoredImage
 from wire.inputs import ImageFormat, ImageInputs
 

@@ -13,10 +13,9 @@ from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.image_responses import image_data
 from loadbalancer.generation.text.stored_text import StoredTexts
 from loadbalancer.generation.validation import GenerationSpec
-from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.call_results import response_type, unpack_result
 from loadbalancer.schema.media_types import JSON, MediaRange
-from loadbalancer.schema.responses import ImagesAnswer, PredictAnswer
+from loadbalancer.schema.responses import ImagesAnswer, PredictAnswer, base64_json
 from loadbalancer.storage.records import JobRecord, StoredImage
 
 _encoder = msgspec.json.Encoder()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
+import pybase64
 
-from loadbalancer.schema.base64_json import Base64
+from wire.codec import Frame
 from wire.inputs import GenerationMode, ImageFormat
 from wire.messages import PassSharing
 
+#: A field whose value is made by `base64_json`.
+Base64 = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "string", "contentEncoding": "base64"})]
 Flagged = Annotated[
     bool, msgspec.Meta(description="Present, and true, if the model's safety checker rejects the image.")
 ]
@@ -106,3 +109,8 @@ class ModelList(msgspec.Struct, frozen=True):
 
     data: list[ModelCard]
     object: Literal["list"] = "list"
+
+
+def base64_json(data: Frame) -> Base64:
+    """Return the bytes as a JSON string. msgspec writes it as it is; its own base64 takes ten times as long."""
+    return msgspec.Raw(b'"%b"' % pybase64.b64encode(data))

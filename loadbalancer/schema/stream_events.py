@@ -12,9 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.schema.base64_json import Base64
 from loadbalancer.schema.errors import ApiError
-from loadbalancer.schema.responses import Flagged, Timings, TruncatedTokens
+from loadbalancer.schema.responses import Base64, Flagged, Timings, TruncatedTokens
 from wire.errors import ErrorDetail
 from wire.inputs import ImageFormat
 

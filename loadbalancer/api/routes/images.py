@@ -21,10 +21,9 @@ from loadbalancer.api.uploads import Form, read_form
 from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
-from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.parsing import parse, parse_form
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
-from loadbalancer.schema.responses import PredictAnswer
+from loadbalancer.schema.responses import PredictAnswer, base64_json
 from loadbalancer.services import Services
 from wire.inputs import ImageFormat
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json
 from loadbalancer.schema.errors import InvalidRequest, TaskFailed
 from loadbalancer.schema.predictions import Priority, Timeout
+from loadbalancer.schema.responses import base64_json
 from loadbalancer.schema.text.fields import Ignored
 
 

@@ -8,8 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.schema.base64_json import base64_json
-from loadbalancer.schema.responses import PredictAnswer
+from loadbalancer.schema.responses import PredictAnswer, base64_json
 
 
 @given(st.binary(max_size=200))

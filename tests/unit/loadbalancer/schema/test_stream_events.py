@@ -9,9 +9,8 @@ import pytest
 
 from loadbalancer.scheduling.task import TaskEnded
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, TooBusy, from_ended
-from loadbalancer.schema.responses import ImageData, PredictAnswer, Timings
+from loadbalancer.schema.responses import ImageData, PredictAnswer, Timings, base64_json
 from loadbalancer.schema.stream_events import (
     KEEP_ALIVE_S,
     PROGRESS_EVERY_S,
