@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from configs.text import printable
+from controller.__main__ import COMMANDS
 from controller.balancer_client import HttpAnswer
 from controller.cli.client import CommandFailed, _error_message, add_target_options, find_server
 from controller.cli.tables import ServerStatus, format_duration, notable_decisions, render
@@ -213,3 +215,8 @@ def test_wrong_command_line_is_explained(words: list[str], message: str) -> None
     ended = subprocess.run([sys.executable, "-m", "controller", *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert message in ended.stderr
+
+
+@pytest.mark.parametrize("function", COMMANDS.values())
+def test_command_names_a_function(function: str) -> None:
+    assert callable(pkgutil.resolve_name(function))
