@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.model_parts import BUILTIN_DIR, builtin_folder
 from configs.model_settings import Model
 from configs.safetensors_file import InvalidFile, check_safetensors, explain_start, open_regular
 from configs.user_engine import engine_problems
 
-_BUILTIN = Path(__file__).parents[1] / "worker" / "builtin"
-_BUILTIN_PREFIX = "builtin:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 #: Parts that Muster leaves out for some pipelines and settings.
 _OPTIONAL = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
@@ -57,7 +56,7 @@ def checkpoint_problems(model: Model) -> list[str]:
     if model.vae.preview not in ("auto", "off"):
         replaced["vae.preview"] = model.vae.preview
     for name, path in (replaced | model.replaced_parts).items():
-        if not path.startswith(_BUILTIN_PREFIX) and not is_hub_id(path):
+        if builtin_folder(path) is None and not is_hub_id(path):
             problems += _replacement_problems(name, Path(path))
     if model.revision is not None and not is_hub_id(model.path) and not is_hub_id(model.base or ""):
         problems.append(f"revision: {model.path} is not a hub id, and only those have revisions")
@@ -77,8 +76,8 @@ def _replacement_problems(name: str, place: Path) -> Iterator[str]:
 
 
 def _path_problems(path: str, model: Model) -> Iterator[str]:
-    if path.startswith(_BUILTIN_PREFIX):
-        yield from _builtin_problems(path.removeprefix(_BUILTIN_PREFIX), "model_index.json")
+    if (folder := builtin_folder(path)) is not None:
+        yield from _builtin_problems(folder, "model_index.json")
         return
     if is_hub_id(path):
         return
@@ -96,25 +95,26 @@ def _path_problems(path: str, model: Model) -> Iterator[str]:
         yield f"{error.filename or path} cannot be read: {error.strerror}"
 
 
-def _builtin_problems(name: str, index: str) -> Iterator[str]:
+def _builtin_problems(folder: Path, index: str) -> Iterator[str]:
     """`index`: the file that every model of the kind has."""
-    there = sorted(file.parent.name for file in _BUILTIN.glob(f"*/{index}"))
-    if name in there:
+    name = folder.name
+    if folder.parent == BUILTIN_DIR and (folder / index).is_file():
         return
-    if name in {file.parent.name for file in _BUILTIN.glob("*/config.json")}:
+    if (folder / "config.json").is_file():
         yield f"built-in model {name!r} is a language model; set engine: text"
-    elif name in {file.parent.name for file in _BUILTIN.glob("*/model_index.json")}:
+    elif (folder / "model_index.json").is_file():
         yield f"built-in model {name!r} generates images; set engine: diffusion"
     else:
+        there = sorted(file.parent.name for file in BUILTIN_DIR.glob(f"*/{index}"))
         yield f"no built-in model {name!r}; built in: {', '.join(there)}"
 
 
 def _language_model_problems(model: Model) -> Iterator[str]:
     """Check a folder in transformers' layout, or for `openvino` in OpenVINO's."""
     path, place = model.path, Path(model.path)
-    if path.startswith(_BUILTIN_PREFIX) or is_hub_id(path):
-        named = path.startswith(_BUILTIN_PREFIX)
-        problems = list(_builtin_problems(path.removeprefix(_BUILTIN_PREFIX), "config.json")) if named else []
+    folder = builtin_folder(path)
+    if folder is not None or is_hub_id(path):
+        problems = [] if folder is None else list(_builtin_problems(folder, "config.json"))
         if model.engine == "openvino" and not problems:
             problems.append(f"{path}: engine openvino loads a .gguf file, or a folder in OpenVINO's format")
         yield from problems
@@ -191,12 +191,9 @@ def _pipeline_problems(folder: Path, model: Model) -> Iterator[str]:
         yield f"{index_file} names no pipeline (_class_name); download the model again"
     for part, value in index.items():
         named = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
-        if named and not part.startswith("_") and not _is_left_out(part, model):
+        left_out = part in _OPTIONAL and (model.safety_checker == "off" or part == "image_encoder")
+        if named and not part.startswith("_") and not left_out:
             yield from _part_problems(folder / part, index_file, model.variant)
-
-
-def _is_left_out(part: str, model: Model) -> bool:
-    return part in _OPTIONAL and (model.safety_checker == "off" or part == "image_encoder")
 
 
 def _instead(folder: Path) -> str:

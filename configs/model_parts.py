@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
 from configs.section_base import Section, expand_home
 
+#: The folder of the built-in models, and what their paths begin with.
+BUILTIN_DIR = Path(__file__).parents[1] / "worker" / "builtin"
+_BUILTIN_PREFIX = "builtin:"
 #: `auto`, or the precision of weights.
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+def builtin_folder(path: str) -> Path | None:
+    """Return the folder of a built-in model, which may not exist; None for the path of any other model."""
+    return BUILTIN_DIR / path.removeprefix(_BUILTIN_PREFIX) if path.startswith(_BUILTIN_PREFIX) else None
 
 
 def _checkpoint_path(value: str) -> str:

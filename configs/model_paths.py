@@ -8,6 +8,7 @@ from typing import Any
 
 from configs.checkpoint_files import is_hub_id
 from configs.fields import Tree
+from configs.model_parts import builtin_folder
 
 #: Field names with their place in the tree.
 _PLACES: Mapping[str, tuple[str, ...]] = {
@@ -42,7 +43,7 @@ def local_paths(model: Tree) -> dict[str, str]:
     return {
         field: path
         for field, path in model_paths(model).items()
-        if not path.startswith("builtin:") and not is_hub_id(path)
+        if builtin_folder(path) is None and not is_hub_id(path)
     }
 
 

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configs.model_parts import builtin_folder
 from configs.model_sections import Defaults
 from configs.model_settings import Model
 
@@ -74,7 +75,6 @@ PIPELINES: dict[str, PipelineDefaults] = {
     "StableDiffusionInstructPix2PixPipeline": PipelineDefaults(100, 7.5, None),
     "KolorsPipeline": PipelineDefaults(50, 5.0, None),
 }
-_BUILTIN = Path(__file__).parents[1] / "worker" / "builtin"
 _MAX_BYTES = 1 << 20
 
 
@@ -116,9 +116,7 @@ def _complete(
 @functools.lru_cache(maxsize=256)
 def _from_files(path: str, base: str | None, pipeline: str | None) -> PipelineDefaults:
     """Return the defaults as far as the files of the checkpoint show them."""
-    place = Path(base or path)
-    if (base or path).startswith("builtin:"):
-        place = _BUILTIN / (base or path).removeprefix("builtin:")
+    place = builtin_folder(base or path) or Path(base or path)
     folder = place.with_suffix("") if place.suffix == ".safetensors" else place
     name = pipeline or _read_json(folder / "model_index.json").get("_class_name")
     known = PIPELINES.get(str(name), FALLBACK)

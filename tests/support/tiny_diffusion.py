@@ -21,11 +21,11 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from configs.model_parts import BUILTIN_DIR
 from configs.model_sections import Defaults, Limits
 from configs.model_settings import Model
 from wire.inputs import ImageInputs
 from worker.engine import EngineRequest, TaskError
-from worker.engines.diffusion.checkpoint_source import BUILTIN
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow
 
@@ -159,7 +159,7 @@ CHECKPOINTS: dict[str, Callable[[], Any]] = {
 
 def clip_tokenizer() -> CLIPTokenizer:
     """Return the built-in model's tokenizer, which pads any text to 16 tokens."""
-    return CLIPTokenizer.from_pretrained(BUILTIN / "digits" / "tokenizer")
+    return CLIPTokenizer.from_pretrained(BUILTIN_DIR / "digits" / "tokenizer")
 
 
 def t5_tokenizer() -> T5TokenizerFast:

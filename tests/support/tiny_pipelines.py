@@ -43,11 +43,11 @@ from transformers import (
     T5EncoderModel,
 )
 
+from configs.model_parts import BUILTIN_DIR
 from configs.model_sections import Defaults, Limits
 from configs.model_settings import Model
 from wire.inputs import SOURCES, GenerationMode, ImageInputs
 from worker.engine import EngineRequest, TaskError
-from worker.engines.diffusion.checkpoint_source import BUILTIN
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow
 
@@ -58,7 +58,7 @@ _WORDS = ("<pad>", "</s>", "<unk>", "0", "1", "a", "the", "red", "blue", "green"
 def digits() -> StableDiffusionPipeline:
     """The built-in model."""
     return StableDiffusionPipeline.from_pretrained(
-        BUILTIN / "digits", dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        BUILTIN_DIR / "digits", dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from configs.model_parts import builtin_folder
 from configs.model_paths import model_paths, set_path
 from configs.model_settings import Model
 from configs.sections import Agent, Workers
@@ -94,7 +95,9 @@ def _resolve(tree: dict[str, Any], allowed: Agent, fetched: Path) -> str:
         return ""
     missing = ""
     for field, path in model_paths(tree).items():
-        if path.startswith("builtin:") or not Path(path).is_absolute():  # the server sends absolute paths and hub ids
+        if (
+            builtin_folder(path) is not None or not Path(path).is_absolute()
+        ):  # the server sends absolute paths and hub ids
             continue
         found = _find(path, allowed, fetched / field)
         if found is None:
@@ -139,7 +142,7 @@ def _find(path: str, allowed: Agent, fetched: Path | None) -> Path | None:
 
 def _is_at_hand(path: str) -> bool:
     """Return whether nothing has to be downloaded for it."""
-    if path.startswith("builtin:") or Path(path).exists():
+    if builtin_folder(path) is not None or Path(path).exists():
         return True
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))

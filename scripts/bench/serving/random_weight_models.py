@@ -26,10 +26,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from configs.model_parts import Dtype
+from configs.model_parts import BUILTIN_DIR, Dtype
 from configs.model_settings import Model
 from scripts.bench.serving.denoiser_configs import DENOISERS
-from worker.engines.diffusion.checkpoint_source import BUILTIN
 from worker.engines.diffusion.loading import open_pipeline
 
 _TOKENS = 77
@@ -175,7 +174,7 @@ def _vae16(tiny: bool, **options: Any) -> Any:
 
 
 def _clip_tokenizer() -> Any:
-    return CLIPTokenizer.from_pretrained(BUILTIN / "digits" / "tokenizer", model_max_length=_TOKENS)
+    return CLIPTokenizer.from_pretrained(BUILTIN_DIR / "digits" / "tokenizer", model_max_length=_TOKENS)
 
 
 def _clip_l(cls: Any, tokenizer: Any, tiny: bool) -> Any:

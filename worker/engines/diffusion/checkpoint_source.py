@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import diffusers
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 
+from configs.model_parts import BUILTIN_DIR, builtin_folder
 from configs.model_settings import Model
 from worker.engine import UnsupportedModel
-
-BUILTIN = Path(__file__).parents[2] / "builtin"
-_BUILTIN_PREFIX = "builtin:"
 
 
 class Source(NamedTuple):
@@ -71,10 +69,9 @@ def locate_model(model: Model) -> Source:
 
 def locate(path: str) -> Source:
     """Find the checkpoint. Raises `UnsupportedModel`, or `OSError` for an unreadable file."""
-    if path.startswith(_BUILTIN_PREFIX):
-        folder = BUILTIN / path.removeprefix(_BUILTIN_PREFIX)
+    if (folder := builtin_folder(path)) is not None:
         if not (folder / "model_index.json").is_file():
-            there = sorted(index.parent.name for index in BUILTIN.glob("*/model_index.json"))
+            there = sorted(index.parent.name for index in BUILTIN_DIR.glob("*/model_index.json"))
             raise UnsupportedModel(f"no built-in model {folder.name!r}; built in: {', '.join(there)}")
         return Source(str(folder), local=True)
     place = Path(path).expanduser()

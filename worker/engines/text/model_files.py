@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configs.model_parts import BUILTIN_DIR, builtin_folder
 from configs.model_settings import Model
 from worker.engine import UnsupportedModel
-
-_BUILTIN = Path(__file__).parents[2] / "builtin"
-_BUILTIN_PREFIX = "builtin:"
 
 
 class ModelFiles(NamedTuple):
@@ -38,10 +36,9 @@ class ModelFiles(NamedTuple):
 def locate_files(model: Model) -> ModelFiles:
     """Find the model's files. Raises `UnsupportedModel` for a path with none."""
     path = model.path
-    if path.startswith(_BUILTIN_PREFIX):
-        folder = _BUILTIN / path.removeprefix(_BUILTIN_PREFIX)
+    if (folder := builtin_folder(path)) is not None:
         if not (folder / "config.json").is_file():
-            there = sorted(file.parent.name for file in _BUILTIN.glob("*/config.json"))
+            there = sorted(file.parent.name for file in BUILTIN_DIR.glob("*/config.json"))
             raise UnsupportedModel(
                 f"no built-in language model {folder.name!r}; built in: {', '.join(there) or 'none'}"
             )

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from configs.model_parts import BUILTIN_DIR
 from configs.model_settings import Model
 from tests.support.single_file_checkpoint import save_single_file
 from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, finish, pipeline, request, sd3
 from worker.engine import UnsupportedModel
-from worker.engines.diffusion.checkpoint_source import BUILTIN, Source, locate, locate_model
+from worker.engines.diffusion.checkpoint_source import Source, locate, locate_model
 from worker.engines.diffusion.loading import dtype_of, has_family, load_family, open_pipeline, pipeline_class
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_path_is_builtin_folder_or_hub_id(tmp_path: Path) -> None:
-    assert locate("builtin:digits") == Source(str(BUILTIN / "digits"), local=True)
+    assert locate("builtin:digits") == Source(str(BUILTIN_DIR / "digits"), local=True)
     assert locate(str(tmp_path)) == Source(str(tmp_path), local=True)
     assert locate("someone/some-model-1.0") == Source("someone/some-model-1.0", local=False)
 
