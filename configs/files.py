@@ -15,25 +15,25 @@ from typing import BinaryIO
 MAX_SMALL_FILE_BYTES = 64 << 20
 
 
-def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Replace the file: a reader finds the old or the new content, also after a crash. Raises `OSError` with `path`."""
-    with _draft(path, data, mode) as draft:
+    with _draft(path, data) as draft:
         draft.replace(path)
 
 
-def durable_write(path: Path, data: bytes, mode: int = 0o600) -> None:
+def durable_write(path: Path, data: bytes) -> None:
     """Like `atomic_write`; after the return, a power cut does not undo it. Raises `OSError` with the path."""
-    with _draft(path, data, mode) as draft:
+    with _draft(path, data) as draft:
         draft.replace(path)
         _sync_folder(path.parent)
 
 
-def durable_create(path: Path, data: bytes, mode: int = 0o600) -> bool:
+def durable_create(path: Path, data: bytes) -> bool:
     """Create the file as a whole, durably. Return False, with no change, if something of this name is there.
 
     Of several processes that call it at once, exactly one creates the file. Raises `OSError` with the path.
     """
-    with _draft(path, data, mode) as draft:
+    with _draft(path, data) as draft:
         try:
             path.hardlink_to(draft)
         except FileExistsError:
@@ -45,7 +45,7 @@ def durable_create(path: Path, data: bytes, mode: int = 0o600) -> bool:
 def read_regular_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
     """Return the content. Raises `OSError` with the path, also for a pipe, a device, a folder or a larger file."""
     # Without O_NONBLOCK, opening a pipe waits for its writer.
-    with _naming(path), open(path, "rb", opener=_open_nonblocking) as file:
+    with _naming(path), open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "It is not a regular file")
@@ -56,7 +56,7 @@ def read_regular_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> byte
 
 def open_for_append(path: Path) -> BinaryIO:
     """Open a file for appending; a new one is for this user only. Raises `OSError`."""
-    return open(path, "ab", opener=_open_privately)
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def describe_os_error(error: OSError) -> str:
@@ -66,15 +66,15 @@ def describe_os_error(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def _draft(path: Path, data: bytes, mode: int) -> Iterator[Path]:
-    """Write the data to a new file beside the path, which is removed at the end unless it was renamed."""
+def _draft(path: Path, data: bytes) -> Iterator[Path]:
+    """Write the data to a new private file beside the path, which is removed at the end unless it was renamed."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _naming(path):
         # O_EXCL: whatever another user has put there is neither written to nor followed.
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(handle, mode)  # whatever the umask is
+                os.fchmod(handle, 0o600)  # whatever the umask is
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -92,14 +92,6 @@ def _naming(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _open_nonblocking(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)
-
-
-def _open_privately(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -48,7 +48,7 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {'null' if self.value is NULL else _shorten(self.value)}"
+        shown = "" if self.value is None else f" = {'null' if self.value is NULL else clip(repr(self.value), 80)}"
         return f"{escaped(self.where)}: {escaped(clip(self.key, 200))}{shown}: {self.message}"
 
 
@@ -176,7 +176,8 @@ def _explain(error: ValidationError, merged: Tree, sources: list[ConfigSource]) 
         key = (*path, str(item["loc"][-1])) if missing else tuple(path)
         message = plain_message(item)
         if item["type"] == "extra_forbidden":
-            message = _suggest(str(path[-1]), _allowed_keys(path[:-1]))
+            section = section_of(annotation_at(Settings, path[:-1]))
+            message = _suggest(str(path[-1]), list(section.model_fields) if section is not None else [])
         value = None if missing or isinstance(item["input"], dict | BaseModel) else item["input"]
         if item["input"] is None and path and not missing:
             value = NULL
@@ -246,18 +247,9 @@ def _precedence(path: KeyPath, sources: list[ConfigSource]) -> int:
     return -1
 
 
-def _allowed_keys(path: Sequence[str | int]) -> list[str]:
-    section = section_of(annotation_at(Settings, path))
-    return list(section.model_fields) if section is not None else []
-
-
 def _suggest(key: str, allowed: list[str]) -> str:
     name = key.split("__", maxsplit=1)[0]
     other = NAMES_ELSEWHERE.get(name, "")
     near = other if other.split(".")[0] in allowed else closest(name, allowed)
     hint = f"did you mean `{near}`? " if near else ""
     return f"unknown key; {hint}allowed: {', '.join(allowed)}"
-
-
-def _shorten(value: JsonValue) -> str:
-    return clip(repr(value), 80)

@@ -143,9 +143,9 @@ def detach_standard_streams() -> None:
         atexit.register(drain_standard_streams)
 
 
-def drain_standard_streams(timeout_s: float = _DRAIN_S) -> None:
-    """Give the readers of standard output and standard error a last chance, at most `timeout_s` seconds in all."""
-    deadline = time.monotonic() + timeout_s
+def drain_standard_streams() -> None:
+    """Give the readers of standard output and standard error a last chance, at most `_DRAIN_S` in all."""
+    deadline = time.monotonic() + _DRAIN_S
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, BackgroundStream):
             stream.drain(max(deadline - time.monotonic(), 0.0))

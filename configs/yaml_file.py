@@ -127,12 +127,12 @@ _CoreLoader.yaml_constructors = {
 }
 
 
-def read_yaml_file(file: Path, max_bytes: int = MAX_BYTES) -> YamlDocument:
+def read_yaml_file(file: Path) -> YamlDocument:
     """Return the file's value. Raises `InvalidYaml`, or `OSError` if it cannot be read."""
     with file.open("rb") as stream:
-        data = stream.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise InvalidYaml(0, f"is larger than {max_bytes:,} bytes")
+        data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise InvalidYaml(0, f"is larger than {MAX_BYTES:,} bytes")
     return parse_yaml(data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -11,8 +12,8 @@ from host.cgroups import read_limits
 
 def cpu_cores() -> int:
     """Return the number of whole cores that this process may use, by its affinity and the quota of its container."""
-    quota = read_limits(_read_text).cpus
-    return _affinity() if quota is None else max(min(_affinity(), int(quota)), 1)
+    allowed, quota = len(os.sched_getaffinity(0)), read_limits(_read_text).cpus
+    return allowed if quota is None else max(min(allowed, int(quota)), 1)
 
 
 def available_memory() -> int:
@@ -26,10 +27,3 @@ def _read_text(path: str) -> str | None:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-
-
-def _affinity() -> int:
-    try:
-        return len(psutil.Process().cpu_affinity() or [0])
-    except (AttributeError, psutil.Error):  # not available on every system
-        return psutil.cpu_count() or 1

@@ -16,6 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from configs.scaling import Scaling
 from controller.planning.placement import DeviceSlots, PlacementRequest
@@ -32,6 +33,7 @@ _MIN_GAIN = 0.05
 _MIN_STAY = 3.0
 #: Sample points of the horizon, as fractions of it.
 _POINTS = (0.125, 0.375, 0.625, 0.875)
+_STANDARD_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,7 @@ def _mean_above_zero(mean: float, deviation: float) -> float:
     if deviation <= 0:
         return max(mean, 0.0)
     z = mean / deviation
-    if abs(z) > 8:
-        return max(mean, 0.0)
-    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return mean * (1 + math.erf(z / math.sqrt(2))) / 2 + deviation * density
+    return mean * _STANDARD_NORMAL.cdf(z) + deviation * _STANDARD_NORMAL.pdf(z)
 
 
 @functools.lru_cache(maxsize=8192)

@@ -35,14 +35,10 @@ class DeviceFailure:
     devices: frozenset[str] = frozenset()
 
 
-def _itself(device: str) -> str:
-    return device
-
-
 class DeviceHealth:
     """Crashes by device, or by another place of devices."""
 
-    def __init__(self, place_of: Callable[[str], str] = _itself, min_devices: int = 1) -> None:
+    def __init__(self, place_of: Callable[[str], str] = str, min_devices: int = 1) -> None:
         """`place_of` returns the place that crashes on a device count for: the device itself, or its machine.
 
         A place is suspected after crashes on `min_devices` of its devices.

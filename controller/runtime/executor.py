@@ -8,7 +8,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from configs.devices import machine_of
 from controller.autoscaler.autoscaler import Autoscaler
@@ -17,8 +16,6 @@ from controller.planning.plan import Plan
 from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
 
 log = logging.getLogger("controller")
-
-_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class Executor:
@@ -33,7 +30,7 @@ class Executor:
         self._max_starting = max_starting
         self._is_waiting = False
 
-    def apply(self, plan: Plan, starting: Mapping[str, int] = _NONE) -> None:
+    def apply(self, plan: Plan, starting: Mapping[str, int]) -> None:
         """Execute all actions without waiting for their effects. `starting`: processes that start already, by machine.
 
         Starts beyond the limit are left to a later plan.

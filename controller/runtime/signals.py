@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -19,13 +18,13 @@ class Terminal:
     """The terminal that this process was started from."""
 
     def __init__(self) -> None:
-        self._files = [number for number in (0, 1, 2) if _is_terminal(number)]
+        self._files = [number for number in (0, 1, 2) if os.isatty(number)]
         self._controlling = _has_controlling_terminal()
 
     @property
     def is_closed(self) -> bool:
         """True if there was a terminal and it no longer exists."""
-        return (self._controlling and not _has_controlling_terminal()) or not all(map(_is_terminal, self._files))
+        return (self._controlling and not _has_controlling_terminal()) or not all(map(os.isatty, self._files))
 
 
 def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload: Callable[[], None]) -> None:
@@ -63,12 +62,6 @@ def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload
         loop.add_signal_handler(signum, log.info, "%s is ignored", signum.name)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-
-
-def _is_terminal(number: int) -> bool:
-    with contextlib.suppress(OSError):
-        return os.isatty(number)
-    return False
 
 
 def _has_controlling_terminal() -> bool:
