@@ -161,6 +161,8 @@ class Instance:
             with contextlib.suppress(psutil.Error):
                 if "muster" in " ".join(psutil.Process(pid).cmdline()):
                     psutil.Process(pid).kill()
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
 
 
 @contextlib.contextmanager

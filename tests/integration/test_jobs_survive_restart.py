@@ -135,12 +135,11 @@ def test_running_tasks_continue_while_the_balancer_restarts(server: StartServer,
     job = accepted(post(running, n=2))
     for restarts in range(2):
         wait_until(lambda n=restarts: get_job(running, job)["step"] >= 20 * (n + 1), "steps under this balancer")  # type: ignore[misc]
-        assert get_job(running, job)["state"] == "running"
         if not restarts:  # else the job could end before the second one, as starts take long on a busy machine
             pause_workers(running)
         end_balancer(running, signal.SIGKILL)
         if restarts:
-            time.sleep(away_s)  # with either time no step is repeated
+            time.sleep(away_s)  # nobody can be asked what the worker has done meanwhile; it is right with any time
         start_balancer(running)
         pause_workers(running, signal.SIGCONT)
     assert wait_for_end(running, job)["state"] == "done"
@@ -191,27 +190,36 @@ def _saved_step(server: Server) -> int:
         return int(db.execute("SELECT ifnull(max(step), 0) FROM checkpoints").fetchone()[0])
 
 
+def _delivered(server: Server) -> int:
+    """Return the number of webhooks that are not due any more, because they were received."""
+    with sqlite3.connect(jobs_file(server.data_dir), timeout=PATIENCE_S) as db:
+        query = "SELECT count(*) FROM deliveries WHERE delivered IS NOT NULL AND due IS NULL"
+        return int(db.execute(query).fetchone()[0])
+
+
 def test_job_accepted_during_shutdown_is_done_after_restart(server: StartServer) -> None:
-    running = server(SLOW, jobs=JOBS, server={"shutdown_s": 4})
-    steps = 200  # take longer than the shutdown
-    parameters = {"prompt": "a seven", "seed": 7, "num_inference_steps": steps}
+    running = server(SLOW, jobs=JOBS, server={"shutdown_s": 8})
+    parameters = {"prompt": "a seven", "seed": 7}
     content = json.dumps({"path": GENERATE, "body": parameters}).encode()
     head = f"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE_S) as job, ThreadPoolExecutor() as pool:
         job.sendall(head + content[:10])
-        other = pool.submit(call, running, "POST", PREDICT, json=parameters | {"num_inference_steps": 1000})
+        other = pool.submit(call, running, "POST", PREDICT, json=parameters | {"num_inference_steps": 1000})  # 25 s
         wait_until(lambda: sum(worker.running for worker in running.snapshot().workers) == 1, "a running request")
+        pause_workers(running)
         running.balancer.send_signal(signal.SIGTERM)
-        wait_until(lambda: post(running).status_code == 503, "admission to be closed")
+        is_closed = lambda: "shutting_down" in call(running, "GET", "/readyz").text  # noqa: E731
+        wait_until(is_closed, "admission to be closed")
         job.sendall(content[10:])
         status_line = job.makefile("rb").readline()
         assert other.result().status_code == 503
     assert status_line.split()[1] == b"202"
     assert running.balancer.wait(PATIENCE_S) == 0
     start_balancer(running)
+    pause_workers(running, signal.SIGCONT)
     [view] = call(running, "GET", "/v1/jobs").json()["data"]
     assert wait_for_end(running, view["id"])["state"] == "done"
-    assert images(running, view["id"]) == [expected(7, steps)]
+    assert images(running, view["id"]) == [expected(7)]
 
 
 def test_unreadable_job_fails_and_unreadable_checkpoint_restarts(server: StartServer) -> None:
@@ -411,10 +419,8 @@ async def test_webhooks_are_signed_and_retried_until_received(server: StartServe
             assert json.loads(body) == await asyncio.to_thread(get_job, running, job)
             assert json.loads(body)["state"] == state
     assert receiver.redirected == 0, "no redirect is followed"
-    await asyncio.sleep(0.5)
-    assert Counter(headers["webhook-id"] for headers, _ in receiver.received) == {done: 3, failed: 3}, (
-        "then no more come"
-    )
+    await until(lambda: _delivered(running) == 2)  # then no more come
+    assert Counter(headers["webhook-id"] for headers, _ in receiver.received) == {done: 3, failed: 3}
     assert SECRET not in running.log("loadbalancer")
 
 
