@@ -20,7 +20,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import msgspec
 import psutil
@@ -67,8 +66,8 @@ class Processes:
         self._records = records
         self._logs = LogFolder(logs, logging)
         self._children: dict[str, WorkerProcess] = {}
+        #: `psutil.Popen` for those that this parent has started.
         self._handles: dict[str, psutil.Process] = {}
-        self._spawned: dict[str, subprocess.Popen[bytes]] = {}
         #: Activated standby workers: their start is the activation.
         self._activated: set[str] = set()
         #: Exits that no parent has noticed.
@@ -144,7 +143,7 @@ class Processes:
             raise FileNotFoundError(errno.ENOENT, "no such program, or it may not be run", command[0])
         self._logs.prune(self._children)
         with open_for_append(self._logs.path(name)) as log:
-            process = subprocess.Popen(  # noqa: S603 - our own programs
+            process = psutil.Popen(
                 [*_WHEN_RECORDED, *command],
                 env=env,
                 bufsize=0,
@@ -153,8 +152,7 @@ class Processes:
                 stderr=log,
                 start_new_session=True,
             )
-        self._spawned[name] = process
-        self._handles[name] = psutil.Process(process.pid)
+        self._handles[name] = process
         self._children[name] = WorkerProcess(
             name, model, device, process.pid, time.monotonic(), generation=generation, spare=spare
         )
@@ -163,12 +161,12 @@ class Processes:
         except OSError:
             process.kill()
             process.wait()
-            _stdin(process).close()
-            del self._children[name], self._handles[name], self._spawned[name]
+            process.stdin.close()
+            del self._children[name], self._handles[name]
             raise
         with contextlib.suppress(BrokenPipeError):  # it was killed meanwhile
-            _stdin(process).write(b"\n")
-        _stdin(process).close()
+            process.stdin.write(b"\n")
+        process.stdin.close()
 
     def activate(self, name: str, device: str) -> None:
         """Activate a standby worker, if there is one. Raises `OSError` if its file cannot be written."""
@@ -205,12 +203,16 @@ class Processes:
         """Return the running processes, and those that exited since the last poll."""
         exits, self._ended_before = self._ended_before, []
         for name, child in list(self._children.items()):
-            ended, status = self._ended(name)
-            if ended:
+            handle, status = self._handles[name], None
+            if isinstance(handle, psutil.Popen):
+                status = handle.poll()
+                has_ended = status is not None
+            else:
+                has_ended = not _is_running(handle)
+            if has_ended:
                 _end_group(child.pid)
                 exits.append(self._exit(child, status))
                 del self._children[name], self._handles[name]
-                self._spawned.pop(name, None)
                 self._activated.discard(name)
                 self._forget(name)
             elif child.spare and child.loaded_at is None and self._files(name).ready.exists():
@@ -221,17 +223,6 @@ class Processes:
         tail = self._logs.tail(child.id)
         has_served = served_file(self._records, child.id).exists()
         return Exit(child, time.monotonic(), status, tail, start_failure(tail), has_served)
-
-    def _ended(self, name: str) -> tuple[bool, int | None]:
-        spawned = self._spawned.get(name)
-        if spawned is not None:
-            status = spawned.poll()
-            return status is not None, status
-        try:
-            handle = self._handles[name]
-            return not handle.is_running() or not _alive(handle), None
-        except psutil.NoSuchProcess:
-            return True, None
 
     def _write(self, name: str) -> None:
         child, created = self._children[name], _created(self._handles[name])
@@ -252,11 +243,6 @@ class Processes:
         return standby_files(self._records, name)
 
 
-def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert process.stdin is not None
-    return process.stdin
-
-
 def _end_group(leader: int) -> None:
     """Kill what an ended child has left in its process group, such as processes that an engine has forked."""
     try:
@@ -274,6 +260,13 @@ def _is_same(process: psutil.Process, record: ProcessRecord) -> bool:
         return False
     # A process whose main thread has exited has no command line.
     return process.status() == psutil.STATUS_ZOMBIE or record.id in " ".join(process.cmdline()).split()
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and _alive(process)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _alive(process: psutil.Process) -> bool:
