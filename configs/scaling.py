@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
+from configs.fields import aliases
 from configs.section_base import MachineCount, PositiveSeconds, Seconds, Section
 
 #: Fields that only some policies read, by policy. Every policy reads the fields that are not listed.
@@ -259,9 +260,7 @@ class Scaling(Section):
     @classmethod
     def _no_duplicate_alias(cls, values: Any) -> Any:
         for field in cls.model_fields.values():
-            alias = field.validation_alias
-            names = [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else []
-            given = [name for name in names if isinstance(values, dict) and name in values]
+            given = [name for name in aliases(field) if isinstance(values, dict) and name in values]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} are the same setting; keep one of them")
         return values

@@ -51,30 +51,27 @@ class BalancerHttpClient:
         self.url = url
         self._fingerprint = _fingerprint(tls_cert) if tls_cert else None
         self._headers = {"authorization": f"Bearer {token}"}
-        self._snapshots = msgspec.json.Decoder(Snapshot)
-        self._commands = msgspec.json.Decoder(PendingCommands)
-        self._agents = msgspec.json.Decoder(AgentStates)
 
     async def snapshot(self) -> Snapshot | None:
         """Return the snapshot; None if the balancer does not answer with one."""
-        return await self._answer("GET", "/internal/snapshot", self._snapshots)
+        return await self._answer("GET", "/internal/snapshot", Snapshot)
 
     async def exchange(self, report: ControllerReport) -> PendingCommands | None:
         """Send the report and return the pending commands; None if the balancer does not accept it."""
-        return await self._answer("POST", "/internal/controller", self._commands, report)
+        return await self._answer("POST", "/internal/controller", PendingCommands, report)
 
     async def exchange_with_agents(self, exchange: AgentExchange) -> AgentStates | None:
         """Send orders to the agents of machines, and return what they have reported; None without an answer."""
-        return await self._answer("POST", "/internal/agents", self._agents, exchange)
+        return await self._answer("POST", "/internal/agents", AgentStates, exchange)
 
     async def _answer(
-        self, method: str, path: str, decoder: msgspec.json.Decoder[Answer], message: msgspec.Struct | None = None
+        self, method: str, path: str, shape: type[Answer], message: msgspec.Struct | None = None
     ) -> Answer | None:
         body = None if message is None else msgspec.json.encode(message)
         try:
             answer = await self.request(method, path, body, timeout_s=_TIMEOUT_S)
             if answer.status == 200:
-                return decoder.decode(answer.body)
+                return msgspec.json.decode(answer.body, type=shape)
             log.debug("%s %s is answered %d", method, path, answer.status)
         except (HTTPException, OSError, msgspec.MsgspecError) as error:
             log.debug("%s %s: %s", method, path, error)

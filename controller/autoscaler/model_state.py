@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from configs.devices import machine_of
 from configs.scaling import Scaling
@@ -46,26 +46,19 @@ class StartupTimes:
         return StartupTimes((*self.cold, seconds)[-_MAX_SAMPLES:], self.standby)
 
 
-def cold_s(starts: StartupTimes, scaling: Scaling, guess_s: float) -> float:
-    """Return the seconds of a cold start: as configured, as measured, or else `guess_s`."""
-    if scaling.cold_start_s != "auto":
-        return scaling.cold_start_s
-    return _quantile(starts.cold) if starts.cold else guess_s
+def next_start_s(starts: StartupTimes, scaling: Scaling, guess_s: float, *, standby: bool) -> float:
+    """Return the expected seconds of a cold start, or of one from standby, which takes no longer.
 
-
-def standby_s(starts: StartupTimes, scaling: Scaling, guess_s: float) -> float:
-    """Return the seconds of a start from standby, at most those of a cold start.
-
-    `guess_s` is for a cold start.
+    `guess_s` is for a cold start that is neither configured nor measured.
     """
-    maximum = cold_s(starts, scaling, guess_s)
-    if scaling.standby_start_s != "auto":
-        return min(scaling.standby_start_s, maximum)
-    return min(_quantile(starts.standby) if starts.standby else FIRST_STANDBY_S, maximum)
+    cold_s = _expected_s(scaling.cold_start_s, starts.cold, guess_s)
+    return min(_expected_s(scaling.standby_start_s, starts.standby, FIRST_STANDBY_S), cold_s) if standby else cold_s
 
 
-def _quantile(seconds: Sequence[float]) -> float:
-    return sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1]
+def _expected_s(configured: float | Literal["auto"], measured: Sequence[float], guess_s: float) -> float:
+    if configured != "auto":
+        return configured
+    return sorted(measured)[math.ceil(_QUANTILE * len(measured)) - 1] if measured else guess_s
 
 
 @dataclass
@@ -153,11 +146,10 @@ class ModelState:
         self.recorded_starts = (self.recorded_starts | started.keys()) & {
             replica.process.id for replica in observation.replicas
         }
-        ready_spares = count_ready(observation.spares, self.kinds) if observation.spares else 0
+        has_standby = bool(observation.spares) and count_ready(observation.spares, self.kinds) > 0
         starts = self.machine_starts.get(self.next_machine, self.starts)
         starts = StartupTimes(starts.cold or self.starts.cold, starts.standby or self.starts.standby)
-        expected_s = standby_s if ready_spares else cold_s
-        next_s = expected_s(starts, self.scaling, observation.cold_start_s)
+        next_s = next_start_s(starts, self.scaling, observation.cold_start_s, standby=has_standby)
         return dataclasses.replace(observation, owed=self.lost, cold_start_s=next_s)
 
     def _without_unreachable(self, observation: Observation, silent: Collection[str]) -> Observation:

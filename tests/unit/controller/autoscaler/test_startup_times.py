@@ -12,8 +12,7 @@ from controller.autoscaler.model_state import (
     FIRST_STANDBY_S,
     ModelState,
     StartupTimes,
-    cold_s,
-    standby_s,
+    next_start_s,
 )
 from controller.autoscaler.persistence import SavedModel, pack, unpack
 from controller.policies import static
@@ -44,8 +43,8 @@ MEASURED = StartupTimes(cold=(20.0, 30.0, 25.0), standby=(2.0, 4.0))
 def test_estimate_is_configured_measured_or_guessed(
     starts: StartupTimes, scaling: Scaling, cold: float, standby: float
 ) -> None:
-    assert cold_s(starts, scaling, 40.0) == cold
-    assert standby_s(starts, scaling, 40.0) == standby
+    assert next_start_s(starts, scaling, 40.0, standby=False) == cold
+    assert next_start_s(starts, scaling, 40.0, standby=True) == standby
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 600), st.booleans()), max_size=60))
@@ -56,7 +55,7 @@ def test_only_last_twenty_starts_of_each_kind_count(history: list[tuple[float, b
     assert list(starts.cold) == [seconds for seconds, standby in history if not standby][-20:]
     assert list(starts.standby) == [seconds for seconds, standby in history if standby][-20:]
     if starts.cold:
-        estimate = cold_s(starts, Scaling(), 40.0)
+        estimate = next_start_s(starts, Scaling(), 40.0, standby=False)
         assert sum(seconds > estimate for seconds in starts.cold) <= 0.1 * len(starts.cold)
         assert estimate in starts.cold
 
