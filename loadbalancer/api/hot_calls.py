@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import msgspec
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
@@ -20,9 +21,10 @@ from loadbalancer.api.http_helpers import ErrorResponse, error_response
 from loadbalancer.api.pushed_response import PushedResponse
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.api.request_recorder import RequestRecorder
-from loadbalancer.context.request_context import CURRENT
+from loadbalancer.context.request_context import CURRENT, RequestContext
 from loadbalancer.generation.in_flight_call import AwaitedCalls
 from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.metrics.requests import RouteMetrics
 from loadbalancer.schema.errors import ApiError, ClientClosed, InternalError
 
 log = logging.getLogger(__name__)
@@ -52,51 +54,29 @@ class HotCalls:
         head = RequestHead(headers)
         if head.is_encoded or head.has_key or head.origin is not None or head.length > route.max_bytes:
             return None
-        return HotHead(self, route, params, head, verb, decoded, query)
+        metrics = self.metrics.route(route.template)
+        return HotHead(self, route, metrics, params, head, verb, decoded, query, route.max_bytes)
 
 
-class HotHead:
+class HotHead(msgspec.Struct, eq=False):
     """The head of requests for a hot route, and what has been found out about it. A connection may send it again."""
 
-    __slots__ = (
-        "_caller",
-        "_ring",
-        "calls",
-        "max_bytes",
-        "method",
-        "metrics",
-        "params",
-        "parsed",
-        "path",
-        "query",
-        "route",
-    )
-
-    def __init__(
-        self,
-        calls: HotCalls,
-        route: HotRoute,
-        params: Mapping[str, str],
-        parsed: RequestHead,
-        method: str,
-        path: str,
-        query: bytes,
-    ) -> None:
-        self.calls = calls
-        self.route = route
-        self.max_bytes = route.max_bytes
-        self.metrics = calls.metrics.route(route.template)
-        self.params = params
-        self.parsed = parsed
-        self.method = method
-        self.path = path
-        self.query = query
-        #: Who sends it, according to these keys.
-        self._caller: Caller | None = None
-        self._ring: KeyRing | None = None
+    calls: HotCalls
+    route: HotRoute
+    metrics: RouteMetrics
+    params: Mapping[str, str]
+    parsed: RequestHead
+    method: str
+    path: str
+    query: bytes
+    max_bytes: int
+    #: Who sends it, according to these keys.
+    _caller: Caller | None = None
+    _ring: KeyRing | None = None
 
     def new_call(self, headers: HeaderList) -> HotCall:
-        return HotCall(self, headers)
+        """Begin the record of a request that has just arrived."""
+        return HotCall(self, headers, time.monotonic(), self.calls.recorder.begin(self.parsed, self.method, self.path))
 
     def caller(self) -> Caller:
         """Check the head, and return who sends it: once for as long as the keys are the same. Raises `ApiError`."""
@@ -108,35 +88,21 @@ class HotHead:
         return self._caller
 
 
-class HotCall:
+class HotCall(msgspec.Struct, eq=False):
     """One request for a hot route."""
 
-    __slots__ = (
-        "_caller",
-        "_context",
-        "_head",
-        "_headers",
-        "_is_cancelled",
-        "_on_end",
-        "_pending",
-        "_responder",
-        "_started",
-        "_status",
-    )
-
-    def __init__(self, head: HotHead, headers: HeaderList) -> None:
-        self._head = head
-        self._headers = headers
-        self._started = time.monotonic()
-        self._context = head.calls.recorder.begin(head.parsed, head.method, head.path)
-        self._caller: Caller | None = None
-        self._responder: Responder | None = None
-        #: What the response is awaited from.
-        self._pending: AwaitedCalls | asyncio.Future[Response] | None = None
-        self._on_end: Callable[[], None] | None = None
-        self._is_cancelled = False
-        #: Of the response; that of a client that has left before there was one.
-        self._status = ClientClosed.status
+    _head: HotHead
+    _headers: HeaderList
+    _started: float
+    _context: RequestContext
+    _caller: Caller | None = None
+    _responder: Responder | None = None
+    #: What the response is awaited from.
+    _pending: AwaitedCalls | asyncio.Future[Response] | None = None
+    _on_end: Callable[[], None] | None = None
+    _is_cancelled: bool = False
+    #: Of the response; that of a client that has left before there was one.
+    _status: int = ClientClosed.status
 
     def begin(self, responder: Responder, body: bytes) -> None:
         """The request is complete. Raises nothing."""

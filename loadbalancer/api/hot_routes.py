@@ -18,6 +18,7 @@ import codecs
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
@@ -53,39 +54,25 @@ class _FrameworkConnection(NamedTuple):
     server: tuple[str, int | None] | None
 
 
-class HotRequest:
+class HotRequest(msgspec.Struct, eq=False):
     """A request whose body has arrived completely."""
 
-    __slots__ = ("_reservation", "body", "caller", "connection", "head", "headers", "method", "params", "path", "query")
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        query: bytes,
-        head: RequestHead,
-        headers: RawHeaders,
-        params: Mapping[str, str],
-        caller: Caller,
-        body: bytes,
-        connection: Connection,
-        reservation: BodyReservation | None = None,
-    ) -> None:
-        """`path` is decoded, `params` are what its pattern matched. Names of headers are in lower case.
-
-        `head` is what was found in the `headers`. The `body` has no Content-Encoding any more. Its bytes count in the
-        `reservation` until `release_body`.
-        """
-        self.method = method
-        self.path = path
-        self.query = query
-        self.head = head
-        self.headers = headers
-        self.params = params
-        self.caller = caller
-        self.body = body
-        self.connection = connection
-        self._reservation = reservation
+    method: str
+    #: Decoded.
+    path: str
+    query: bytes
+    #: What was found in the `headers`.
+    head: RequestHead
+    #: Their names are in lower case.
+    headers: RawHeaders
+    #: What the pattern of the route has matched in the path.
+    params: Mapping[str, str]
+    caller: Caller
+    #: Without a Content-Encoding.
+    body: bytes
+    connection: Connection
+    #: Where the bytes of the body count until `release_body`.
+    reservation: BodyReservation | None = None
 
     def header(self, name: bytes, default: bytes = b"") -> bytes:
         """The value of the first header with this name, which is in lower case."""
@@ -107,8 +94,8 @@ class HotRequest:
     def release_body(self) -> None:
         """Drop the body once it has been parsed, so that a request that waits in the queue does not hold it."""
         self.body = b""
-        if self._reservation is not None:
-            self._reservation.release()
+        if self.reservation is not None:
+            self.reservation.release()
 
 
 #: Returns the response, or what is awaited for it. It raises `ApiError`. When the client leaves, what is awaited is

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 
+import msgspec
+
 from loadbalancer.context.trace_context import TraceContext
 
 
-class RequestContext:
+class RequestContext(msgspec.Struct, eq=False):
     """One request or job. Times are seconds on the scheduler's clock."""
 
-    # What most requests leave as it is belongs to the class, so that a new one costs little.
+    request_id: str
+    #: Its span, or that of its client where no spans are written; None: neither.
+    trace: TraceContext | None = None
+    #: Makes Unix time of the times on the scheduler's clock.
+    clock_offset: float = 0.0
     #: Of its tasks; empty if it has none.
-    model = ""
-    tasks = 0
+    model: str = ""
+    tasks: int = 0
     #: When its first tasks were queued, and its latest one ended.
     submitted_at: float | None = None
     last_ended_at: float | None = None
@@ -23,17 +29,10 @@ class RequestContext:
     ran_s: float | None = None
     #: Time of its first token or chunk.
     first_output_at: float | None = None
-    input_tokens = 0
-    output_tokens = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
     #: Code or type of the error that it was answered with.
-    error_code = ""
-
-    def __init__(self, request_id: str, trace: TraceContext | None = None, clock_offset: float = 0.0) -> None:
-        """`clock_offset` makes Unix time of the times on the scheduler's clock."""
-        self.request_id = request_id
-        self.clock_offset = clock_offset
-        #: Its span, or that of its client where no spans are written; None: neither.
-        self.trace = trace
+    error_code: str = ""
 
     @property
     def traceparent(self) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE
 
@@ -29,72 +30,39 @@ _INTERNAL_ERROR = b"Internal Server Error"
 _INVALID = HEADER_VALUE_RE.search
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """`receive` and `send` are those of ASGI; `respond` and `run` are for direct calls."""
 
-    __slots__ = (
-        "_connection",
-        "_event",
-        "_has_news",
-        "_head",
-        "_is_chunked",
-        "_is_streaming",
-        "_on_end",
-        "_parts",
-        "_remaining",
-        "_scope",
-        "body",
-        "body_bytes",
-        "call",
-        "disconnected",
-        "headers",
-        "keep_alive",
-        "method",
-        "more_body",
-        "refusal",
-        "response_complete",
-        "response_started",
-        "waiting_for_100_continue",
-    )
-
-    def __init__(
-        self,
-        connection: MessageParser,
-        method: str,
-        scope: Scope | None,
-        call: DirectCall | None = None,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        *,
-        keep_alive: bool,
-        expects_continue: bool = False,
-        refusal: ApiError | None = None,
-    ) -> None:
-        """`scope` is that of the application; None for a `refusal`, which is answered in its turn."""
-        self._connection = connection
-        self._scope = scope
-        self.method = method
-        self.call = call
-        self.headers = headers
-        self.refusal = refusal
-        self.keep_alive = keep_alive
-        self.waiting_for_100_continue = expects_continue
-        self.body: bytes | bytearray = b""
-        self.more_body = True
-        #: Bytes of the response's body that were written.
-        self.body_bytes = 0
-        self.disconnected = self.response_started = self.response_complete = False
-        #: Whether `receive` has something to return, and what it waits for.
-        self._has_news = False
-        self._event: asyncio.Event | None = None
-        self._head = b""
-        self._is_chunked = False
-        #: The body of a direct call is written part by part, and more may follow.
-        self._is_streaming = False
-        #: Bytes of the response that are not sent yet, of those that its Content-Length declares.
-        self._remaining = 0
-        #: What is called when the response of a direct call has been read, and what is still to be written of it.
-        self._on_end: Callable[[], None] | None = None
-        self._parts: Iterator[memoryview] | None = None
+    _connection: MessageParser
+    method: str
+    #: That of the application; None for a direct call, and for a refusal.
+    _scope: Scope | None
+    call: DirectCall | None = None
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    keep_alive: bool = True
+    #: The client sends the body when it is told to continue.
+    waiting_for_100_continue: bool = False
+    #: An error that is answered when it is its turn.
+    refusal: ApiError | None = None
+    body: bytes | bytearray = b""
+    more_body: bool = True
+    #: Bytes of the response's body that were written.
+    body_bytes: int = 0
+    disconnected: bool = False
+    response_started: bool = False
+    response_complete: bool = False
+    #: Whether `receive` has something to return, and what it waits for.
+    _has_news: bool = False
+    _event: asyncio.Event | None = None
+    _head: bytes = b""
+    _is_chunked: bool = False
+    #: The body of a direct call is written part by part, and more may follow.
+    _is_streaming: bool = False
+    #: Bytes of the response that are not sent yet, of those that its Content-Length declares.
+    _remaining: int = 0
+    #: What is called when the response of a direct call has been read, and what is still to be written of it.
+    _on_end: Callable[[], None] | None = None
+    _parts: Iterator[memoryview] | None = None
 
     # ---- what arrives
 

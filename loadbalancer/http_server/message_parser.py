@@ -205,7 +205,7 @@ class MessageParser(asyncio.Protocol, abc.ABC):
         call, scope = (None, self._scope(method, version)) if head is None else (head.new_call(self.headers), None)
         name, expects = method.decode("ascii"), self._expects_continue
         exchange = self._last = Exchange(
-            self, name, scope, call, self.headers, keep_alive=keep_alive, expects_continue=expects
+            self, name, scope, call, self.headers, keep_alive=keep_alive, waiting_for_100_continue=expects
         )
         active = self._active
         if active is None or active.response_complete:

@@ -200,8 +200,8 @@ class BoundedRequestParser(MessageParser):
         self._stage = HANDLING
         self.url, self.headers = head.url, headers
         call = head.direct.new_call(headers)
-        exchange = self._last = self._active = Exchange(self, head.method, None, call, headers, keep_alive=True)
-        exchange.body, exchange.more_body = body, False
+        exchange = Exchange(self, head.method, None, call, headers, body=body, more_body=False)
+        self._last = self._active = exchange
         exchange.begin_call()
 
     def _end_of_slice(self, data: bytes, start: int) -> int:
