@@ -89,7 +89,6 @@ def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, 
 
 class _PlanBuilder:
     def __init__(self, demands: Sequence[ModelDemand], now: float, devices: Mapping[str, Device]) -> None:
-        self._demands = demands
         self._now = now
         self._devices = devices
         self.actions: list[Action] = []
@@ -97,7 +96,7 @@ class _PlanBuilder:
         #: Models with the same devices share one count of them.
         slots = [tuple(demand.slots) for demand in demands]
         places = {each: Counter(each) for each in set(slots)}
-        self._claimants = [_claimant(demand, places[each]) for demand, each in zip(demands, slots, strict=True)]
+        self._models = [(each, _claimant(each, places[own])) for each, own in zip(demands, slots, strict=True)]
         #: Models with fewer workers than desired: a heap by priority.
         self._waiting: list[tuple[int, float, float, int]] = []
         #: For each model that waits for a device: the workers that must leave it first.
@@ -106,7 +105,7 @@ class _PlanBuilder:
 
     def stop_workers(self) -> None:
         """Select the workers to stop, and count the devices in use."""
-        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+        for demand, claimant in self._models:
             leaving, claimant.staying = select_to_stop(
                 demand.observation, demand.decision, demand.limits, self._now, demand.outdated, demand.surge
             )
@@ -124,7 +123,7 @@ class _PlanBuilder:
     def _count(self, *, tight: bool) -> DeviceSlots:
         """Return the device slots with all present workers."""
         slots = DeviceSlots(self._devices, tight=tight)
-        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+        for demand, claimant in self._models:
             staying = {replica.process.id for replica in claimant.staying}
             for replica in demand.observation.replicas:
                 slots.hold(replica.process.device, claimant.request)
@@ -136,39 +135,39 @@ class _PlanBuilder:
         """Return the models below their minimum with the number of missing workers, the largest first."""
         below_minimum = [
             (claimant.request, claimant.min_workers - claimant.count)
-            for claimant in self._claimants
+            for _, claimant in self._models
             if claimant.count < claimant.min_workers
         ]
         return sorted(below_minimum, key=lambda entry: -_size(entry[0]))
 
     def allocate(self) -> None:
         """Allocate devices to models that miss workers, the most urgent first."""
-        for number, (demand, claimant) in enumerate(zip(self._demands, self._claimants, strict=True)):
-            if claimant.count < demand.decision.desired:
-                self._enqueue(number)
+        for number in range(len(self._models)):
+            self._enqueue(number)
         while self._waiting:
             number = heapq.heappop(self._waiting)[-1]
-            claimant = self._claimants[number]
+            demand, claimant = self._models[number]
             # A model that gives up a worker while it waits is in the heap twice.
-            if claimant.count < self._demands[number].decision.desired and self._allocate(number):
+            if claimant.count < demand.decision.desired and self._allocate(number):
                 claimant.count += 1
                 self._enqueue(number)
 
     def _enqueue(self, number: int) -> None:
         """Let the model wait for a device if it has fewer workers than desired."""
-        if self._claimants[number].count < self._demands[number].decision.desired:
+        demand, claimant = self._models[number]
+        if claimant.count < demand.decision.desired:
             heapq.heappush(self._waiting, self._priority(number))
 
     def _priority(self, number: int) -> tuple[int, float, float, int]:
         """Order by rank. Models below their minimum go by size, the others by saved waiting and missing share."""
-        demand, claimant = self._demands[number], self._claimants[number]
+        demand, claimant = self._models[number]
         rank = claimant.rank()
         gain = _size(claimant.request) if rank == 0 else waiting_saved(demand.load, claimant.count + 1)
         return rank, -gain, (claimant.count + 1) / demand.decision.desired, number
 
     def _allocate(self, number: int) -> bool:
         """Find a device for one more worker: now, after another worker has left, or by a swap."""
-        demand, claimant = self._demands[number], self._claimants[number]
+        demand, claimant = self._models[number]
         may_start = self._now >= demand.crashes.retry_at
         if not may_start and claimant.rank() > 0:
             return False
@@ -191,12 +190,13 @@ class _PlanBuilder:
 
     def _swap(self, taker: Claimant) -> bool:
         """Drain workers of other models, if that is due or saves enough waiting."""
-        swaps = find_swap(taker, self._claimants, self._slots, self._now)
+        claimants = [claimant for _, claimant in self._models]
+        swaps = find_swap(taker, claimants, self._slots, self._now)
         if not swaps and taker.rank() == 0:
-            swaps = find_move(taker, self._claimants, self._slots)
+            swaps = find_move(taker, claimants, self._slots)
         for swap in swaps:
-            number = next(n for n, claimant in enumerate(self._claimants) if claimant.request.model == swap.giver)
-            giver = self._claimants[number]
+            number = next(n for n, claimant in enumerate(claimants) if claimant.request.model == swap.giver)
+            giver = claimants[number]
             giver.staying = [replica for replica in giver.staying if replica.process.id != swap.worker]
             giver.count -= 1
             self._slots.release_later(swap.device, giver.request, swap.worker)
@@ -208,7 +208,7 @@ class _PlanBuilder:
     def replace_outdated(self) -> None:
         """Start the replacement of an outdated worker; without room for both, the outdated one is drained first."""
         started = {action.model for action in self.actions if isinstance(action, Start)}
-        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+        for demand, claimant in self._models:
             staying = {replica.process.id for replica in claimant.staying}
             outdated_id = next((name for name in demand.outdated if name in staying), None)
             under_way = len(staying) > demand.decision.desired or len(staying) < len(demand.observation.replicas)
@@ -225,7 +225,7 @@ class _PlanBuilder:
     def next_devices(self) -> dict[str, str]:
         """Return where one more worker of each model would start, if it may run on several machines."""
         found = {}
-        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+        for demand, claimant in self._models:
             if demand.preferred and (device := self._slots.find(claimant.request)):
                 found[demand.observation.model] = device
         return found
@@ -234,7 +234,7 @@ class _PlanBuilder:
         """Return why models have fewer workers than decided, or get them later."""
         started = Counter(action.model for action in self.actions if isinstance(action, Start))
         found = {}
-        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+        for demand, claimant in self._models:
             model = demand.observation.model
             short = demand.decision.desired - len(claimant.staying) - started[model]
             if short > 0:
