@@ -51,6 +51,16 @@ def rotate_log(path: Path, limits: Logging) -> bool:
     return True
 
 
+def last_lines(path: Path, max_bytes: int) -> list[str]:
+    """Return the lines in the last bytes of a log; none if it cannot be read."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(log.seek(0, os.SEEK_END) - max_bytes, 0))
+            return log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
 def backup_path(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}")
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from configs.log_files import CHECK_EVERY_S, backup_path, rotate_log
+from configs.log_files import CHECK_EVERY_S, backup_path, last_lines, rotate_log
 from configs.sections import Logging
 
 _TAIL_LINES = 15
@@ -29,11 +29,8 @@ class LogFolder:
     def tail(self, name: str) -> str:
         """Return the last lines of a log; right after a rotation, those of the previous part."""
         for path in (self.path(name), backup_path(self.path(name), 1)):
-            with contextlib.suppress(OSError), path.open("rb") as log:
-                size = log.seek(0, 2)
-                log.seek(max(size - _TAIL_BYTES, 0))
-                if lines := log.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]:
-                    return "\n".join(lines)
+            if lines := last_lines(path, _TAIL_BYTES):
+                return "\n".join(lines[-_TAIL_LINES:])
         return ""
 
     def rotate(self, names: Iterable[str], now: float) -> None:

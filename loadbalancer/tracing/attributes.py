@@ -33,7 +33,6 @@ RESUMED_AT = "muster.resumed_at"
 OUTCOME = "muster.outcome"
 RUN_TIME = "muster.run_time"
 JOB = "muster.job"
-ATTEMPT = "muster.attempt"
 
 #: Operation and type of the output by the path of the API.
 OPERATIONS = {

@@ -33,6 +33,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from controller.launchers.ray import node_probes, worker_actor
 from controller.launchers.ray.cluster_access import Refused, Unreachable, connect
 from controller.launchers.ray.messages import (
+    ORDERS,
     ClusterJoined,
     Event,
     GatewayFailed,
@@ -45,7 +46,6 @@ from controller.launchers.ray.messages import (
     StartOnNode,
     WorkerEnded,
     WorkerStarted,
-    parse_order,
     to_line,
 )
 from controller.launchers.ray.node_probes import NodeProbes
@@ -195,7 +195,7 @@ def _read_orders(orders: queue.Queue[Order]) -> None:
     """Queue the orders. End the process at the end of input: the main thread may wait for Ray."""
     for line in sys.stdin.buffer:
         try:
-            orders.put(parse_order(line))
+            orders.put(ORDERS.decode(line))
         except msgspec.MsgspecError as error:
             print(f"an order is not understood: {error}", file=sys.stderr)
     os._exit(0)

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from configs.files import open_for_append
-from controller.launchers.ray.messages import Event, GatewayFailed, Order, parse_event, to_line
+from configs.log_files import last_lines
+from controller.launchers.ray.messages import EVENTS, Event, GatewayFailed, Order, to_line
 
 log = logging.getLogger("controller")
 
@@ -104,12 +105,9 @@ class GatewayProcess:
 
     def _last_words(self, status: int) -> str:
         """Return why the gateway has ended, as far as its log says."""
-        lines = []
-        with contextlib.suppress(OSError), self._log_file.open("rb") as log_file:
-            log_file.seek(max(log_file.seek(0, 2) - _TAIL_BYTES, 0))
-            lines = log_file.read().decode("utf-8", "replace").strip().splitlines()
+        lines = reversed(last_lines(self._log_file, _TAIL_BYTES))
         # A failed check in Ray ends with the frames of its stack.
-        last = next((line for line in reversed(lines) if line and not _STACK_FRAME.search(line)), "")
+        last = next((line for line in lines if line.strip() and not _STACK_FRAME.search(line)), "")
         if found := re.search(r"No module named '(\w+)", last):
             return (
                 f"{self._command[0]} lacks the package {found[1]}: install muster[ray] there, or set ray.python to an "
@@ -135,6 +133,6 @@ def _read(process: subprocess.Popen[bytes], events: queue.SimpleQueue[Event]) ->
     with contextlib.suppress(OSError, ValueError), process.stdout as pipe:
         for line in pipe:
             try:
-                events.put(parse_event(line))
+                events.put(EVENTS.decode(line))
             except msgspec.MsgspecError as error:
                 log.warning("an event of the Ray gateway is not understood: %s", error)

@@ -122,19 +122,10 @@ class GatewayFailed(msgspec.Struct, frozen=True, tag=True):
 
 Event = ClusterJoined | NodesListed | WorkerStarted | WorkerEnded | GatewayFailed
 
-_ORDERS: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
-_EVENTS: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+#: Decoders of a line. They raise `msgspec.MsgspecError`.
+ORDERS: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
+EVENTS: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 def to_line(message: Order | Event) -> bytes:
     return msgspec.json.encode(message) + b"\n"
-
-
-def parse_order(line: bytes) -> Order:
-    """Raises `msgspec.MsgspecError`."""
-    return _ORDERS.decode(line)
-
-
-def parse_event(line: bytes) -> Event:
-    """Raises `msgspec.MsgspecError`."""
-    return _EVENTS.decode(line)

@@ -17,6 +17,7 @@ from configs.paths import curve_dir
 from controller.launchers.ray.gateway_process import GatewayProcess
 from controller.launchers.ray.launcher import RayLauncher
 from controller.launchers.ray.messages import (
+    ORDERS,
     ClusterJoined,
     Event,
     GatewayFailed,
@@ -30,7 +31,6 @@ from controller.launchers.ray.messages import (
     StartOnNode,
     WorkerEnded,
     WorkerStarted,
-    parse_order,
     to_line,
 )
 from host.types import Exit
@@ -112,7 +112,7 @@ class Cluster:
     def received(self, kind: type[Order]) -> list[Any]:
         written = self.orders.read_bytes()
         complete = written[: written.rfind(b"\n") + 1].splitlines()
-        return [order for line in complete if isinstance(order := parse_order(line), kind)]
+        return [order for line in complete if isinstance(order := ORDERS.decode(line), kind)]
 
     def until_received(self, kind: type[Order], count: int = 1) -> Any:
         self.until(lambda: len(self.received(kind)) >= count, f"{count} {kind.__name__}")
