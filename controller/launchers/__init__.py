@@ -10,11 +10,8 @@ from host.types import PollResult
 class Launcher(Protocol):
     """Starts and stops workers. Every call returns at once and is idempotent."""
 
-    def start(self, worker: str, model: str, device: str) -> None:
-        """Start a worker of this name, unless there is one."""
-
-    def start_spare(self, worker: str, model: str, kind: str) -> None:
-        """Start a standby worker that waits for a device of this kind."""
+    def start(self, worker: str, model: str, device: str, *, standby: bool = False) -> None:
+        """Start a worker of this name, unless there is one. One on standby waits for a device of this kind."""
 
     def activate(self, worker: str, device: str) -> None:
         """Activate the standby worker on the device, if there is one."""

@@ -76,13 +76,7 @@ class AgentLauncher:
 
     # ---- Launcher
 
-    def start(self, worker: str, model: str, device: str) -> None:
-        self._start(worker, model, device, standby=False)
-
-    def start_spare(self, worker: str, model: str, kind: str) -> None:
-        self._start(worker, model, kind, standby=True)
-
-    def _start(self, worker: str, model: str, device: str, *, standby: bool) -> None:
+    def start(self, worker: str, model: str, device: str, *, standby: bool = False) -> None:
         if worker in self._processes:
             return
         generation = self._generations[model]

@@ -67,15 +67,8 @@ class LocalLauncher:
         except OSError:
             return ""
 
-    def start(self, worker: str, model: str, device: str) -> None:
-        """Start a worker process, pinned to its device."""
-        self._spawn(worker, model, device, standby=False)
-
-    def start_spare(self, worker: str, model: str, kind: str) -> None:
-        """Start a standby worker. It gets a device of this kind when it is activated."""
-        self._spawn(worker, model, kind, standby=True)
-
-    def _spawn(self, worker: str, model: str, device: str, *, standby: bool) -> None:
+    def start(self, worker: str, model: str, device: str, *, standby: bool = False) -> None:
+        """Start a worker process, pinned to its device. A standby worker gets one when it is activated."""
         command, env = self._commands.worker(self._settings, worker, model, device, standby=standby)
         settings = generation(self._settings, model)
         self._processes.spawn(worker, model, device, command, env, generation=settings, spare=standby)

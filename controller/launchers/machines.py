@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from configs.devices import machine_of
@@ -42,16 +41,9 @@ _READ_BY_WORKERS = {
 class MachinesLauncher:
     """Implements `Launcher` for all machines. A device's name has its machine, and a worker's name begins with it."""
 
-    def __init__(
-        self,
-        local: LocalLauncher,
-        settings: Settings,
-        clock: Callable[[], float] = time.monotonic,
-        cluster: RayLauncher | None = None,
-    ) -> None:
+    def __init__(self, local: LocalLauncher, settings: Settings, cluster: RayLauncher | None = None) -> None:
         self._local = local
         self._cluster = cluster
-        self._clock = clock
         self._epoch = int(time.time())
         self._agents: dict[str, AgentLauncher] = {}
         #: What was logged last about each machine.
@@ -74,11 +66,8 @@ class MachinesLauncher:
 
     # ---- Launcher
 
-    def start(self, worker: str, model: str, device: str) -> None:
-        self._of_device(device).start(worker, model, device)
-
-    def start_spare(self, worker: str, model: str, kind: str) -> None:
-        self._of_device(kind).start_spare(worker, model, kind)
+    def start(self, worker: str, model: str, device: str, *, standby: bool = False) -> None:
+        self._of_device(device).start(worker, model, device, standby=standby)
 
     def activate(self, worker: str, device: str) -> None:
         self._of_worker(worker).activate(worker, device)
@@ -138,7 +127,7 @@ class MachinesLauncher:
     def machines(self) -> list[Machine]:
         """Return the machines with an agent that has reported, also silent ones, and the nodes of the cluster."""
         found = [machine for agent in self._agents.values() if (machine := agent.machine()) is not None]
-        return found if self._cluster is None else [*found, *self._cluster.machines(self._clock())]
+        return found if self._cluster is None else [*found, *self._cluster.machines(time.monotonic())]
 
     async def exchange(self, balancer: BalancerHttpClient) -> None:
         """Send the orders, and take in the reports. Without an answer nothing changes."""
@@ -150,7 +139,7 @@ class MachinesLauncher:
             return
         for name in states.machines.keys() - self._agents.keys():
             agent = AgentLauncher(
-                name, epoch=self._epoch, lost_after_s=self._settings.workers.lost_after_s, clock=self._clock
+                name, epoch=self._epoch, lost_after_s=self._settings.workers.lost_after_s, clock=time.monotonic
             )
             agent.update_settings(self._model_settings, self._generations)
             self._agents[name] = agent

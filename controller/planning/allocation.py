@@ -11,6 +11,7 @@ less than the one before.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections import defaultdict
@@ -177,7 +178,7 @@ def find_move(taker: Claimant, others: Sequence[Claimant], slots: DeviceSlots) -
     """
     name = taker.request.model
     for device in taker.request.places:
-        attempt, moved = slots.copy(), []
+        attempt, moved = copy.deepcopy(slots), []
         for other in sorted(others, key=lambda claimant: claimant.request.need or 0):
             if other is taker or (len(other.staying) < 2 and other.busy is not False):
                 continue

@@ -12,7 +12,6 @@ machine and no larger device.
 from __future__ import annotations
 
 import bisect
-import copy
 import heapq
 import math
 from collections import Counter, defaultdict
@@ -109,9 +108,6 @@ class DeviceSlots:
         self._by_machine[request.model][machine_of(device)] -= 1
         self.leaving.setdefault(device, []).append(worker)
 
-    def copy(self) -> DeviceSlots:
-        return copy.deepcopy(self)
-
     def take(self, request: PlacementRequest, but: str = "") -> str | None:
         """Take free room on the device with the fewest workers, but not on `but`. Return the device, or None."""
         device = self.find(request, but)
@@ -156,10 +152,6 @@ class DeviceSlots:
             return max(counted, key=lambda pair: pair[0])
         full = (device for device in request.places if device in self._memory and device not in self._faulty)
         return next(((0, device) for device in full), None)
-
-    def memory(self, device: str) -> int | None:
-        """Return the memory for workers; None where it is not counted."""
-        return self._memory.get(device)
 
     def find(self, request: PlacementRequest, but: str = "") -> str | None:
         """Return the device that `take` would take, or None."""

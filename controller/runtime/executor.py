@@ -61,7 +61,7 @@ class Executor:
             case StartSpare(model, kind, reason):
                 name = self._launcher.worker_name(kind, _new_name(model))
                 log.info("starting standby %s: %s", name, reason)
-                self._launcher.start_spare(name, model, kind)
+                self._launcher.start(name, model, kind, standby=True)
             case Activate(worker, _, device, reason):
                 log.info("activating standby %s on %s: %s", worker, device, reason)
                 self._launcher.activate(worker, device)

@@ -93,8 +93,10 @@ class RayLauncher:
         """Start workers with these settings from now on."""
         self._settings = settings
 
-    def start(self, worker: str, model: str, device: str) -> None:
+    def start(self, worker: str, model: str, device: str, *, standby: bool = False) -> None:
         """Start a worker on the device's node. Raises `OSError` if there is no such node, or no cluster."""
+        if standby:  # an actor cannot be given a GPU later
+            raise OSError(f"{worker} of {model} on {device}: there are no standby workers on a Ray cluster")
         if worker in self._children:
             return
         machine, kind = machine_of(device), kind_of(device)
@@ -117,10 +119,6 @@ class RayLauncher:
         self._records.write(record_of(child, node))
         self._children[worker], self._node_of[worker] = child, node
         self._gateway.send(order)
-
-    def start_spare(self, worker: str, model: str, kind: str) -> None:
-        """Raises `OSError`: an actor cannot be given a GPU later."""
-        raise OSError(f"{worker} of {model} on {kind}: there are no standby workers on a Ray cluster")
 
     def activate(self, worker: str, device: str) -> None:
         """Do nothing: there are no standby workers."""

@@ -83,10 +83,10 @@ def test_worker_that_cannot_start_says_why(workers: WorkerRecord) -> None:
 def test_standby_worker_is_activated_once(workers: WorkerRecord) -> None:
     if not workers.setup.has_standby:
         with pytest.raises(OSError, match="no standby workers"):
-            workers.launcher.start_spare(workers.name("standby"), "m", workers.device("sim"))
+            workers.launcher.start(workers.name("standby"), "m", workers.device("sim"), standby=True)
         return
     name, device = workers.name("standby"), workers.device("sim:1")
-    workers.launcher.start_spare(name, "m", workers.device("sim"))
+    workers.launcher.start(name, "m", workers.device("sim"), standby=True)
     loaded = workers.until(lambda found: name in found and found[name].loaded_at is not None, "the standby worker")
     assert loaded[name].spare
     workers.launcher.activate(name, device)
