@@ -80,6 +80,7 @@ class ControlPlaneAgent:
         #: Number of the newest decision that the balancer has.
         self._acked_decision = 0
         self._is_unsaved = False
+        self._saved_at = self._started_at
         #: Names of the running workers.
         self._workers: frozenset[str] = frozenset()
         #: By command id, until the balancer no longer lists the command.
@@ -121,7 +122,7 @@ class ControlPlaneAgent:
 
     def save_if_due(self) -> None:
         """Save the policies' state after a decision, at most every `_SAVE_INTERVAL_S`."""
-        if self._is_unsaved and self._state_file.age_s >= _SAVE_INTERVAL_S:
+        if self._is_unsaved and time.monotonic() - self._saved_at >= _SAVE_INTERVAL_S:
             self._save()
 
     async def report(self, result: TickResult, *, is_connected: bool) -> None:
@@ -246,7 +247,7 @@ class ControlPlaneAgent:
             log.warning("%s is %s", model, override_decision(hold).reason)
 
     def _save(self, *, final: bool = False) -> None:
-        self._is_unsaved = False
+        self._is_unsaved, self._saved_at = False, time.monotonic()
         self._state_file.save(self._overrides, self._decisions.last, self._autoscaler.dump_state(), final=final)
 
 

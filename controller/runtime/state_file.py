@@ -42,12 +42,6 @@ class StateFile:
     def __init__(self, folder: Path) -> None:
         self._header = folder / "overrides.json"
         self._memory = folder / "autoscaler.json"
-        self._saved_at = time.monotonic()
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the last save, or since the start."""
-        return time.monotonic() - self._saved_at
 
     def load(self) -> SavedState | None:
         """Return the saved state; None if there is none or it cannot be read."""
@@ -62,7 +56,6 @@ class StateFile:
 
     def save(self, overrides: Overrides, last_decision: int, memory: bytes, *, final: bool = False) -> None:
         """Write the state. `final`: no further decision follows."""
-        self._saved_at = time.monotonic()
         reserved = 0 if final else _RESERVED_DECISIONS
         header = _Header(overrides, last_decision + reserved, time.time())
         try:
