@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,18 @@ class Server:
             return set(names) <= set(self.ready_workers())
 
         wait_until(ready, f"workers {names}")
+
+    @contextlib.contextmanager
+    def stopped(self, *names: str) -> Iterator[None]:
+        """Stop these workers, or all, within the block: their tasks wait, however fast they are."""
+        stopped = [self.workers[name] for name in names or self.workers]
+        for worker in stopped:
+            worker.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for worker in stopped:
+                worker.send_signal(signal.SIGCONT)
 
     def log(self, name: str) -> str:
         """Return the output of `loadbalancer` or of a worker."""

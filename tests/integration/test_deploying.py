@@ -104,7 +104,7 @@ def test_nginx_passes_everything_on(tmp_path: Path) -> None:
         assert edited.status_code == 200, edited.text
         # Events arrive before the end.
         with client.stream(
-            "POST", "/v1/images/generations", json=body | {"stream": True, "num_inference_steps": 200}
+            "POST", "/v1/images/generations", json=body | {"stream": True, "num_inference_steps": 1000}
         ) as events:
             first = next(events.iter_text())
             assert "event:" in first

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import itertools
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from PIL import Image
 
 from configs.samplers import MODEL_DEFAULT, sampler_names
 from scripts.harness.balancer import Server, running
-from scripts.harness.processes import PATIENCE_S, stop, wait_until
+from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.images import data_url, file, half, make_image
 
 if TYPE_CHECKING:
@@ -43,8 +45,24 @@ STEPS_OF_MOVED = 100
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("digits"), {"digits": DIGITS}, workers=2) as server:
+    life = {"drain_grace_s": 0, "heartbeat_s": 0.2}
+    with running(tmp_path_factory.mktemp("digits"), {"digits": DIGITS}, workers=2, life=life) as server:
         yield server
+
+
+def signal_workers(server: Server, signum: signal.Signals) -> None:
+    for worker in server.workers.values():
+        worker.send_signal(signum)
+
+
+def until_all_wait(server: Server, count: int) -> None:
+    """Wait until the balancer has so many tasks, of which stopped workers have some."""
+
+    def all_wait() -> bool:
+        [model] = server.snapshot().models
+        return model.queued + model.running == count
+
+    wait_until(all_wait, f"{count} tasks")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +119,6 @@ async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: Dig
     async with openai.AsyncOpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
 
         async def generate(asked: dict[str, Any]) -> NDArray[np.int16]:
-            await asyncio.sleep(0.02 * (asked["seed"] % 10))  # some arrive while others run
             own = {key: asked[key] for key in asked.keys() - {"prompt", "size"}}
             answer = await client.images.generate(
                 model="digits", prompt=asked["prompt"], size=asked["size"], extra_body=own
@@ -109,7 +126,12 @@ async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: Dig
             assert answer.data is not None
             return pixels(answer.data[0].b64_json or "")
 
-        generated = await asyncio.gather(*(generate(asked) for asked in prompts))
+        # However fast the workers are, all wait for them; then some join batches of others, as their steps differ.
+        signal_workers(digits, signal.SIGSTOP)
+        drawing = [asyncio.create_task(generate(asked)) for asked in prompts]
+        await asyncio.to_thread(until_all_wait, digits, len(prompts))
+        signal_workers(digits, signal.SIGCONT)
+        generated = await asyncio.gather(*drawing)
 
     for asked, image in zip(prompts, generated, strict=True):
         difference = int(np.abs(image - pipeline.image(asked)).max())
@@ -144,13 +166,21 @@ async def test_drained_worker_hands_over_rows_bit_equal(digits: Server, pipeline
     prompts = [(mode, seed) for mode in files for seed in range(2)]
     leaving, staying = digits.workers
     async with openai.AsyncOpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
+        signal_workers(digits, signal.SIGSTOP)
         drawing = [asyncio.create_task(generate(client, mode, seed)) for mode, seed in prompts]
+        await asyncio.to_thread(until_all_wait, digits, len(prompts))
 
         def under_way() -> bool:
+            """Let the workers go on for a moment, in which even fast ones do not finish, and look what they do."""
+            signal_workers(digits, signal.SIGCONT)
+            time.sleep(0.001)
+            signal_workers(digits, signal.SIGSTOP)
             return all(worker.running >= 2 for worker in digits.snapshot().workers)
 
         await asyncio.to_thread(wait_until, under_way, "both workers to draw")
-        assert await asyncio.to_thread(stop, digits.workers[leaving]) == 0
+        digits.workers[leaving].send_signal(signal.SIGTERM)
+        signal_workers(digits, signal.SIGCONT)
+        assert await asyncio.to_thread(digits.workers[leaving].wait, PATIENCE_S) == 0
         generated = await asyncio.gather(*drawing)
     wait_until(lambda: [worker.worker for worker in digits.snapshot().workers] == [staying], "one worker")
     for (mode, seed), got in zip(prompts, generated, strict=True):

@@ -112,19 +112,33 @@ def test_litserve_class_answers_at_its_own_path(server: Instance) -> None:
 async def test_sampler_goes_on_when_its_worker_dies(server: Instance) -> None:
     request = {"points": 50, "steps": 6000, "seed": 5}
     body = {"instances": [request]}
+    killed = asyncio.Event()
+    busy: list[Any] = []
+
+    async def user(client: httpx.AsyncClient) -> list[httpx.Response]:
+        """Send one request after the other, however fast they are answered, so that the worker dies within some."""
+        answers: list[httpx.Response] = []
+        while not answers or not killed.is_set():
+            answers.append(await client.post("/v1/models/langevin:predict", json=body))
+        return answers
+
+    def is_busy() -> bool:
+        busy[:] = [worker for worker in running(server) if worker.counters.steps > 1000]
+        return bool(busy)
+
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client:
-        asked = asyncio.create_task(client.post("/v1/models/langevin:predict", json=body))
-        async with asyncio.timeout(PATIENCE_S):
-            while not (busy := [w for w in await asyncio.to_thread(running, server) if w.counters.steps > 1000]):
-                await asyncio.sleep(0.05)
+        users = [asyncio.create_task(user(client)) for _ in range(4)]
+        await asyncio.to_thread(server.until, is_busy, "a worker with tasks")
         psutil.Process(busy[0].pid).send_signal(signal.SIGKILL)
-        answer = await asked
-    assert answer.status_code == 200, answer.text
+        killed.set()
+        answers = [answer for answered in await asyncio.gather(*users) for answer in answered]
+    assert {answer.status_code for answer in answers} == {200}
     engine = module_of("langevin")
     sampler, walk = engine.RingSampler(), engine.RingSampler().start(engine.Request(**request))
     for _ in range(request["steps"]):
         sampler.step([walk])
-    assert np.array(answer.json()["predictions"][0]) == pytest.approx(walk.points, abs=1e-9)
+    for answer in answers:
+        assert np.array(answer.json()["predictions"][0]) == pytest.approx(walk.points, abs=1e-9)
 
 
 def running(server: Instance) -> list[Any]:

@@ -22,8 +22,8 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    model = {"engine": "text", "path": "builtin:tiny-text", "max_batch_size": 16, "warm_up": {"measure_s": 0}}
-    with running(tmp_path_factory.mktemp("text"), {"tiny": model}, 2) as started:
+    model = {"engine": "text", "path": "builtin:tiny-text", "max_batch_size": STREAMS // 4, "warm_up": {"measure_s": 0}}
+    with running(tmp_path_factory.mktemp("text"), {"tiny": model}, 2, life={"heartbeat_s": 0.2}) as started:
         yield started
 
 
@@ -47,14 +47,18 @@ def test_cancelled_text_frees_its_blocks(server: Server) -> None:
         return sum(worker.text.used_blocks for worker in server.snapshot().workers if worker.text is not None)
 
     wait_until(lambda: used_blocks() == 0, "no block in use")
-    chunks: Any = api.chat.completions.create(
-        model="tiny",
-        messages=[{"role": "user", "content": "Count to 9."}],
-        stream=True,
-        max_tokens=900,
-        extra_body={"ignore_eos": True},
-    )
-    next(iter(chunks))
-    wait_until(lambda: used_blocks() > 0, "blocks in use")
-    chunks.close()
-    wait_until(lambda: used_blocks() == 0, "no block in use after its client has left")
+    messages = [{"role": "user", "content": "Count to 9."}]
+    create: Any = api.chat.completions.create
+    streams: list[Any] = []
+
+    def are_used() -> bool:
+        """Begin one more text, as those before may have ended already, and look at the last heartbeats."""
+        options = {"stream": True, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+        streams.append(create(model="tiny", messages=messages, **options))
+        next(iter(streams[-1]))
+        return used_blocks() > 0
+
+    wait_until(are_used, "blocks in use")
+    for chunks in streams:
+        chunks.close()
+    wait_until(lambda: used_blocks() == 0, "no block in use after the client has left")

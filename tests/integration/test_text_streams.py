@@ -11,7 +11,7 @@ from tests.support.texts import chat_body, client, expected_text, texts_despite_
 STREAMS, TOKENS = 16, 300
 WORDS = {
     "engine": "sim",
-    "max_batch_size": 16,
+    "max_batch_size": STREAMS // 4,
     "sim": {"task": "text", "t0_s": 0.01, "t1_s": 0.0, "load_s": 0.0},
 }
 

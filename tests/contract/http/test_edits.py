@@ -175,15 +175,16 @@ def test_official_client_with_a_list_of_one_image(sdk: openai.OpenAI) -> None:
     assert raised.value.param == "image"
 
 
-def test_official_client_understands_the_stream(sdk: openai.OpenAI) -> None:
-    stream = sdk.images.edit(
-        model="quick",
-        image=png(),
-        prompt="a seven",
-        stream=True,
-        partial_images=2,
-        extra_body={"seed": 7, "num_inference_steps": 30},
-    )
+def test_official_client_understands_the_stream(shared: Server, sdk: openai.OpenAI) -> None:
+    with shared.stopped("quick-0"):  # until the stream has begun
+        stream = sdk.images.edit(
+            model="quick",
+            image=png(),
+            prompt="a seven",
+            stream=True,
+            partial_images=2,
+            extra_body={"seed": 7, "num_inference_steps": 30},
+        )
     received = [event for event in stream if event.type in ("image_edit.partial_image", "image_edit.completed")]
     *previews, last = received
     assert previews

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -282,7 +283,9 @@ def test_unreachable_deadline_returns_503_at_once(http: httpx.Client, shared: Se
     answered = http.post(GENERATE, json={"prompt": "a seven", "model": "slow", "timeout_s": 10})
     assert answered.status_code == 503
     assert error_of(answered)["code"] == "deadline_unreachable"
-    assert "about 60." in error_of(answered)["message"]
+    about = re.search(r"about (\d+)", error_of(answered)["message"])
+    assert about is not None
+    assert int(about[1]) >= 60, "steps as measured, which take longer on a busy machine"
     assert 1 <= int(answered.headers["retry-after"]) <= 60
 
 

@@ -45,14 +45,14 @@ def leave_during_decode(server: Server) -> None:
 
 
 def test_decoding_is_bounded_and_ends_with_its_client(server: StartServer) -> None:
-    started = server({"sim": sim(limits=LIMITS)}, server={"decoders": 1, "decode_timeout_s": 1})
+    started = server({"sim": sim(limits=LIMITS)}, server={"decoders": 1, "decode_timeout_s": 0.2})
     assert not [child for child in psutil.Process(started.balancer.pid).children() if "decoder" in child.name()]
     leave_during_decode(started)
     wait_until(lambda: metric(started, 'muster_in_flight{kind="decodes"}') == 0, "the decode to end with its client")
     while (too_long := edit(started, FILES)).status_code == 503:  # no second of CPU time within 13 s by the clock
         assert too_long.json()["error"]["code"] == "decode_timeout"
     assert too_long.status_code == 400, too_long.text
-    assert too_long.json()["error"]["message"] == "Invalid image in 'image': it takes longer than 1 s to decode."
+    assert too_long.json()["error"]["message"] == "Invalid image in 'image': it takes longer than 0.2 s to decode."
     for content, reason in (
         (scan_bomb(64, 101), "more than 100 scans"),
         (png_with(b"", 25_000_000, 1), "a side of at most 16384 pixels is allowed"),

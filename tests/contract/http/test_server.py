@@ -111,7 +111,8 @@ def samples(http: httpx.Client) -> dict[str, float]:
     }
 
 
-def test_metrics(http: httpx.Client) -> None:
+def test_metrics(shared: Server, http: httpx.Client) -> None:
+    wait_until(lambda: all(model.queued == model.running == 0 for model in shared.snapshot().models), "idle models")
     before = samples(http)
     assert http.post(GENERATE, json={"prompt": "a seven", "n": 3, "num_inference_steps": 5}).status_code == 200
     assert http.post(GENERATE, json={"prompt": ""}).status_code == 400
@@ -247,12 +248,13 @@ def interrupt(server: Server, signum: signal.Signals = signal.SIGTERM) -> None:
 
 
 def test_stop_finishes_running_requests(server: StartServer) -> None:
-    started = server({"sim": sim(t0_s=0.05)}, server={"shutdown_s": 8.0})
+    started = server({"sim": sim()}, server={"shutdown_s": 8.0})
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         body = {"prompt": "a seven", "num_inference_steps": 20}
-        under_way = pool.submit(httpx.post, f"{started.base_url}{GENERATE}", json=body, timeout=PATIENCE_S)
-        wait_for_running(started, 1)
-        interrupt(started)
+        with started.stopped():  # else it could be finished before it is seen
+            under_way = pool.submit(httpx.post, f"{started.base_url}{GENERATE}", json=body, timeout=PATIENCE_S)
+            wait_for_running(started, 1)
+            interrupt(started)
         assert under_way.result().status_code == 200
     assert started.balancer.wait(PATIENCE_S) == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import socket
@@ -92,16 +93,30 @@ def test_unread_large_response_is_aborted(big: Server, large: bytes) -> None:
         assert len(all_of(connection)) < len(large), "the rest was not kept for it"
 
 
-def test_slow_reader_gets_the_full_response(big: Server, large: bytes) -> None:
-    before, began = counted(big, "slow_readers"), time.monotonic()
-    with ask(big, "large", buffer=1 << 16) as connection:
-        answer, body = http.client.HTTPResponse(connection), b""
+def read_slowly(server: Server) -> tuple[bytes, float, float]:
+    """Return what comes of the stored response, the time that it takes, and the longest pause between two reads."""
+    began = last = time.monotonic()
+    longest_s, body = 0.0, b""
+    with ask(server, "large", buffer=1 << 16) as connection:
+        answer = http.client.HTTPResponse(connection)
         answer.begin()
-        while part := answer.read(1 << 15):  # raises if it ends too early
-            body += part
-            time.sleep(0.05)
-    assert (answer.status, body) == (200, large)
-    assert time.monotonic() - began > SEND_TIMEOUT_S, "it took longer than one that takes nothing is given"
+        assert answer.status == 200
+        with contextlib.suppress(http.client.IncompleteRead, ConnectionError):
+            while part := answer.read(1 << 15):
+                body += part
+                time.sleep(0.05)  # that is what makes it slow
+                longest_s, last = max(longest_s, time.monotonic() - last), time.monotonic()
+    return body, last - began, max(longest_s, time.monotonic() - last)
+
+
+def test_slow_reader_gets_the_full_response(big: Server, large: bytes) -> None:
+    before = counted(big, "slow_readers")
+    body, took_s, longest_s = read_slowly(big)
+    while body != large and longest_s > SEND_TIMEOUT_S / 2:  # a busy machine has let this process wait
+        before = counted(big, "slow_readers")
+        body, took_s, longest_s = read_slowly(big)
+    assert body == large
+    assert took_s > SEND_TIMEOUT_S, "it took longer than one that takes nothing is given"
     assert counted(big, "slow_readers") == before
 
 
@@ -117,9 +132,9 @@ def test_unread_stream_is_aborted_and_cancelled(big: Server, key: str) -> None:
 
 
 def test_slow_reader_does_not_delay_same_recording(big: Server) -> None:
-    before = counted(big, "slow_readers")
+    before, done = counted(big, "slow_readers"), counted(big, "done")
     with ask(big, "shared", stream=True, partial_images=1):
-        wait_until(lambda: tasks(big) > 0, "its images on their way")
+        wait_until(lambda: tasks(big) > 0 or counted(big, "done") > done, "its images on their way")
         body, headers = wanted(stream=True, partial_images=1), {"idempotency-key": "shared"}
         replayed = httpx.post(f"{big.base_url}{GENERATE}", content=body, headers=headers, timeout=PATIENCE_S)
         assert replayed.headers["idempotent-replayed"] == "true"

@@ -71,14 +71,15 @@ def test_events_of_two_images(http: httpx.Client) -> None:
         assert (last["type"], last["seed"], last["model"]) == (COMPLETED, seed, "quick")
 
 
-def test_official_client_understands_the_stream(sdk: openai.OpenAI) -> None:
-    stream = sdk.images.generate(
-        model="quick",
-        prompt="a seven",
-        stream=True,
-        partial_images=2,
-        extra_body={"seed": 7, "num_inference_steps": 30},
-    )
+def test_official_client_understands_the_stream(shared: Server, sdk: openai.OpenAI) -> None:
+    with shared.stopped("quick-0"):  # until the stream has begun
+        stream = sdk.images.generate(
+            model="quick",
+            prompt="a seven",
+            stream=True,
+            partial_images=2,
+            extra_body={"seed": 7, "num_inference_steps": 30},
+        )
     received = [event for event in stream if event.type in (PARTIAL, COMPLETED)]
     *previews, last = received
     assert [event.partial_image_index for event in previews if event.type == "image_generation.partial_image"] == [0, 1]
