@@ -13,6 +13,7 @@ from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.schema.errors import TooBusy
+from scripts.harness.processes import PATIENCE_S
 from tests.support.in_process_service import in_process_service, inputs
 
 
@@ -27,7 +28,7 @@ async def test_images_that_are_not_read_bound_their_key(tmp_path: Path) -> None:
             return GenerationSpec("m", [inputs(seed, steps=2) for seed in range(2)], 60.0, 0, owner=owner)
 
         unread = tracker.accept(InFlightRequest, request("alice"))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             await unread.ended
         assert memory.held == sum(len(image.image) for image in unread.images.values()) > 0
         with pytest.raises(TooBusy):

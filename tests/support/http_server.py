@@ -19,10 +19,9 @@ from starlette.types import Receive, Scope, Send
 from configs.sections import Server
 from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.metrics.refusals import RefusalCounter
+from scripts.harness.processes import PATIENCE_S
 from tests.support.certificates import Certificate
 
-#: Time that tests wait for what must happen.
-PATIENCE_S = 30.0
 TOKEN = "internal-token"
 
 

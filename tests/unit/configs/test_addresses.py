@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from configs.addresses import ListenAddress, bind_all, listen_addresses
-from scripts.harness.processes import free_port
+from scripts.harness.processes import PATIENCE_S, free_port
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
@@ -77,7 +77,7 @@ def test_unused_family_is_left_out() -> None:
 
 def accepts(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=10).close()
+        socket.create_connection((host, port), timeout=PATIENCE_S).close()
     except OSError:
         return False
     return True

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from scripts.harness.processes import PATIENCE_S
 from tests.support.scheduler import IMAGE
 from wire.codec import WorkerEnvelope, decode_from_worker
 from wire.messages import Bye, Failed, Finished, Heartbeat, Started, ToBalancer
@@ -102,7 +103,7 @@ def test_thread_calls_the_last_function_at_its_time(address: str, balancer: Bala
     start = time.monotonic()
     client.call_at(start + 3600.0, lambda: client.send(WorkerEnvelope(Started("too late", 1))))
     client.call_at(start + 0.05, in_time)
-    assert called.wait(30.0)
+    assert called.wait(PATIENCE_S)
     assert time.monotonic() - start >= 0.05
     client.close("done")
     assert [message for each in balancer.until_bye() for message in each] == [Started("in time", 1), Bye("done")]

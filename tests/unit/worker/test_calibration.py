@@ -87,8 +87,8 @@ def calibrated(engine: Compiling, settings: Model, cache: Path) -> int:
 
 
 def test_time_to_compile_does_not_cut_the_measurement_short(tmp_path: Path) -> None:
-    settings = model(measure_s=1.0)
-    engine = Compiling(settings, first_s=0.15, step_s=0.0005)  # to compile eight batches takes longer
+    settings = model(measure_s=3.0)  # far more than the steps take, also on a busy machine
+    engine = Compiling(settings, first_s=0.4, step_s=0.0005)  # to compile eight batches takes longer
     assert calibrated(engine, settings, tmp_path) == 32
     assert list(tmp_path.glob("*.json"))
 
@@ -117,11 +117,9 @@ def test_warm_start_prepares_every_batch(tmp_path: Path, measure_s: float) -> No
 def test_preparation_ends_in_time(tmp_path: Path) -> None:
     settings = model(measure_s=0.01, prepare_s=0.2)
     engine = Compiling(settings, first_s=0.15)
-    started = time.monotonic()
     calibrated(engine, settings, tmp_path)
     assert engine.is_sealed
-    assert len(engine.compiled) <= 4
-    assert time.monotonic() - started < 30
+    assert len(engine.compiled) <= 4, "no other batch was begun after its time"
 
 
 class Limited(Compiling):

@@ -12,6 +12,7 @@ from controller.balancer_client import BalancerHttpClient, url_of
 from controller.runtime.observe import WorkerTracker
 from controller.types import Queue, Stage
 from host.types import WorkerProcess
+from scripts.harness.processes import PATIENCE_S
 from wire.messages import WorkerCounters
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 
@@ -152,6 +153,6 @@ async def test_silent_balancer_ends_the_request_and_its_thread() -> None:
             await client.request("GET", "/internal/snapshot", timeout_s=0.2)
         connection, _ = silent.accept()
         with connection:
-            connection.settimeout(30.0)
+            connection.settimeout(PATIENCE_S)
             while connection.recv(4096):
                 pass

@@ -26,6 +26,7 @@ from loadbalancer.schema.errors import InvalidRequest, TaskFailed
 from loadbalancer.schema.stream_events import KEEP_ALIVE
 from loadbalancer.schema.text.chat_stream import ChatEvents
 from loadbalancer.schema.text.response_answer import ResponseEcho
+from scripts.harness.processes import PATIENCE_S
 from wire.inputs import Sampling, TextInputs
 from wire.messages import PROTOCOL, EngineInfo, Hello
 from wire.text import FinishReason, Markers, TextInfo, TokenLogprob, TokenOutput, ToolCallFormat
@@ -278,7 +279,7 @@ async def test_silent_stream_begins_and_stays_alive(harness: Harness) -> None:
     texts, client = StreamedTexts(harness.tracker, harness.spec(), writer, lambda source: source, 0.01), Client()
     assert (await texts.response) is texts, "without a text, after a while"
     texts.attach(client)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while client.received.count(KEEP_ALIVE) < 3:
             await asyncio.sleep(0.01)
     harness.scheduler._notify(TaskEnded(texts.tasks[0], TaskState.FAILED, "invalid", "too long"))

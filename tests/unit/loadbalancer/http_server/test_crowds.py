@@ -7,7 +7,6 @@ import contextlib
 import re
 import socket
 import threading
-import time
 from itertools import pairwise
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from loadbalancer.http_server.parse_queue import CHUNKS_PER_COST, PER_TURN, TASK
 from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
 from loadbalancer.metrics.refusals import RefusalCounter
-from scripts.harness.processes import wait_until
+from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.http_server import RecordingTransport, echo, http_service, read_all
 
 GET = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -235,12 +234,12 @@ def test_many_connections_at_once_are_all_served() -> None:
 
 def test_a_crowd_displaces_no_health_check_that_came_with_it() -> None:
     """The event loop is busy while they arrive, so that all wait to be accepted."""
-    blocked = threading.Event()
+    blocked, arrived = threading.Event(), threading.Event()
 
     async def block(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/block":
             blocked.set()
-            time.sleep(0.2)
+            arrived.wait(PATIENCE_S)
         await echo(scope, receive, send)
 
     body = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
@@ -255,12 +254,13 @@ def test_a_crowd_displaces_no_health_check_that_came_with_it() -> None:
             send(body)
         wait_until(lambda: len(service.config.table) == 15, "15 connections")
         send(b"GET /block HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert blocked.wait(30)
+        assert blocked.wait(PATIENCE_S)
         checks = []
         for _ in range(4):
             for _ in range(10):
                 send(HEALTH[:-2])
             checks.append(send(HEALTH))
+        arrived.set()
         assert [read_all(each)[:12] for each in checks] == [b"HTTP/1.1 200"] * 4
 
 

@@ -15,6 +15,7 @@ from loadbalancer.http_server.input_budget import FREE_BYTES
 from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
 from loadbalancer.metrics.refusals import RefusalCounter
+from scripts.harness.processes import PATIENCE_S
 from tests.support.http_server import RecordingTransport, echo
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -82,7 +83,7 @@ async def test_requests_in_memory_are_few(request_bytes: bytes, piece: int) -> N
         most = max(most, len(protocol.pipeline))
     assert most == 0
     gate.set()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while answered < 2000:
             await asyncio.sleep(0)
             assert not protocol.pipeline

@@ -10,7 +10,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, HeaderList, Responder, ResponseWriter
-from tests.support.http_server import PATIENCE_S, echo, http_service, read_all
+from scripts.harness.processes import PATIENCE_S
+from tests.support.http_server import echo, http_service, read_all
 
 REQUEST = b"POST /s HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}"
 CLOSING = b"GET /last HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"

@@ -24,6 +24,7 @@ from loadbalancer.storage.records import (
     StoredResponse,
 )
 from loadbalancer.storage.repository import Repository
+from scripts.harness.processes import PATIENCE_S
 from tests.support.in_process_service import inputs
 
 
@@ -185,7 +186,7 @@ async def test_sweeping_makes_room_by_itself(tmp_path: Path) -> None:
         sweeping = asyncio.create_task(
             sweep_forever(database, 0.01, lambda now: RetentionLimits(now - 0.01, 1 << 30, 1 << 30))
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while await database.do(lambda repository: repository.get("old")) is not None:
                 await asyncio.sleep(0.01)
         sweeping.cancel()

@@ -23,6 +23,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from configs.model_sections import Defaults
+from scripts.harness.processes import PATIENCE_S
 from tests.support.tiny_pipelines import (
     BUILT_IN,
     SIZE,
@@ -301,7 +302,7 @@ def test_decode_runs_beside_steps_of_others(engine: GenericEngine) -> None:
     proceed = threading.Event()
     decoder = engine._pipeline.vae.decoder
     first, other = admit(engine, request(steps=2), request(steps=6))
-    handle = decoder.register_forward_pre_hook(lambda module, given: proceed.wait(60) and None)
+    handle = decoder.register_forward_pre_hook(lambda module, given: proceed.wait(PATIENCE_S) and None)
     try:
         finish(engine, first)
         for _ in range(3):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.harness.processes import PATIENCE_S
 from worker.engine import DeviceLost, OutOfMemory, TaskError
 from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
 
@@ -29,7 +30,7 @@ def no_thread_remains() -> Iterator[None]:
     yield
     left = [other_thread for other_thread in threading.enumerate() if other_thread.name == "request"]
     for other_thread in left:
-        other_thread.join(60)
+        other_thread.join(PATIENCE_S)
     assert not [other_thread for other_thread in left if other_thread.is_alive()]
 
 
@@ -142,7 +143,7 @@ def test_decode_and_late_calls_run_beside_the_loop() -> None:
     def work() -> float:
         value = thread.call_denoiser(MODULE, torch.ones(1, 1))
         thread.leave_step_loop()
-        assert proceed.wait(30)
+        assert proceed.wait(PATIENCE_S)
         return float(thread.call_denoiser(MODULE, value))
 
     thread.start(work)
@@ -159,7 +160,7 @@ def test_pipeline_without_call_times_out() -> None:
     proceed = threading.Event()
 
     def work() -> None:
-        assert proceed.wait(30)
+        assert proceed.wait(PATIENCE_S)
         thread.call_denoiser(MODULE, torch.ones(1, 1))
 
     thread.start(work)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.harness.processes import PATIENCE_S
 from worker.engine import OutOfMemory
 from worker.engines.diffusion.vae_decoding import StepGate, Tiling, decode_with_retries, needs_tiles
 
@@ -62,7 +63,7 @@ def test_decode_between_steps_waits_for_one_and_stops_the_next() -> None:
         with gate.between_steps(CPU):
             order.append("decode begins")
             decoding.set()
-            proceed.wait(60)
+            proceed.wait(PATIENCE_S)
             order.append("decode ends")
 
     def step() -> None:
@@ -73,10 +74,10 @@ def test_decode_between_steps_waits_for_one_and_stops_the_next() -> None:
         other = threading.Thread(target=decode)
         other.start()
         order.append("step")
-    assert decoding.wait(60)
+    assert decoding.wait(PATIENCE_S)
     following = threading.Thread(target=step)
     following.start()
     proceed.set()
-    other.join(60)
-    following.join(60)
+    other.join(PATIENCE_S)
+    following.join(PATIENCE_S)
     assert order == ["step", "decode begins", "decode ends", "next step"]

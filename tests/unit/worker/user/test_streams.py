@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from muster import Failed
+from scripts.harness.processes import PATIENCE_S
 from tests.support.user_engines import CallOutcome, call, run_calls, user_engine
 
 
@@ -203,9 +204,9 @@ def test_released_async_call_is_cancelled() -> None:
     made = user_engine(Waiting)
     [row] = made.admit([call("a")])
     made.step([row])  # type: ignore[list-item]
-    assert started.wait(60)
+    assert started.wait(PATIENCE_S)
     made.release(row)  # type: ignore[arg-type]
-    assert cancelled.wait(60)
+    assert cancelled.wait(PATIENCE_S)
     made.close()
 
 
