@@ -26,10 +26,13 @@ async def service(tmp_path: Path) -> AsyncIterator[InProcessService]:
 
 
 async def test_new_worker_resumes_running_tasks_without_lost_steps(service: InProcessService) -> None:
-    await service.start("a")
+    await service.start("a", "b")
+    # To start takes as long as it takes: the new worker is ready, but not seen before the tasks run.
+    service.processes[1].send_signal(signal.SIGSTOP)
+    await service.wait_until(lambda: (w := service.worker("b")) and w.state == "silent")
     sent = service.submit([inputs(seed, steps=300) for seed in range(4)])
     await sent.progress(5)
-    await service.start("b")
+    service.processes[1].send_signal(signal.SIGCONT)
     await sent.check_images()
     assert service.scheduler.counters["rebalanced"] == 2
     assert service.scheduler.counters["steps_redone"] == 0
@@ -73,7 +76,7 @@ def test_suspended_balancer_does_not_lose_workers(tmp_path: Path) -> None:
         ]
         wait_until(lambda: sum(worker.running for worker in server.snapshot().workers) == 4, "running tasks")
         server.balancer.send_signal(signal.SIGSTOP)
-        time.sleep(6.0)
+        time.sleep(6.0)  # longer than `lost_after_s`; a stopped process can be asked nothing
         server.balancer.send_signal(signal.SIGCONT)
         assert [answer.result().status_code for answer in sent] == [200] * 4
         wait_until(lambda: "the balancer was suspended for" in server.log("loadbalancer"), "the log line")

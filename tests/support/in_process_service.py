@@ -57,6 +57,8 @@ class InProcessService:
         self.settings: Settings = load(self.config, {"data_dir": str(folder)})
         self.scheduler = SchedulerService(self.settings, worker_address(self.settings.data_dir))
         self.processes: list[subprocess.Popen[bytes]] = []
+        #: Completed tasks of all requests, in order: also where this process waits and many are reported at once.
+        self.completed: list[str] = []
 
     def spawn(self, name: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "worker", "--config", str(self.config), "--id", name, "--device", "sim:0"]
@@ -83,7 +85,7 @@ class InProcessService:
         **options: Any,
     ) -> SubmittedRequest:
         """`options` are those of `SchedulerService.submit`: `priority`, `owner`, `weight`, `resume`."""
-        return SubmittedRequest(self.scheduler, inputs, timeout_s, sources, **options)
+        return SubmittedRequest(self.scheduler, inputs, timeout_s, sources, self.completed, **options)
 
 
 class SubmittedRequest:
@@ -95,11 +97,14 @@ class SubmittedRequest:
         inputs: Sequence[ImageInputs],
         timeout_s: float,
         sources: Sequence[bytes],
+        completed: list[str],
         **options: Any,
     ) -> None:
+        """`completed` takes in the names of the tasks, when they are."""
         self.inputs = inputs
         self.sources = sources
         self.updates: list[TaskUpdate] = []
+        self._completed = completed
         self._changed = asyncio.Event()
         options = {"priority": 0, **options}
         self.tasks = scheduler.submit(
@@ -108,6 +113,8 @@ class SubmittedRequest:
 
     def _on_update(self, update: TaskUpdate) -> None:
         self.updates.append(update)
+        if isinstance(update, TaskCompleted):
+            self._completed.append(update.task)
         self._changed.set()
 
     async def outcomes(self) -> list[TaskCompleted | TaskEnded]:
