@@ -167,7 +167,7 @@ def test_text_job_has_the_same_tokens_after_a_restart(server: StartServer) -> No
 
 
 def test_job_resumes_from_checkpoint_after_all_processes_died(server: StartServer) -> None:
-    running = server(SLOW | {"sim": SLOW["sim"] | {"sim": {"t0_s": 0.15, "t1_s": 0.0005, "load_s": 0.0}}}, jobs=JOBS)
+    running = server(SLOW | {"sim": SLOW["sim"] | {"sim": {"t0_s": 0.25, "t1_s": 0.0005, "load_s": 0.0}}}, jobs=JOBS)
     job = accepted(post(running))
     wait_until(lambda: _saved_step(running) >= 20, "a checkpoint on disk")
     end_balancer(running, signal.SIGKILL)
@@ -224,7 +224,8 @@ def test_job_accepted_during_shutdown_is_done_after_restart(server: StartServer)
 
 def test_unreadable_job_fails_and_unreadable_checkpoint_restarts(server: StartServer) -> None:
     running = server(SLOW, jobs=JOBS)
-    broken, half, good = (accepted(post(running, seed)) for seed in range(3))
+    steps = 300  # none is done before its balancer is killed
+    broken, half, good = (accepted(post(running, seed, num_inference_steps=steps)) for seed in range(3))
     wait_until(lambda: _saved_step(running) >= 5, "checkpoints on disk")
     end_balancer(running, signal.SIGKILL)
     with sqlite3.connect(jobs_file(running.data_dir)) as db:
@@ -236,7 +237,7 @@ def test_unreadable_job_fails_and_unreadable_checkpoint_restarts(server: StartSe
     assert call(running, "GET", f"/v1/jobs/{broken}/result").status_code == 500
     for seed, job in ((1, half), (2, good)):
         assert wait_for_end(running, job)["state"] == "done"
-        assert images(running, job) == [expected(seed)]
+        assert images(running, job) == [expected(seed, steps)]
     listed = call(running, "GET", "/v1/jobs").json()["data"]
     assert {view["id"] for view in listed} == {broken, half, good}
 

@@ -260,9 +260,14 @@ async def test_standby_worker_replaces_killed_worker(start: Start) -> None:
     [worker] = await asyncio.to_thread(instance.until_workers, 1)  # a standby worker does not count
     [spare], [waiting] = ready_spares(instance), processes(instance, "spare")
     async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        body = {"prompt": "a seven", "num_inference_steps": 200}
-        request = asyncio.create_task(client.post(f"{instance.url}/predict", json=body))
-        await asyncio.to_thread(instance.until, lambda: any(w.running for w in instance.workers()), "it runs")
+
+        def has_arrived() -> bool:
+            snapshot = instance.snapshot()
+            return snapshot is not None and any(model.queued + model.running for model in snapshot.models)
+
+        os.kill(worker.pid, signal.SIGSTOP)  # so that it has not answered before it is killed
+        request = asyncio.create_task(client.post(f"{instance.url}/predict", json={"prompt": "a seven"}))
+        await asyncio.to_thread(instance.until, has_arrived, "the request")
         os.kill(worker.pid, signal.SIGKILL)
         assert (await request).status_code == 200
     [successor] = await asyncio.to_thread(instance.until_workers, 1)

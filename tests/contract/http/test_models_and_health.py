@@ -24,7 +24,7 @@ def samples(server: Server, name: str, label: str) -> dict[str, float]:
 
 
 def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
-    running = server({"sim": sim(t0_s=0.05)}, 1)
+    running = server({"sim": sim()}, 1, life={"heartbeat_s": 30})  # a stopped worker gets tasks for three heartbeats
     body = {"prompt": "a seven", "num_inference_steps": 40}
     books = {
         "tasks",
@@ -48,9 +48,6 @@ def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
         return samples(running, "muster_in_flight", "kind")
 
     with ThreadPoolExecutor() as pool:
-        sent = [pool.submit(post, key) for key in ("a", "b", None)]
-        job = {"path": GENERATE, "body": body | {"n": 2}}
-        assert httpx.post(f"{running.base_url}/v1/jobs", json=job, timeout=PATIENCE_S).status_code == 202
         expected = {
             "tasks": 5,
             "listeners": 5,
@@ -63,7 +60,11 @@ def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
             "body_bytes": 0,  # a queued request holds no body
             "response_bytes": 0,
         }
-        wait_until(lambda: counts() == expected, f"the books to say {expected}")
+        with running.stopped():
+            sent = [pool.submit(post, key) for key in ("a", "b", None)]
+            job = {"path": GENERATE, "body": body | {"n": 2}}
+            assert httpx.post(f"{running.base_url}/v1/jobs", json=job, timeout=PATIENCE_S).status_code == 202
+            wait_until(lambda: counts() == expected, f"the books to say {expected}")
         assert [answer.result() for answer in sent] == [200] * 3
     wait_until(lambda: counts() == dict.fromkeys(books, 0), "empty books")
 
