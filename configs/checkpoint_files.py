@@ -41,6 +41,14 @@ def is_hub_id(path: str) -> bool:
 
 def checkpoint_problems(model: Model) -> list[str]:
     """Return what keeps the model from being loaded, as far as its files show it."""
+    try:
+        return _problems(model)
+    except OSError as error:
+        return [f"{error.filename or model.path} cannot be read: {error.strerror}"]
+
+
+def _problems(model: Model) -> list[str]:
+    """Raises `OSError` for a file that cannot be read."""
     if model.engine == "sim":
         return []
     if model.task == "call":
@@ -82,17 +90,14 @@ def _path_problems(path: str, model: Model) -> Iterator[str]:
     if is_hub_id(path):
         return
     place = Path(path)
-    try:
-        if place.is_dir():
-            yield from _pipeline_problems(place, model)
-        elif place.is_file():
-            yield from _single_file_problems(place)
-        elif place.exists():
-            yield f"{path} is neither a folder nor a regular file"
-        else:
-            yield f"no such folder or file: {path}{_where(place)}"
-    except OSError as error:
-        yield f"{error.filename or path} cannot be read: {error.strerror}"
+    if place.is_dir():
+        yield from _pipeline_problems(place, model)
+    elif place.is_file():
+        yield from _single_file_problems(place)
+    elif place.exists():
+        yield f"{path} is neither a folder nor a regular file"
+    else:
+        yield f"no such folder or file: {path}{_where(place)}"
 
 
 def _builtin_problems(folder: Path, index: str) -> Iterator[str]:
@@ -213,8 +218,14 @@ def _part_problems(folder: Path, index: Path, variant: str | None) -> Iterator[s
     if not folder.is_dir():
         yield f"{folder} is missing, but {index} names it; download the model again"
         return
-    for file in sorted(folder.glob("*.json")):
-        if not file.name.endswith(".index.json") and file.stat().st_size <= _MAX_PARSED_BYTES:
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            continue
+        if file.exists() and not file.is_file() and not file.is_dir():  # a library would wait for a pipe
+            yield f"{file} is not a regular file; download it again"
+        elif file.suffix == ".json" and not file.name.endswith(".index.json"):
+            if file.stat().st_size > _MAX_PARSED_BYTES:
+                continue
             try:
                 _read_json(file)
             except InvalidFile as error:

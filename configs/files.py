@@ -49,14 +49,21 @@ def read_regular_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> byte
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "It is not a regular file")
-        if status.st_size > max_bytes:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        return file.read(max_bytes)
+        if status.st_size <= max_bytes and len(data := file.read(max_bytes + 1)) <= max_bytes:  # it may grow
+            return data
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
 def open_for_append(path: Path) -> BinaryIO:
     """Open a file for appending; a new one is for this user only. Raises `OSError`."""
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def open_without_waiting(name: str, flags: int) -> int:
+    """Open a file for `open(..., opener=...)`. A pipe without a reader is an error. Raises `OSError`."""
+    handle = os.open(name, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(handle, True)
+    return handle
 
 
 def describe_os_error(error: OSError) -> str:

@@ -134,7 +134,7 @@ def _side(folder: Path) -> int | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_bytes()[:_MAX_BYTES])
+        value = json.loads(file.read_bytes()[:_MAX_BYTES]) if file.is_file() else {}  # not a pipe
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -6,12 +6,15 @@ here: duplicate keys, and aliases that expand without bound.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from configs.files import read_regular_file
 
 MAX_BYTES = 1 << 20
 #: Maximum number of values after the expansion of aliases, and of levels.
@@ -128,12 +131,13 @@ _CoreLoader.yaml_constructors = {
 
 
 def read_yaml_file(file: Path) -> YamlDocument:
-    """Return the file's value. Raises `InvalidYaml`, or `OSError` if it cannot be read."""
-    with file.open("rb") as stream:
-        data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise InvalidYaml(0, f"is larger than {MAX_BYTES:,} bytes")
-    return parse_yaml(data)
+    """Return the file's value. Raises `InvalidYaml`, or `OSError` if it cannot be read or is no regular file."""
+    try:
+        return parse_yaml(read_regular_file(file, MAX_BYTES))
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise InvalidYaml(0, f"is larger than {MAX_BYTES:,} bytes") from None
+        raise
 
 
 def parse_yaml(data: bytes | str) -> YamlDocument:

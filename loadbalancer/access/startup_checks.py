@@ -15,7 +15,7 @@ from typing import NoReturn
 import msgspec
 
 from configs.addresses import ListenAddress
-from configs.files import describe_os_error
+from configs.files import describe_os_error, read_regular_file
 from configs.paths import curve_dir, keys_file
 from configs.sections import Server
 from configs.settings import Settings
@@ -28,6 +28,8 @@ from wire.curve import AllowedPeer, AllowedWorkers, KeyPair, new_pair
 
 log = logging.getLogger(__name__)
 
+#: Of a certificate with its chain, or of a key.
+_MAX_PEM_BYTES = 1 << 20
 #: File names in `curve_dir`.
 SERVER_KEY = "server.yaml"
 ALLOWED_WORKERS = "workers.yaml"
@@ -118,7 +120,7 @@ def check_tls(server: Server) -> None:
 
 def _readable(setting: str, path: Path) -> None:
     try:
-        path.open("rb").close()
+        read_regular_file(path, _MAX_PEM_BYTES)  # OpenSSL would wait for a pipe, and read a device without end
     except OSError as error:
         raise StartupError(f"{setting} {path} cannot be read: {error.strerror}") from None
 

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from logging.handlers import QueueListener, RotatingFileHandler
 from pathlib import Path
 
+from configs.files import open_without_waiting
 from loadbalancer.scheduling.task import Task
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class _File(RotatingFileHandler):
         self._broken = False
 
     def _open(self) -> TextIOWrapper:
-        stream = super()._open()
+        stream = open(self.baseFilename, "a", encoding="utf-8", opener=open_without_waiting)  # noqa: SIM115 - the handler closes it
         if not stream.tell():
             stream.write(f"{COLUMNS}\n")
         return stream

@@ -39,6 +39,11 @@ def replace_by_pipe(file: Path) -> None:
     os.mkfifo(file)
 
 
+def replace_by_link(file: Path, target: str) -> None:
+    file.unlink()
+    file.symlink_to(target)
+
+
 def edit_index(index: Path, **changes: object) -> None:
     index.write_text(json.dumps(json.loads(index.read_text()) | changes))
 
@@ -199,6 +204,12 @@ def test_language_model_that_is_complete_has_no_problem(language_model: Path, tm
         (lambda f: (f / "model.safetensors").write_bytes(_LFS), "is a pointer of Git LFS"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), ".bin is not safetensors"),
         (lambda f: (f / "model_index.json").write_text("{}"), "in diffusers format; set engine: diffusion"),
+        (lambda f: replace_by_pipe(f / "tokenizer.json"), "tokenizer.json is not a regular file"),
+        (lambda f: os.mkfifo(f / "chat_template.jinja"), "chat_template.jinja is not a regular file"),
+        (lambda f: replace_by_link(f / "tokenizer.json", "absent"), "tokenizer.json cannot be read: No such file"),
+        (lambda f: replace_by_link(f / "tokenizer.json", "tokenizer.json"), "cannot be read: Too many levels"),
+        (lambda f: replace_by_link(f / "tokenizer.json", "/dev/zero"), "tokenizer.json is not a regular file"),
+        (lambda f: replace_by_link(f / "tokenizer.json", "/"), "tokenizer.json cannot be read: Is a directory"),
     ],
 )
 def test_problem_of_a_language_model_is_named(

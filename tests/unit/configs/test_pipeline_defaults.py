@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def test_unset_defaults_come_from_the_checkpoint(
     folder = checkpoint(tmp_path / "model", pipeline, latents)
     found = with_defaults(Model.model_validate({"path": str(folder), **configured})).defaults
     assert (found.size, found.steps, found.guidance_scale) == expected
+
+
+def test_pipe_in_a_checkpoint_has_no_defaults(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", "StableDiffusionXLPipeline", 128)
+    (folder / "model_index.json").unlink()
+    os.mkfifo(folder / "model_index.json")
+    assert with_defaults(Model(path=str(folder))).defaults.steps == 25
 
 
 def test_defaults_of_a_single_file_are_those_of_its_base(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_bytes_that_cannot_be_read(tmp_path: Path, data: bytes, line: int, part:
     with pytest.raises(InvalidYaml, match=part) as refusal:
         read_yaml_file(file)
     assert refusal.value.line == line
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(link)
+    for file, reason in {pipe: "not a regular file", Path("/dev/zero"): "not a regular file", link: "links"}.items():
+        with pytest.raises(OSError, match=reason):
+            read_yaml_file(file)
 
 
 def test_byte_order_mark_and_crlf_are_no_content(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
 
+from configs.files import read_regular_file
 from configs.model_settings import Model
 from configs.text_settings import TextGeneration
 from wire.text import ChatPrompt, Markers, PlainPrompt, TextInfo, TextPrompt, encode_prompt
@@ -25,6 +26,7 @@ from worker.engines.text.token_bytes import TokenBytes
 from worker.engines.text.tool_formats import configured_tool_calls, find_tool_calls
 
 _RECENT_PROMPTS = 16
+_MAX_TEMPLATE_BYTES = 1 << 20
 #: Of a chat template, for one chat.
 _TIME_LIMIT_S = 10.0
 
@@ -173,7 +175,7 @@ def _content(prompt: TextPrompt) -> bytes:
 
 def _read_template(file: Path) -> str:
     try:
-        return file.expanduser().read_text("utf-8")
+        return read_regular_file(file.expanduser(), _MAX_TEMPLATE_BYTES).decode("utf-8")
     except (OSError, UnicodeError) as error:
         raise UnsupportedModel(f"text.chat_template: {file} cannot be read: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -288,11 +289,18 @@ def test_unusable_certificate_is_named(tmp_path: Path) -> None:
     locked = self_signed(tmp_path, "locked", password="a secret")
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("hello")
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    large.touch()
+    os.truncate(large, 1 << 30)
     check_tls(Server(tls_cert=good.cert, tls_key=good.key))
     check_tls(Server())
     for cert, key, message in [
         (tmp_path / "none", good.key, r"server\.tls_cert .*none cannot be read: No such file"),
         (good.cert, tmp_path, r"server\.tls_key .* cannot be read: Is a directory"),
+        (pipe, good.key, r"server\.tls_cert .*pipe cannot be read: It is not a regular file"),
+        (good.cert, Path("/dev/zero"), r"server\.tls_key /dev/zero cannot be read: It is not a regular file"),
+        (large, good.key, r"server\.tls_cert .*large cannot be read: File too large"),
         (good.cert, other.key, r"server\.tls_key .*other\.key does not belong to server\.tls_cert .*good\.crt"),
         (nonsense, good.key, r"are not a certificate and key in PEM format"),
         (locked.cert, locked.key, r"server\.tls_key .*locked\.key has a password"),

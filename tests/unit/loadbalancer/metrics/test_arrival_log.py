@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,15 @@ def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.L
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
         "arrivals cannot be recorded"
     ]
+
+
+def test_a_pipe_that_nobody_reads_holds_nobody_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    arrivals = ArrivalLog(tmp_path / "pipe", SMALL)
+    arrivals.start()
+    arrivals.put(ended("a"), 20.0, 1020.0)
+    arrivals.stop()
+    assert "arrivals cannot be recorded" in caplog.text
 
 
 def test_a_disk_that_is_too_slow_holds_nobody_up(tmp_path: Path) -> None:

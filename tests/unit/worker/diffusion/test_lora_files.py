@@ -62,6 +62,10 @@ def without(place: int) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.T
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not there": (lambda folder: None, "the model has no adapter 'bad'"),
     "a folder": (lambda folder: (folder / "bad.safetensors").mkdir(), "the model has no adapter 'bad'"),
+    "a link to itself": (
+        lambda folder: (folder / "bad.safetensors").symlink_to("bad.safetensors"),
+        "the model has no adapter 'bad'",
+    ),
     "no safetensors": (written(b"\x80\x04K*."), "header"),
     "empty": (written(b""), "header"),
     "cut off": (cut, "not fully covered"),

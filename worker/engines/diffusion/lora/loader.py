@@ -148,7 +148,7 @@ class LoraLoader:
                 folder = self._folder.resolve(strict=True)
                 path = (folder / f"{name}.safetensors").resolve(strict=True)
                 stat = path.stat()
-            except OSError:
+            except (OSError, RuntimeError):  # the latter for a link to itself
                 pass
             else:
                 if path.is_relative_to(folder) and path.suffix == ".safetensors" and path.is_file():
