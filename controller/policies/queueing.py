@@ -102,18 +102,22 @@ def eta_s(replica: Replica, cold_start_s: float, now: float) -> float:
     return max(replica.process.started_at + cold_start_s - now, 0.0)
 
 
-def workers_for_backlog(observation: Observation, scaling: Scaling, now: float, *, believes_step: bool = True) -> int:
+def workers_for_backlog(
+    observation: Observation, scaling: Scaling, now: float, *, believes_step: bool = True, drain_factor: float = 1.0
+) -> int:
     """Return the workers that clear the backlog and new arrivals within `drain_s` after one more could have started.
 
     The result is 0 if nothing is queued, if its work is unknown, or if the present workers are enough. They are enough
     if no task is late yet and if, once one more could have started, they clear the rest within `slo.max_wait_s`.
     Otherwise the result is at least the provisioned number. A starting worker counts from the time it is ready.
-    `believes_step`: many arrivals within seconds are the beginning of a higher rate, not a bunch.
+    `believes_step`: many arrivals within seconds are the beginning of a higher rate, not a bunch. `drain_factor`
+    multiplies `drain_s`.
     """
     queue = observation.queue
     if queue is None or not queue.queued or queue.backlog_work_s is None:
         return 0
     inputs = backlog_inputs(queue, scaling, observation.cold_start_s, believes_step=believes_step)
+    inputs = inputs._replace(drain_s=inputs.drain_s * drain_factor)
     alive = [replica for replica in observation.replicas if replica.stage is not Stage.DRAINING]
     etas = [eta_s(replica, observation.cold_start_s, now) for replica in alive] + [
         observation.cold_start_s

@@ -10,12 +10,15 @@
     floor       the least number that replays of the recent arrivals ask for; 0 where the rest is enough
     want        the largest of n_rate, n_backlog and floor
 
-z is a safety margin with feedback. Each late request raises it by `feedback.gain`. Each request lowers it by
-`feedback.gain * violations`, so z settles where the allowed fraction of requests is late. This corrects errors of the
-formula. z starts lower if a worker starts within the allowed wait. It does not change at `max_workers`, or for requests
-that arrived while the model had no workers, because more workers were impossible there. Requests that were late in
-every replay or in the first five minutes do not raise it, and it does not change while a replayed setting other than
-the normal one is used.
+z is a safety margin with feedback. Each late request raises it by `feedback.gain`, by more where the promise allows
+fewer than at 99 %. Each request lowers it so that z settles where the allowed fraction of requests is late. This
+corrects errors of the formula. A z below -1 also allows a backlog to take longer than `drain_s`.
+Little experience is a risk too, so the first few hundred requests of a model are served with a higher z.
+
+z starts lower if a worker starts within the allowed wait. It does not change at `max_workers`, or for requests that
+arrived while the model had no workers, because more workers were impossible there. Requests that were late in every
+replay or in the first five minutes do not raise it, and it does not change while a replayed setting other than the
+normal one is used.
 
 Scale-up is immediate, or limited by `behavior.scale_up`. Scale-down waits until fewer workers have been enough for one
 start-up time and for a minute, or longer by `replay_choice`.
@@ -41,7 +44,14 @@ from controller.types import Decision, Observation, Queue, Stage, WorkerLimits
 #: Initial value and range of z, in standard deviations. The initial value is lower if a worker starts within the
 #: allowed wait: then it can start on demand.
 _INITIAL_Z, _INITIAL_Z_FAST_START = 1.5, 0.0
-_MIN_Z, _MAX_Z = -1.0, 5.0
+_MIN_Z, _MAX_Z = -20.0, 5.0
+#: A z below this one multiplies `drain_s` by 1 + the difference.
+_NORMAL_DRAIN_Z = -1.0
+#: Addition to z before the first request, and the number of requests after which it is half of that.
+_INEXPERIENCE, _HALF_EXPERIENCE = 0.7, 100.0
+#: The fraction of late requests from which `feedback.gain` is as given. For lower ones it grows in proportion, so that
+#: the few late requests move z as fast.
+_USUAL_VIOLATIONS = 0.0075
 #: Upper limit of the late fraction that the formula may allow, for a very low z.
 _MAX_LATE_FRACTION = 0.9
 #: Below this index of dispersion the arrivals are regular, and variation below that of chance counts.
@@ -96,7 +106,8 @@ def decide(
         unchanged = min(max(have, limits.min_workers), limits.max_workers)
         memory = _apply_feedback(memory, observation, queue, scaling)
         return Decision(unchanged, "no step was measured yet, so the backlog is unknown"), memory
-    z = min(max(_initial_z(observation, scaling) + memory.z_offset, _MIN_Z), _MAX_Z)
+    inexperience = _INEXPERIENCE * _HALF_EXPERIENCE / (_HALF_EXPERIENCE + queue.started_total)
+    z = min(max(_initial_z(observation, scaling) + memory.z_offset, _MIN_Z) + inexperience, _MAX_Z)
     want, inputs = _demand(observation, queue, scaling, limits, memory, z, now)
     down_s = scaling.behavior.scale_down.stabilization_window_s
     if down_s == "auto":
@@ -149,7 +160,8 @@ def _apply_feedback(memory: SloWorkMemory, observation: Observation, queue: Queu
     if not memory.replays.is_normal:
         return known
     preventable = memory.replays.preventable(late)
-    z = first + memory.z_offset + scaling.feedback.gain * (preventable - started * scaling.violations)
+    gain = scaling.feedback.gain * max(_USUAL_VIOLATIONS / scaling.violations, 1.0)
+    z = first + memory.z_offset + gain * (preventable - started * scaling.violations)
     return replace(known, z_offset=min(max(z, _MIN_Z), _MAX_Z) - first)
 
 
@@ -176,7 +188,8 @@ def _demand(
     )
     # A floor that was learnt has the room for bunches.
     believes_step = memory.replays.floor == 0
-    by_backlog = workers_for_backlog(observation, scaling, now, believes_step=believes_step) if queue.queued else 0
+    slower = 1 + max(_NORMAL_DRAIN_Z - z, 0)
+    by_backlog = workers_for_backlog(observation, scaling, now, believes_step=believes_step, drain_factor=slower)
     inputs = {
         "arrival_rate": rate,
         "mean_work_s": work_s,
