@@ -40,6 +40,10 @@ _SWEEP_S = 5.0
 _LOG_INTERVAL_S = 10.0
 
 
+#: No space, a quota, the largest size of a file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class StorageUnavailable(Exception):
     """The disk is full (`full`), read-only or broken, or the file is no sound database (`damaged`).
 
@@ -49,7 +53,9 @@ class StorageUnavailable(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(describe_os_error(error) if isinstance(error, OSError) else str(error))
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        self.full = code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) == errno.ENOSPC
+        # Of a quota or a limit of the size of files, SQLite says only that it could not write.
+        is_refused = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
+        self.full = code == sqlite3.SQLITE_FULL or is_refused or getattr(error, "errno", 0) in _FULL
         self.removed = isinstance(error, DataDirRemoved)
         self.damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
@@ -46,6 +47,12 @@ async def add(database: Database, job: str, size: int = 0) -> str:
         lambda repository: repository.add(job, order(), [bytes(size)] if size else [], None, 1.0)
     )
     return record.id
+
+
+async def fill(database: Database, made: list[str]) -> None:
+    """Add jobs, and their names to `made`, until one is refused."""
+    while len(made) < 200:
+        made.append(await add(database, f"j{len(made)}", 5000))
 
 
 async def jobs(database: Database) -> list[str]:
@@ -92,6 +99,24 @@ async def test_whoever_stops_waiting_harms_nobody(tmp_path: Path) -> None:
         gone.cancel()
         await add(database, "stays")
         assert await jobs(database) == ["gone", "stays"]
+
+
+async def test_what_is_stored_is_read_while_the_system_refuses_to_write(tmp_path: Path) -> None:
+    """As with a disk quota: SQLite calls it an I/O error, and not a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    made: list[str] = []
+    async with journal_at(tmp_path / "jobs" / "j.sqlite3") as database:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300 << 10, hard))
+        try:
+            for _ in range(2):  # also after a checkpoint was refused
+                with pytest.raises(StorageUnavailable) as refused:
+                    await fill(database, made)
+                assert refused.value.full
+                assert await jobs(database) == made
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        made.append(await add(database, "later", 5000))
+        assert await jobs(database) == made
 
 
 async def test_a_full_file_refuses_what_adds_and_takes_it_again_when_there_is_room(tmp_path: Path) -> None:
