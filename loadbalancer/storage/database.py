@@ -209,9 +209,11 @@ class Database:
                     self._file,
                     self._file.name,
                 )
-        self._last_error = str(unavailable)
+        was_refused, self._last_error = bool(self._last_error), str(unavailable)
         if unavailable.full:  # overwriting what is deleted takes room too
             self._set_secure_delete(False)
+            if not was_refused:
+                self._empty_wal()
         else:  # the file may have been replaced, or its disk mounted again
             self._disconnect()
         return unavailable
@@ -221,6 +223,12 @@ class Database:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute(f"PRAGMA secure_delete = {'ON' if is_on else 'OFF'}").fetchall()
+
+    def _empty_wal(self) -> None:
+        """Move what the log holds to the file, and free the room of the log, as far as there is room for it."""
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _disconnect(self) -> None:
         if self._connection is not None:
