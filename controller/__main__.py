@@ -27,10 +27,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status."""
-    # Before slow imports: as the first process of a container, one without a handler would ignore the signal.
-    signal.signal(signal.SIGTERM, _exit_on_signal)
-    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        # Before slow imports: as the first process of a container, one without a handler would ignore the signal.
+        signal.signal(signal.SIGTERM, _exit_on_signal)
+        words = list(sys.argv[1:] if argv is None else argv)
         if words and words[0] in COMMANDS:
             return _run(COMMANDS[words[0]], words[1:])
         from controller.serve import main as serve
