@@ -49,6 +49,8 @@ class JobRun:
     def __init__(self, record: JobRecord, source_bytes: int, scheduler: SchedulerService) -> None:
         self.record = record
         self.source_bytes = source_bytes
+        #: On the monotonic clock: a jump of the system's clock expires nothing.
+        self.expires_at = time.monotonic() + record.order.deadline - time.time()
         self.context = job_context(record, time.time() - time.monotonic())
         #: Finished images that are not on disk yet.
         self._unsaved: list[StoredImage] = []

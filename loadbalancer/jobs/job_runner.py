@@ -77,7 +77,7 @@ class JobRunner:
             lambda repository: (repository.sources(job), repository.images(job), repository.checkpoints(job))
         )
         while True:
-            timeout_s = run.record.order.deadline - time.time()
+            timeout_s = run.expires_at - time.monotonic()
             if timeout_s <= 0:
                 run.fail(expired(run.record))
                 return None

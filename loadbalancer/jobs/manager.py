@@ -287,8 +287,8 @@ class JobManager:
         """Fail jobs that expire while they wait for admission."""
         while True:
             await asyncio.sleep(_EXPIRY_CHECK_S)
-            now = time.time()
-            late = [run for run in self._runs.values() if run.task is None and run.record.order.deadline <= now]
+            now = time.monotonic()
+            late = [run for run in self._runs.values() if run.task is None and run.expires_at <= now]
             for run in late:
                 self._admission.enter(run.record.id)
                 run.fail(expired(run.record))

@@ -27,6 +27,7 @@ from configs.paths import private_dir
 from loadbalancer.storage.migrations import migrate
 from loadbalancer.storage.records import RetentionLimits
 from loadbalancer.storage.repository import SWEEP_ROWS, Repository
+from loadbalancer.storage.retention_clock import RetentionClock
 
 log = logging.getLogger(__name__)
 
@@ -257,12 +258,13 @@ async def sweep_forever(database: Database, every_s: float, limits: Callable[[fl
 
     `limits` returns the limits at a time in Unix seconds.
     """
+    clock = RetentionClock(time.time(), time.monotonic())
     while True:
         await asyncio.sleep(min(_SWEEP_S, every_s))
-        removed = SWEEP_ROWS
+        removed, now = SWEEP_ROWS, clock.now(time.time(), time.monotonic())
         with contextlib.suppress(StorageUnavailable):
             while removed >= SWEEP_ROWS:
-                removed = await database.do(partial(Repository.sweep, limits=limits(time.time())))
+                removed = await database.do(partial(Repository.sweep, limits=limits(now)))
 
 
 def _attempt(item: _WorkItem, db: sqlite3.Connection) -> _Outcome:
