@@ -26,6 +26,14 @@ def _model_name(value: str) -> str:
     return value
 
 
+def _without_loop(path: Path) -> Path:
+    try:
+        path.resolve()
+    except (OSError, RuntimeError):  # the latter is what Python raises for a loop
+        raise ValueError("must be the path of a folder, not a link that leads back to itself") from None
+    return path
+
+
 def _empty_models(value: Any) -> Any:
     return {} if value is None else value
 
@@ -39,7 +47,7 @@ ModelName = Annotated[str, AfterValidator(_model_name)]
 class Settings(Section):
     """The configuration."""
 
-    data_dir: LocalPath = Path("data")
+    data_dir: Annotated[LocalPath, AfterValidator(_without_loop)] = Path("data")
     """Folder of everything that the server writes: logs, sockets, state."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Minimum level of log lines."""

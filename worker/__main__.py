@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argument, settings_from
+from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import CANNOT_START, configure_logging
 from configs.model_settings import Model
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         address, key = _balancer(args, settings)
-    except BadKey as error:
+    except (BadKey, StartFailed) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     try:
@@ -222,10 +223,16 @@ def _continue_in(python: Path, settings: Settings) -> NoReturn:
 
 
 def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, WorkerKey | None]:
-    """Return the balancer's address, and the key if it is on another machine. Raises `BadKey`."""
+    """Return the balancer's address, and the key if it is on another machine.
+
+    Raises `BadKey`, and `StartFailed` for a data directory that cannot be used.
+    """
     remote, file = getattr(args, "join", None), getattr(args, "key_file", None)
     if remote is None and file is None:
-        return getattr(args, "connect", None) or worker_address(settings.data_dir), None
+        try:
+            return getattr(args, "connect", None) or worker_address(settings.data_dir), None
+        except OSError as error:
+            raise StartFailed(f"data_dir {settings.data_dir} cannot be used: {describe_os_error(error)}") from None
     if remote is None or file is None:
         raise BadKey("--join and --key-file go together: TCP connections need a key")
     return remote, read_worker_key(file)

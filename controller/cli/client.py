@@ -102,7 +102,10 @@ def _remote(url: str, cert: Path | None) -> BalancerHttpClient:
 
 def _local(data_dir: Path | None, config: Path | None) -> BalancerHttpClient:
     """Find the server by the token and the configuration in its data directory."""
-    folder = (data_dir or load(config).data_dir).resolve()
+    try:
+        folder = (data_dir or load(config).data_dir).resolve()
+    except RuntimeError:
+        raise CommandFailed(f"--data-dir {data_dir} is a link that leads back to itself") from None
     token, running = existing_internal_token(folder), folder / "run" / "config.yaml"
     if token is None:
         raise CommandFailed(f"no server has run with --data-dir {folder}; give --data-dir, --config or --url")
