@@ -33,20 +33,20 @@ FIRST_STANDBY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class StartupTimes:
+class RecentStarts:
     """Durations of a model's last starts in seconds, oldest first."""
 
     cold: tuple[float, ...] = ()
     standby: tuple[float, ...] = ()
 
-    def with_sample(self, seconds: float, *, standby: bool) -> StartupTimes:
+    def with_sample(self, seconds: float, *, standby: bool) -> RecentStarts:
         """Return these and one more, without the oldest beyond the limit."""
         if standby:
-            return StartupTimes(self.cold, (*self.standby, seconds)[-_MAX_SAMPLES:])
-        return StartupTimes((*self.cold, seconds)[-_MAX_SAMPLES:], self.standby)
+            return RecentStarts(self.cold, (*self.standby, seconds)[-_MAX_SAMPLES:])
+        return RecentStarts((*self.cold, seconds)[-_MAX_SAMPLES:], self.standby)
 
 
-def next_start_s(starts: StartupTimes, scaling: Scaling, guess_s: float, *, standby: bool) -> float:
+def next_start_s(starts: RecentStarts, scaling: Scaling, guess_s: float, *, standby: bool) -> float:
     """Return the expected seconds of a cold start, or of one from standby, which takes no longer.
 
     `guess_s` is for a cold start that is neither configured nor measured.
@@ -85,9 +85,9 @@ class ModelState:
     decided_at: float = -math.inf
     #: Whether any decision was ever valid.
     has_decided: bool = False
-    starts: StartupTimes = dataclasses.field(default_factory=StartupTimes)
+    starts: RecentStarts = dataclasses.field(default_factory=RecentStarts)
     #: The same by machine; an estimate for a machine without starts uses those of all.
-    machine_starts: dict[str, StartupTimes] = dataclasses.field(default_factory=dict)
+    machine_starts: dict[str, RecentStarts] = dataclasses.field(default_factory=dict)
     #: Machine of its next worker as last planned.
     next_machine: str = ""
     #: Workers on silent machines, which count as lost.
@@ -148,7 +148,7 @@ class ModelState:
         }
         has_standby = bool(observation.spares) and count_ready(observation.spares, self.kinds) > 0
         starts = self.machine_starts.get(self.next_machine, self.starts)
-        starts = StartupTimes(starts.cold or self.starts.cold, starts.standby or self.starts.standby)
+        starts = RecentStarts(starts.cold or self.starts.cold, starts.standby or self.starts.standby)
         next_s = next_start_s(starts, self.scaling, observation.cold_start_s, standby=has_standby)
         return dataclasses.replace(observation, owed=self.lost, cold_start_s=next_s)
 
@@ -168,7 +168,7 @@ class ModelState:
         seconds, standby = replica.started_in_s, replica.from_standby
         machine = machine_of(replica.process.device)
         self.starts = self.starts.with_sample(seconds, standby=standby)
-        own = self.machine_starts.pop(machine, StartupTimes())
+        own = self.machine_starts.pop(machine, RecentStarts())
         self.machine_starts[machine] = own.with_sample(seconds, standby=standby)
         while len(self.machine_starts) > _MAX_MACHINES:
             del self.machine_starts[next(iter(self.machine_starts))]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import msgspec
 
-from controller.autoscaler.model_state import StartupTimes
+from controller.autoscaler.model_state import RecentStarts
 from controller.policies import MEMORY_TYPES, bounds
 
 
@@ -19,10 +19,10 @@ class SavedModel(msgspec.Struct, frozen=True):
     """The saved state of one model. Times in `memory` are relative to the time of saving."""
 
     policy: str
-    starts: StartupTimes
+    starts: RecentStarts
     memory: bounds.PolicyMemory
     #: The starts by machine.
-    machine_starts: dict[str, StartupTimes] = {}
+    machine_starts: dict[str, RecentStarts] = {}
 
 
 def pack(models: Mapping[str, SavedModel], now: float) -> bytes:

@@ -6,6 +6,7 @@ CPU time and memory.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 import os
@@ -63,8 +64,15 @@ class InvalidReplay(Exception):
 
 def main(argv: Sequence[str]) -> int:
     """Answer the request of standard input. Returns the exit status: 0, or 2 for one that is refused."""
-    del argv
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=SimulationRequest)
+    parser = argparse.ArgumentParser(
+        prog="python -m controller replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(argv)
+    try:
+        request = msgspec.json.decode(sys.stdin.buffer.read(), type=SimulationRequest)
+    except msgspec.MsgspecError as error:
+        _print(SimulationRefused(f"Standard input is no simulation request: {error}"))
+        return 2
     _limit(request)
     try:
         replay(request, _print)

@@ -9,7 +9,7 @@ import pytest
 
 from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Autoscaler
-from controller.autoscaler.model_state import ModelState, StartupTimes
+from controller.autoscaler.model_state import ModelState, RecentStarts
 from controller.policies import POLICIES, bounds, ongoing_requests, queue_depth, slo_work
 from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits
 from host.types import WorkerProcess
@@ -49,14 +49,14 @@ def observe(queue: Queue | None, ready: int = 2) -> Observation:
 )
 def test_state_survives_a_restart(policy: str, own: object, after: object) -> None:
     old = make_autoscaler(policy, own=own, idle_since=970.0, dispatched=9)
-    old.models["m"].starts = StartupTimes((30.0, 41.5), (2.0,))
+    old.models["m"].starts = RecentStarts((30.0, 41.5), (2.0,))
     old.tick({"m": observe(None)}, 1000.0)
     old.models["m"].memory = replace(old.models["m"].memory, own=own, idle_since=970.0)
 
     new = make_autoscaler(policy)
     new.restore(old.dump_state(), now=5.0, age_s=25.0)
     assert new.models["m"].memory == bounds.PolicyMemory(after, idle_since=-50.0, dispatched=9)
-    assert new.models["m"].starts == StartupTimes((30.0, 41.5), (2.0,))
+    assert new.models["m"].starts == RecentStarts((30.0, 41.5), (2.0,))
 
 
 @pytest.mark.parametrize(

@@ -110,3 +110,17 @@ def test_command_answers_in_lines_and_limits_itself(config: str, tmp_path: Path)
     others = [{"min_workers": least} for least in (1, 2, 3, 4)]
     long = msgspec.json.encode(request(config, [busy], *others, max_cpu_s=1))
     assert subprocess.run(command, input=long, capture_output=True, check=False).returncode == -signal.SIGXCPU
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"model": 1}'])
+def test_input_that_is_no_request_is_refused_in_a_line(text: bytes) -> None:
+    command = [sys.executable, "-m", "controller", "replay"]
+    answered = subprocess.run(command, input=text, capture_output=True, check=False)
+    (refused,) = (json.loads(each) for each in answered.stdout.splitlines())
+    assert (answered.returncode, refused["type"], answered.stderr) == (2, "refused", b"")
+    assert "is no simulation request" in refused["message"]
+
+
+def test_help_does_not_read_standard_input() -> None:
+    helped = subprocess.run([sys.executable, "-m", "controller", "replay", "--help"], capture_output=True, check=True)
+    assert b"python -m controller replay" in helped.stdout
