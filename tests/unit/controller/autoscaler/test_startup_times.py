@@ -11,7 +11,7 @@ from configs.scaling import Scaling
 from controller.autoscaler.model_state import (
     FIRST_STANDBY_S,
     ModelState,
-    StartupTimes,
+    RecentStarts,
     next_start_s,
 )
 from controller.autoscaler.persistence import SavedModel, pack, unpack
@@ -19,29 +19,29 @@ from controller.policies import static
 from controller.types import Decision, Observation, Replica, Stage, WorkerLimits
 from host.types import WorkerProcess
 
-MEASURED = StartupTimes(cold=(20.0, 30.0, 25.0), standby=(2.0, 4.0))
+MEASURED = RecentStarts(cold=(20.0, 30.0, 25.0), standby=(2.0, 4.0))
 
 
 @pytest.mark.parametrize(
     ("starts", "scaling", "cold", "standby"),
     [
-        (StartupTimes(), Scaling(), 40.0, FIRST_STANDBY_S),
+        (RecentStarts(), Scaling(), 40.0, FIRST_STANDBY_S),
         (MEASURED, Scaling(), 30.0, 4.0),
-        (StartupTimes(cold=(20.0,)), Scaling(), 20.0, FIRST_STANDBY_S),
+        (RecentStarts(cold=(20.0,)), Scaling(), 20.0, FIRST_STANDBY_S),
         # A configured value overrides measurements.
         (MEASURED, Scaling(cold_start_s=60), 60.0, 4.0),
         (MEASURED, Scaling(standby_start_s=10), 30.0, 10.0),
         # A start from standby never takes longer than a cold start.
-        (StartupTimes(), Scaling(cold_start_s=3), 3.0, 3.0),
-        (StartupTimes(cold=(1.0,), standby=(9.0,)), Scaling(), 1.0, 1.0),
+        (RecentStarts(), Scaling(cold_start_s=3), 3.0, 3.0),
+        (RecentStarts(cold=(1.0,), standby=(9.0,)), Scaling(), 1.0, 1.0),
         (MEASURED, Scaling(cold_start_s=5, standby_start_s=10), 5.0, 5.0),
         # The estimate is the 90th percentile: one of ten starts may take longer.
-        (StartupTimes(cold=(*[5.0] * 9, 100.0)), Scaling(), 5.0, 5.0),
-        (StartupTimes(cold=(*[5.0] * 8, 100.0)), Scaling(), 100.0, 5.0),
+        (RecentStarts(cold=(*[5.0] * 9, 100.0)), Scaling(), 5.0, 5.0),
+        (RecentStarts(cold=(*[5.0] * 8, 100.0)), Scaling(), 100.0, 5.0),
     ],
 )
 def test_estimate_is_configured_measured_or_guessed(
-    starts: StartupTimes, scaling: Scaling, cold: float, standby: float
+    starts: RecentStarts, scaling: Scaling, cold: float, standby: float
 ) -> None:
     assert next_start_s(starts, scaling, 40.0, standby=False) == cold
     assert next_start_s(starts, scaling, 40.0, standby=True) == standby
@@ -49,7 +49,7 @@ def test_estimate_is_configured_measured_or_guessed(
 
 @given(st.lists(st.tuples(st.floats(0.1, 600), st.booleans()), max_size=60))
 def test_only_last_twenty_starts_of_each_kind_count(history: list[tuple[float, bool]]) -> None:
-    starts = StartupTimes()
+    starts = RecentStarts()
     for seconds, standby in history:
         starts = starts.with_sample(seconds, standby=standby)
     assert list(starts.cold) == [seconds for seconds, standby in history if not standby][-20:]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import RecurringLoad, Scaling
-from controller.autoscaler.model_state import StartupTimes
+from controller.autoscaler.model_state import RecentStarts
 from controller.autoscaler.persistence import SavedModel, pack, unpack
 from controller.policies import bounds, static
 from controller.policies.recurring_load import RecurringMemory, floor, update
@@ -140,7 +140,7 @@ def test_arrivals_are_counted_once_and_across_a_restart_of_the_balancer() -> Non
 
 def test_it_is_kept_over_a_restart_of_the_controller() -> None:
     memory = bounds.PolicyMemory(recurring=learnt(at_full_hours, every(30, 0, 5 * HOUR)))
-    saved = pack({"m": SavedModel("slo_work", StartupTimes(), memory)}, 100.0)
+    saved = pack({"m": SavedModel("slo_work", RecentStarts(), memory)}, 100.0)
     assert unpack(saved, 500.0, 10.0)["m"].memory.recurring == memory.recurring
 
 
