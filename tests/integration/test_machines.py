@@ -123,6 +123,7 @@ def test_machine_that_dies_under_load_loses_nothing(cluster: Parts) -> None:
 
 def test_machine_that_was_cut_off_is_taken_over(cluster: Parts) -> None:
     parts, _, far, proxy = cluster
+    parts.until({"near": EACH, "far": EACH})
     before = {worker.pid for worker in far.workers()}
     with Load(parts.head.url, 8) as load:
         load.until_answered(20)
@@ -139,6 +140,7 @@ def test_machine_that_was_cut_off_is_taken_over(cluster: Parts) -> None:
 
 def test_agents_and_controller_adopt_what_runs(cluster: Parts) -> None:
     parts, near, far, _ = cluster
+    parts.until({"near": EACH, "far": EACH})
     before = {worker.pid for machine in (near, far) for worker in machine.workers()}
     for machine in (near, far):
         machine.kill(workers=False)
@@ -159,14 +161,20 @@ def test_agents_and_controller_adopt_what_runs(cluster: Parts) -> None:
     parts.head.until(is_adopted, "the workers of both machines")
     parts.until({"near": EACH, "far": EACH})
     assert {worker.pid for machine in (near, far) for worker in machine.workers()} == before
-    printed = parts.head.output().rpartition("models: m; logs: ")[2].splitlines()
-    ready = [line for line in printed if line.startswith("worker ")]
-    assert len(ready) == 2 * EACH, "each once"
-    assert not any(" after " in line for line in ready), "this controller has not started them"
+
+    def ready() -> list[str]:
+        """Return the lines about workers that the new controller printed."""
+        printed = parts.head.output().rpartition("models: m; logs: ")[2].splitlines()
+        return [line for line in printed if line.startswith("worker ")]
+
+    parts.head.until(lambda: len(ready()) >= 2 * EACH, "a line for each worker")
+    assert len(set(ready())) == len(ready()) == 2 * EACH, "each once"
+    assert not any(" after " in line for line in ready()), "this controller has not started them"
 
 
 def test_rolling_replacement_across_machines(cluster: Parts) -> None:
     parts = cluster[0]
+    parts.until({"near": EACH, "far": EACH})
     before = {worker.worker for worker in parts.head.workers()}
     reload = {"models": ["m"]}
     answer = httpx.post(f"{parts.head.url}/internal/reload", json=reload, headers=parts.head.admin, timeout=PATIENCE_S)
@@ -183,6 +191,7 @@ def test_rolling_replacement_across_machines(cluster: Parts) -> None:
 
 def test_stopped_agent_drains_and_the_server_notices(cluster: Parts) -> None:
     parts, near, _, _ = cluster
+    parts.until({"near": EACH, "far": EACH})
     near.process.terminate()
     assert near.process.wait(PATIENCE_S) == 0
     assert not near.workers()
