@@ -8,6 +8,7 @@ import io
 import itertools
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,16 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def signal_workers(server: Server, signum: signal.Signals) -> None:
     for worker in server.workers.values():
         worker.send_signal(signum)
+
+
+def counted(server: Server) -> Counter[str]:
+    """Return what all workers have counted, once their last heartbeats agree that nothing runs."""
+    wait_until(lambda: not any(worker.running for worker in server.snapshot().workers), "idle workers")
+    names = ("finished", "rows", "steps", "joined_midway")
+    total = Counter(dict.fromkeys(names, 0))
+    for worker in server.snapshot().workers:
+        total.update({name: getattr(worker.counters, name) for name in names})
+    return total
 
 
 def until_all_wait(server: Server, count: int) -> None:
@@ -111,7 +122,7 @@ def mixed_requests(count: int) -> list[dict[str, Any]]:
 
 
 async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: DigitsPipeline) -> None:
-    prompts = mixed_requests(40)
+    prompts, before = mixed_requests(40), counted(digits)
     assert {asked["num_inference_steps"] for asked in prompts} >= {5, 12, 22}
     assert {asked["guidance_scale"] for asked in prompts} == {1.0, 3.0, 7.5}
     assert {asked["scheduler"] for asked in prompts} == set(FITTING)
@@ -138,12 +149,14 @@ async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: Dig
         assert difference <= TOLERANCE, f"{asked} differs by {difference} levels"
 
     # The workers' counters confirm shared steps and batches joined midway.
-    wait_until(lambda: sum(w.counters.finished for w in digits.snapshot().workers) >= 40, "the workers' counters")
-    counters = [worker.counters for worker in digits.snapshot().workers]
-    assert sum(c.finished for c in counters) == 40
-    assert sum(c.rows for c in counters) > 1.5 * sum(c.steps for c in counters), "tasks advanced together"
-    assert max(c.max_batch for c in counters) >= 4
-    assert sum(c.joined_midway for c in counters) >= 5
+    done = before["finished"] + len(prompts)
+    wait_until(lambda: counted(digits)["finished"] >= done, "the workers' counters")
+    after = counted(digits)
+    counts = {name: after[name] - before[name] for name in after}
+    assert counts["finished"] == len(prompts)
+    assert counts["rows"] > 1.5 * counts["steps"], "tasks advanced together"
+    assert max(worker.counters.max_batch for worker in digits.snapshot().workers) >= 4
+    assert counts["joined_midway"] >= 5
 
 
 async def test_drained_worker_hands_over_rows_bit_equal(digits: Server, pipeline: DigitsPipeline) -> None:

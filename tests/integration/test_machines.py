@@ -196,3 +196,5 @@ def test_stopped_agent_drains_and_the_server_notices(cluster: Parts) -> None:
     assert near.process.wait(PATIENCE_S) == 0
     assert not near.workers()
     parts.until({"far": EACH})
+    near.start()
+    parts.until({"near": EACH, "far": EACH})
