@@ -39,8 +39,6 @@ _BUSY_S = 2.0
 _SWEEP_S = 5.0
 #: Least interval between two log lines about an unavailable disk.
 _LOG_INTERVAL_S = 10.0
-
-
 #: No space, a quota, the largest size of a file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -28,8 +28,8 @@ ReadAnswer = Callable[[aiohttp.ClientResponse], Awaitable[Result]]
 JOBS = "/v1/jobs"
 #: How long a client retries a rejected request, and the pause before it connects again.
 _PATIENCE_S, _RECONNECT_S = 240.0, 0.5
-#: Added to every time limit, because the server may be stopped, or the machine busy, for a part of it.
-_GRACE_S = 180.0
+#: Added to every time limit, because the server may be stopped for a part of the time.
+_GRACE_S = 60.0
 _POLL_S = 1.0
 #: A connection breaks shortly before the death of its process is observed.
 _DEATH_VISIBLE_S = 15.0

@@ -37,9 +37,10 @@ def test_chaos_run_has_no_violations(tmp_path: Path) -> None:
     for table in tables:
         assert table["violations"] == []
         assert {name: table[name] for name in zero} == dict.fromkeys(zero, 0)
-        assert table["completed"] > 0
+        assert table["completed"] > table["requests"] // 2
         ends = table["completed"] + table["aborted by clients"] + sum(table["failed"].values()) + table["lost"]
         assert ends == table["requests"], "every request has an outcome"
     assert len(tables) == len(PROFILES)
-    assert all(table["requests"] >= 10 and table["faults"] for table in tables), "fewer than usual on a busy machine"
+    assert sum(table["requests"] for table in tables) >= 80
+    assert sum(sum(table["faults"].values()) for table in tables) >= 6
     assert sum(table["balancers"] for table in tables) >= len(PROFILES)
