@@ -9,7 +9,7 @@ from loadbalancer.scheduling.estimates import drain_s
 from loadbalancer.scheduling.owner_quota import OwnerQuota
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, Task
-from loadbalancer.scheduling.worker_registry import WorkerPool
+from loadbalancer.scheduling.worker_pool import WorkerPool
 from wire.inputs import NO_SHAPE
 
 #: Time until the queue has room where nothing was measured.

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from loadbalancer.scheduling.worker import Worker, full_batch_step_cost
+from loadbalancer.scheduling.worker_pool import Worker, full_batch_step_cost
 from wire.inputs import NO_SHAPE, Shape
 from wire.messages import Heartbeat
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.task import Task
-from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 
 #: Entries of ended tasks are removed when they are the majority, and above this number.

@@ -9,8 +9,7 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskEstimate
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.text_work import PromptSteps, TextWork
-from loadbalancer.scheduling.worker import full_batch_step_cost
-from loadbalancer.scheduling.worker_registry import WorkerPool
+from loadbalancer.scheduling.worker_pool import WorkerPool, full_batch_step_cost
 from wire.inputs import NO_SHAPE, Shape, TextInputs
 
 

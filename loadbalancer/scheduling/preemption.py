@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.worker import Worker, running_tasks
+from loadbalancer.scheduling.worker_pool import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 
 #: A moved task runs for this long before it is moved again.

@@ -32,12 +32,12 @@ from loadbalancer.scheduling.snapshot import snapshot
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_store import TaskStore
-from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_admission import MAX_INVALID_RESULTS, WorkerAdmission
 from loadbalancer.scheduling.worker_output import chunk_error, clean_text, drop_invalid, result_error
+from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame, WorkerEnvelope
-from wire.inputs import Part, Shape
+from wire.inputs import Shape
 from wire.messages import (
     Ack,
     Bye,
@@ -217,18 +217,20 @@ class Scheduler:
         worker = self.registry.workers.get(name)
         if worker is None:
             return self._admission.on_unknown_worker(name, message, now)
-        self.registry.touch(worker, now)
-        self.store.note_change(worker.hello.model)
+        model = worker.hello.model
+        pool = self.registry.pools[model]
+        pool.touch(worker, now)
+        self.store.note_change(model)
         if isinstance(message, Tokens):
-            return [effect for each in message.tasks for effect in self._on_tokens(worker, each, now)]
+            return [effect for each in message.tasks for effect in self._on_task_message(worker, each, (), now)]
         if isinstance(message, _ABOUT_TASK):
             return self._on_task_message(worker, message, envelope.frames, now)
         if isinstance(message, Bye):
             return self._on_worker_lost(name, clean_text(message.reason), now, crashed=message.crashed)
         if isinstance(message, Heartbeat):
-            self.registry.on_heartbeat(worker, message, now)
+            pool.on_heartbeat(worker, message, now)
             return [SendMessage(name, Ack(self._heartbeat_s))]
-        self.registry.set_capacity(worker, message.slots, message.ahead)
+        pool.set_capacity(worker, message.slots, message.ahead)
         return []
 
     def _on_hello(self, name: str, hello: Hello, now: float) -> list[Effect]:
@@ -250,12 +252,12 @@ class Scheduler:
     def _on_task_message(
         self,
         worker: Worker,
-        message: Started | Progress | Chunk | Finished | Failed | Preempted,
+        message: Started | Progress | Chunk | TaskTokens | Finished | Failed | Preempted,
         frames: Sequence[Frame],
         now: float,
     ) -> list[Effect]:
-        released = isinstance(message, _RELEASING)
-        if not self.registry.on_task_message(worker, message.task, message.attempt, now, released=released):
+        pool, released = self.registry.pools[worker.hello.model], isinstance(message, _RELEASING)
+        if not pool.on_task_message(worker, message.task, message.attempt, now, released=released):
             self.counters["stale"] += 1
             return []
         task, store = self.tasks.get(message.task), self.store
@@ -267,13 +269,13 @@ class Scheduler:
             message, frames, dropped = drop_invalid(message, frames, task.inputs, self._max_result_bytes)
             self._count(dropped)
         match message:
+            case TaskTokens() | Chunk():
+                return self._on_output(worker, task, message, frames, now)
             case Started():
                 return store.mark_started(task, now)
             case Progress(step=step, steps=steps, preview=preview):
                 updates = store.report_progress(task, step, steps, frames, now, preview=preview)
                 return [*store.mark_started(task, now), *updates]
-            case Chunk(index=index, part=part):
-                return self._on_chunk(worker, task, index, part, frames, now)
             case Failed(kind=kind, message=text, status=status):
                 return store.finish(task, TaskState.FAILED, kind, clean_text(text), now, status)
             case Preempted(step=step):
@@ -293,34 +295,22 @@ class Scheduler:
             worker.on_result(valid=True)
         return self.store.complete(task, message, frames, now)
 
-    def _on_chunk(
-        self, worker: Worker, task: Task, index: int, part: Part, frames: Sequence[Frame], now: float
+    def _on_output(
+        self, worker: Worker, task: Task, message: Chunk | TaskTokens, frames: Sequence[Frame], now: float
     ) -> list[Effect]:
-        error = chunk_error(part, frames, task.inputs, self._max_result_bytes)
-        repeatable = worker.hello.engine_info.repeatable
-        if not error:
-            try:
-                chunk = self.store.report_chunk(task, index, part, frames[0], repeatable=repeatable)
-                return [*self.store.mark_started(task, now), *chunk]
-            except ValueError as missing:
-                error = str(missing)
-        effects = [*self.store.mark_started(task, now), SendMessage(worker.id, Cancel([task.id]))]
-        return [*effects, *self._on_invalid_result(worker, task, error, now)]
-
-    def _on_tokens(self, worker: Worker, each: TaskTokens, now: float) -> list[Effect]:
-        """Pass on the tokens of one task. Tokens that do not continue its text are generated again."""
-        if not self.registry.on_task_message(worker, each.task, each.attempt, now, released=False):
-            self.counters["stale"] += 1
-            return []
-        task = self.tasks.get(each.task)
-        if task is None or task.worker != worker.id or task.attempt != each.attempt:
-            return []
-        started = self.store.mark_started(task, now)
+        """Pass on a piece of the result. One that does not continue the result is generated again."""
+        effects = self.store.mark_started(task, now)
         try:
-            return [*started, *self.store.report_tokens(task, each.output)]
+            if isinstance(message, TaskTokens):
+                return [*effects, *self.store.report_tokens(task, message.output)]
+            if error := chunk_error(message.part, frames, task.inputs, self._max_result_bytes):
+                raise ValueError(error)
+            repeatable = worker.hello.engine_info.repeatable
+            chunk = self.store.report_chunk(task, message.index, message.part, frames[0], repeatable=repeatable)
         except ValueError as error:
             cancel = SendMessage(worker.id, Cancel([task.id]))
-            return [*started, cancel, *self._on_invalid_result(worker, task, str(error), now)]
+            return [*effects, cancel, *self._on_invalid_result(worker, task, str(error), now)]
+        return [*effects, *chunk]
 
     def _on_invalid_result(self, worker: Worker, task: Task, error: str, now: float) -> list[Effect]:
         """Give the task to another attempt. A worker that repeats this is rejected, and its other tasks move."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loadbalancer.scheduling.estimates import backlog_work_s, queued_work_s
 from loadbalancer.scheduling.task_store import TaskStore
-from loadbalancer.scheduling.worker import Worker, running_tasks
+from loadbalancer.scheduling.worker_pool import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.snapshot import LinkBytes, ModelStats, Snapshot, WorkerStats
 

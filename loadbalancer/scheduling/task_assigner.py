@@ -11,7 +11,7 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_statistics import ModelStatistics
-from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
 from wire.messages import Assign, Assignment

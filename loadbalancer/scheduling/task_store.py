@@ -24,7 +24,7 @@ from loadbalancer.scheduling.task_assigner import TaskAssigner
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_statistics import ModelStatistics, MoveCause, OwnerStatistics
 from loadbalancer.scheduling.text_work import TextWork
-from loadbalancer.scheduling.worker import Worker, running_tasks
+from loadbalancer.scheduling.worker_pool import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
 from wire.inputs import Part, TextInputs, reports_tokens

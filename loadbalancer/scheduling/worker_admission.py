@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from loadbalancer.scheduling.events import Effect, LogLine, SendMessage
-from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_output import hello_error
+from loadbalancer.scheduling.worker_pool import Worker
 from wire.messages import PROTOCOL, Bye, Hello, Reject, ToBalancer
 
 #: A worker that returns so many invalid results in a row is faulty: it must exit.

@@ -28,7 +28,14 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,10
 def result_error(parts: Sequence[Part], frames: Sequence[Frame], inputs: TaskInputs, max_bytes: int) -> str:
     """Return why this is no result of such a task; empty if it is one. Nothing is decoded."""
     if isinstance(inputs, ImageInputs):
-        return _image_error(frames, inputs.output_format, max_bytes) if len(frames) == 1 else "it is not one image"
+        if len(frames) != 1:
+            return "it is not one image"
+        size, head = memoryview(frames[0]).nbytes, bytes(frames[0][:_HEAD_BYTES])
+        if not size or size > max_bytes:
+            return _too_large(size, max_bytes) if size else "it is empty"
+        found = next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
+        expected = inputs.output_format
+        return "" if found == expected else f"it is {found or 'no image'}, not {expected}"
     if isinstance(inputs, TextInputs):
         return "a text has no parts" if parts else ""
     for part in parts:
@@ -51,18 +58,6 @@ def _too_large(size: int, max_bytes: int) -> str:
     return f"it has {size} bytes; allowed are {max_bytes} (workers.max_result_bytes)"
 
 
-def _image_error(frames: Sequence[Frame], image_format: ImageFormat, max_bytes: int) -> str:
-    """Return why the first frame is no image of the requested format; empty if it is one. Nothing is decoded."""
-    size = memoryview(frames[0]).nbytes if frames else 0
-    if not size:
-        return "it is empty"
-    if size > max_bytes:
-        return _too_large(size, max_bytes)
-    head = bytes(frames[0][:_HEAD_BYTES])
-    found = next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
-    return "" if found == image_format else f"it is {found or 'no image'}, not {image_format}"
-
-
 def drop_invalid(
     message: Progress | Preempted, frames: Sequence[Frame], inputs: TaskInputs, max_bytes: int
 ) -> tuple[Progress | Preempted, Sequence[Frame], list[str]]:
@@ -70,7 +65,7 @@ def drop_invalid(
     dropped: list[str] = []
     previews = 0
     if isinstance(message, Progress) and message.preview:
-        if not isinstance(inputs, ImageInputs) or _image_error(frames, inputs.output_format, max_bytes):
+        if not isinstance(inputs, ImageInputs) or result_error((), frames[:1], inputs, max_bytes):
             dropped.append("invalid_previews")
             message, frames = msgspec.structs.replace(message, preview=False), frames[1:]
         else:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_pool import Worker
 from wire.inputs import Shape
 from wire.messages import PROTOCOL, Heartbeat, Hello, StepCurve
 

@@ -15,7 +15,7 @@ from loadbalancer.scheduling.events import Effect, TasksSubmitted, Tick
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_pool import Worker
 from tests.support.scheduler import IMAGE, INPUTS, PNG, assignments, connect, new_scheduler, receive, task, updates
 from wire.inputs import Shape
 from wire.messages import PROTOCOL, Capacity, Finished, Heartbeat, Hello, Progress, Started, StepCurve

@@ -11,7 +11,7 @@ from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS, MIN_STAY_S, pree
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.inputs import ImageInputs, Shape
 from wire.messages import PROTOCOL, EngineInfo, Heartbeat, Hello, StepCurve

@@ -8,7 +8,7 @@ from configs.sections import Workers
 from loadbalancer.scheduling.model_counters import WINDOW_S, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
-from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from tests.support.scheduler import INPUTS, new_scheduler
 from wire.inputs import Shape

@@ -14,7 +14,7 @@ from loadbalancer.scheduling.model_counters import ModelCounters, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
-from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_pool import Worker
 from tests.support.scheduler import CURVES, IMAGE, PNG, assignments, connect, new_scheduler, receive, task
 from wire.inputs import ImageInputs, Shape
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Preempted, Progress, Started, StepCurve

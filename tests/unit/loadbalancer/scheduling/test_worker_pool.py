@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from configs.sections import Workers
-from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from tests.support.scheduler import CURVES, task
 from wire.inputs import NO_SHAPE, Shape
@@ -27,13 +27,13 @@ class Registry(RuleBasedStateMachine):
     def worker(self, name: str) -> Worker | None:
         worker = self.registry.workers.get(name)
         if worker is not None:
-            self.registry.touch(worker, self.now)
+            self.registry.pools["m"].touch(worker, self.now)
         return worker
 
     @rule(name=NAMES, slots=st.integers(0, 3), ahead=st.integers(0, 2))
     def connect(self, name: str, slots: int, ahead: int) -> None:
         worker, _ = self.registry.connect(Hello(PROTOCOL, name, "m", "sim:0", 1), self.now)
-        self.registry.set_capacity(worker, slots, ahead)
+        self.registry.pools["m"].set_capacity(worker, slots, ahead)
 
     @rule(name=NAMES)
     def disconnect(self, name: str) -> None:
@@ -42,7 +42,7 @@ class Registry(RuleBasedStateMachine):
     @rule(name=NAMES, slots=st.integers(0, 3), ahead=st.integers(0, 2))
     def change_capacity(self, name: str, slots: int, ahead: int) -> None:
         if (worker := self.worker(name)) is not None:
-            self.registry.set_capacity(worker, slots, ahead)
+            self.registry.pools["m"].set_capacity(worker, slots, ahead)
 
     @rule(count=st.integers(1, 40))
     def assign(self, count: int) -> None:
@@ -58,12 +58,14 @@ class Registry(RuleBasedStateMachine):
         worker = self.worker(name)
         for held in list(worker.assigned)[:count] if worker is not None else ():
             assert worker is not None
-            assert self.registry.on_task_message(worker, held, 1, self.now, released=released)
+            assert self.registry.pools["m"].on_task_message(worker, held, 1, self.now, released=released)
 
     @rule(name=NAMES, speed=st.sampled_from([0.1, 0.5]))
     def beat(self, name: str, speed: float) -> None:
         if (worker := self.worker(name)) is not None:
-            self.registry.on_heartbeat(worker, Heartbeat(0, curves=[StepCurve(CURVE.shape, 2, [(1, speed)])]), self.now)
+            self.registry.pools["m"].on_heartbeat(
+                worker, Heartbeat(0, curves=[StepCurve(CURVE.shape, 2, [(1, speed)])]), self.now
+            )
 
     @rule(name=st.sampled_from(["x", "y"]), reserves=st.booleans())
     def isolate(self, name: str, reserves: bool) -> None:
@@ -96,6 +98,8 @@ class Registry(RuleBasedStateMachine):
             assert pool.steps_per_s(shape) == sum(worker.steps_per_s(shape) for worker in workers)
             single = [step_s for worker in workers if (step_s := worker.batch_step_s(shape, 1)) > 0]
             assert pool.fastest_step_s(shape) == min(single, default=0.0)
+            shortest = [worker.step_bounds_s(shape)[0] for worker in workers]
+            assert pool.shortest_step_s(shape) == min(shortest, default=0.0)
 
 
 Registry.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -112,17 +116,17 @@ def test_unknown_models_have_no_workers_and_leave_no_trace() -> None:
 def test_outdated_entries_do_not_pile_up() -> None:
     registry = WorkerRegistry(Workers())
     worker, _ = registry.connect(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
-    registry.set_capacity(worker, 4, 0)
+    registry.pools["m"].set_capacity(worker, 4, 0)
     for number in range(1000):
         worker.assign(f"t{number}", 1, 0.0)
-        assert registry.on_task_message(worker, f"t{number}", 1, 0.0, released=True)
+        assert registry.pools["m"].on_task_message(worker, f"t{number}", 1, 0.0, released=True)
     assert len(registry.pools["m"]._free) < 100
 
 
 def test_silent_worker_is_available_with_its_next_message() -> None:
     registry = WorkerRegistry(Workers())
     worker, _ = registry.connect(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
-    registry.set_capacity(worker, 1, 0)
+    registry.pools["m"].set_capacity(worker, 1, 0)
     assert registry.pools["m"].first_available(100.0) is None
-    registry.touch(worker, 100.0)
+    registry.pools["m"].touch(worker, 100.0)
     assert registry.pools["m"].first_available(100.0) is worker
