@@ -3,10 +3,12 @@
 let key = "";
 
 export class ApiError extends Error {
-  constructor(status, message, code) {
+  // `status` is 0 where there was no answer; `param` names the field of the request that is at fault.
+  constructor(status, message, code, param) {
     super(message);
     this.status = status;
     this.code = code;
+    this.param = param;
   }
 }
 
@@ -22,7 +24,7 @@ export async function request(method, path, { body, signal, headers: extra } = {
     options.body = JSON.stringify(body);
     options.headers["content-type"] = "application/json";
   }
-  const response = await fetch(path, options);
+  const response = await fetch(path, options).catch((error) => { throw inWords(error, "The server cannot be reached"); });
   if (!response.ok) throw await errorOf(response);
   return response;
 }
@@ -30,13 +32,16 @@ export async function request(method, path, { body, signal, headers: extra } = {
 export const getJson = async (path, options) => (await request("GET", path, options)).json();
 export const postJson = async (path, body, options) => (await request("POST", path, { ...options, body })).json();
 
+// What a browser says of a failed connection differs by browser, and says little.
+const inWords = (error, message) => (error instanceof TypeError ? new ApiError(0, message, "unreachable") : error);
+
 async function errorOf(response) {
-  let message = `${response.status} ${response.statusText}`, code = null;
+  let message = `The server answers ${response.status} ${response.statusText}`, code = null, param = null;
   try {
     const { error } = await response.json();
-    if (error && error.message) ({ message, code } = error);
+    if (error && error.message) ({ message, code, param } = error);
   } catch { /* the body is no JSON: the status has to do */ }
-  return new ApiError(response.status, message, code);
+  return new ApiError(response.status, message, code, param);
 }
 
 // Yields {event, data} of a stream of server-sent events. `data` is parsed, but for the end mark of texts.
@@ -45,7 +50,7 @@ export async function* events(response) {
   let text = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => { throw inWords(error, "The connection to the server broke off"); });
       if (done) return;
       text += value;
       let end;

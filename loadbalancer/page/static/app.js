@@ -1,7 +1,8 @@
 // The page: who is looking, the live state, and the tabs.
 
-import { html, render, useEffect, useMemo, useState } from "./vendor/preact.js";
+import { html, render, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { ApiError, getJson, setKey } from "./api.js";
+import { clock } from "./format.js";
 import { watch } from "./live.js";
 import { Now } from "./now.js";
 import { Playground } from "./playground.js";
@@ -31,19 +32,29 @@ class Points {
 
 function App() {
   const [session, setSession] = useState(null), [problem, setProblem] = useState(null);
-  const [state, setState] = useState(null), points = useMemo(() => new Points(), []);
+  const [state, setState] = useState(null), [lost, setLost] = useState(null), points = useMemo(() => new Points(), []);
   const [tab, setTab] = useTab();
-  const enter = () => getJson("/ui/session").then((found) => { setSession(found); setProblem(null); }, (error) => {
-    setSession(null);
-    setProblem(error);
-  });
+  const refuse = (error) => { setSession(null); setProblem(error); };
+  const enter = () => getJson("/ui/session").then((found) => { setSession(found); setProblem(null); }, refuse);
+  // Of a server that was gone, models and keys may be others.
+  const enterAgain = () => getJson("/ui/session").then(setSession, (error) => { if (error.status) refuse(error); });
   useEffect(() => { enter(); }, []);
   const isAdmin = session?.scopes.includes("admin") ?? false;
-  useEffect(() => (isAdmin ? watch(setState, (latest) => points.tell(latest), setProblem) : undefined), [isAdmin, session]);
+  useEffect(() => {
+    if (!isAdmin) return undefined;
+    const onLost = (time, reason) => setLost(time && { time, reason });
+    return watch({ onState: setState, onPoints: (latest) => points.tell(latest), onLost, onError: refuse });
+  }, [isAdmin]);
+  const { connection } = state ?? {}, first = useRef(null);
+  useEffect(() => {
+    if (first.current && connection) enterAgain();
+    first.current = connection;
+  }, [connection]);
   if (!session) return html`<${Entrance} problem=${problem} onKey=${(key) => { setKey(key); return enter(); }} />`;
   const shown = TABS.filter((each) => isAdmin || !each.admin);
   const current = shown.find((each) => each.id === tab) ?? shown[0];
   const isWaiting = current.admin && !state;
+  document.title = `${lost ? "Not connected – " : ""}${current.title} – Muster`;
   return html`
     <header class="top">
       <h1>Muster</h1>
@@ -52,9 +63,11 @@ function App() {
           aria-selected=${each === current} onClick=${() => setTab(each.id)}>${each.title}</a>`)}
       </nav>
       <span class="spacer"></span>
-      ${isAdmin && html`<span class=${state?.connected ? "dot good" : "dot bad"} role="status">${state?.connected ? "live" : "connecting"}</span>`}
+      ${isAdmin && html`<span class=${lost ? "dot bad" : "dot good"} role="status">${lost ? "not connected" : state ? "live" : "connecting"}</span>`}
       <a href="/docs">API</a>
       <${Theme} />
+      ${lost && html`<p class="lost" role="alert"><strong>No connection to the server:</strong> ${lost.reason}.
+        ${state ? ` What you see is from ${clock(lost.time)}.` : ""} The page connects again by itself.</p>`}
     </header>
     <main id="content" role="tabpanel" aria-labelledby=${`tab-${current.id}`}>
       ${isWaiting ? html`<p class="loading" role="status">Waiting for the server</p>`

@@ -35,11 +35,11 @@ export function Now({ state, session, points }) {
     ${!state.server.server?.controller && html`<p class="notice">No controller has reported. The numbers of workers do not change.</p>`}
     ${state.server.server?.paused_since && html`<p class="notice">Scaling is paused since ${clock(state.server.server.paused_since)}.</p>`}
     ${models.map((model) => html`<${Model} key=${model.name} model=${model} row=${state.models[model.name]} span=${span}
-      points=${points} decisions=${state.decisions} />`)}`;
+      points=${points} decisions=${state.decisions} connection=${state.connection} />`)}`;
 }
 
-function Model({ model, row, span, points, decisions }) {
-  const data = usePast(model.name, span, points);
+function Model({ model, row, span, points, decisions, connection }) {
+  const data = usePast(model.name, span, points, connection);
   const own = useMemo(() => decisions.filter((each) => each.model === model.name), [decisions, model.name]);
   const steps = useMemo(() => own.filter((each) => each.valid && each.desired !== each.provisioned), [own]);
   const isText = model.task === "text";
@@ -92,8 +92,8 @@ function Why({ row, decisions }) {
   </div>`;
 }
 
-// The past of a model over a span, with new points from the live stream at its end.
-function usePast(model, span, points) {
+// The past of a model over a span, with new points from the live stream at its end. A new connection loads it again.
+function usePast(model, span, points, connection) {
   const [past, setPast] = useState({ step_s: 1, times: [], columns: {} });
   useEffect(() => {
     let isGone = false;
@@ -102,7 +102,7 @@ function usePast(model, span, points) {
     load();
     const timer = span > 600 ? setInterval(load, 10000) : 0;
     return () => { isGone = true; clearInterval(timer); };
-  }, [model, span]);
+  }, [model, span, connection]);
   useEffect(() => points.listen((latest) => {
     const own = latest[model];
     if (span > 600 || !own || !own.times.length) return;
