@@ -13,7 +13,7 @@ from configs.scaling import Scaling, Scheduled
 from controller.policies import Policy, recurring_load, schedule
 from controller.policies.queueing import workers_for_backlog
 from controller.policies.recurring_load import RecurringMemory
-from controller.types import Decision, Observation, Queue, WorkerLimits
+from controller.types import Decision, Observation, WorkerLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +41,21 @@ def decide(
     """Return the policy's decision within the bounds. Raises what the policy raises."""
     if scaling.recurring_load.learn or memory.recurring is not None:
         memory = _learn(memory, observation, scaling)
-    floor, floor_reason = _floor(memory, observation, scaling, limits)
-    if observation.queue is None:
+    floor, floor_reason = limits.min_workers, f"min_workers is {limits.min_workers}"
+    if scaling.schedule or memory.recurring is not None:
+        floor, floor_reason = _floor(memory, observation, scaling, limits)
+    queue = observation.queue
+    if queue is None:
         return _without_data(observation, limits, floor, floor_reason), replace(memory, idle_since=None)
-    memory = _track(memory, observation.queue, now)
-    if (
-        floor == 0
-        and observation.provisioned == 0
-        and not (observation.queue.queued or observation.queue.proxied_in_flight)
-    ):
+    is_idle = not (queue.queued or queue.running or queue.proxied_in_flight)
+    # A task that started and ended between two observations interrupts the idle period.
+    has_started = queue.started_total != memory.dispatched
+    since = now if has_started or memory.idle_since is None else memory.idle_since
+    memory = replace(memory, idle_since=since if is_idle else None, dispatched=queue.started_total)
+    if floor == 0 and observation.provisioned == 0 and not (queue.queued or queue.proxied_in_flight):
         return Decision(0, "no request waits"), memory
-    if floor == 0 and observation.provisioned == 1 and memory.idle_since is not None:
-        idle_s = now - memory.idle_since
-        if idle_s >= scaling.scale_to_zero.idle_s:
-            return Decision(0, f"idle for {idle_s:.0f} s"), memory
+    if floor == 0 and observation.provisioned == 1 and is_idle and now - since >= scaling.scale_to_zero.idle_s:
+        return Decision(0, f"idle for {now - since:.0f} s"), memory
     decision, own = policy(observation, scaling, replace(limits, min_workers=max(floor, 1)), memory.own, now)
     memory = replace(memory, own=own)
     if floor == 0 and observation.provisioned == 0:
@@ -78,7 +79,7 @@ def _scheduled_floor(entry: Scheduled, limits: WorkerLimits) -> tuple[int, str]:
 
 
 def _floor(memory: PolicyMemory, observation: Observation, scaling: Scaling, limits: WorkerLimits) -> tuple[int, str]:
-    """Return the least number of workers now, and its reason."""
+    """Return the least number of workers now by `min_workers`, schedule and recurring load, and its reason."""
     floor, reason = limits.min_workers, f"min_workers is {limits.min_workers}"
     if scaling.schedule and (entry := schedule.active_entry(scaling.schedule, observation.unix_s)):
         floor, reason = _scheduled_floor(entry, limits)
@@ -107,14 +108,6 @@ def _without_data(observation: Observation, limits: WorkerLimits, floor: int, fl
     if observation.provisioned > limits.max_workers:
         return Decision(limits.max_workers, f"max_workers is {limits.max_workers}")
     return Decision(observation.provisioned, "no data", valid=False)
-
-
-def _track(memory: PolicyMemory, queue: Queue, now: float) -> PolicyMemory:
-    """Update the idle period. A task that started and ended between two observations interrupts it."""
-    idle = not (queue.queued or queue.running or queue.proxied_in_flight)
-    started = queue.started_total != memory.dispatched
-    since = now if started or memory.idle_since is None else memory.idle_since
-    return replace(memory, idle_since=since if idle else None, dispatched=queue.started_total)
 
 
 def _from_zero(decision: Decision, observation: Observation, scaling: Scaling, now: float) -> Decision:

@@ -32,23 +32,17 @@ _REGULAR = 0.1
 _SAME_RATE = 5
 
 
-def erlang_b(offered: float) -> Iterator[float]:
-    """Yield Erlang's loss formula (Erlang B) for 1, 2, 3, ... servers.
+def wait_probabilities(offered: float) -> Iterator[float]:
+    """Yield Erlang's delay formula (Erlang C), the probability that an arrival waits, for 1, 2, 3, ... servers.
 
-    The recursion is stable for thousands of servers: each term is between 0 and 1.
+    It assumes Poisson arrivals, exponential service and one queue. `offered` is the rate times the mean service time.
+    The recursion is that of the loss formula (Erlang B). It is stable for thousands of servers: each term is between 0
+    and 1.
     """
     loss = 1.0
     for servers in itertools.count(1):
         loss = offered * loss / (servers + offered * loss)
-        yield loss
-
-
-def wait_probability(servers: int, offered: float, loss: float) -> float:
-    """Return Erlang's delay formula (Erlang C), the probability that an arrival waits, from the loss probability.
-
-    It assumes Poisson arrivals, exponential service and one queue. `offered` is the rate times the mean service time.
-    """
-    return 1.0 if offered >= servers else loss / (1 - offered / servers * (1 - loss))
+        yield 1.0 if offered >= servers else loss / (1 - offered / servers * (1 - loss))
 
 
 def workers_for_rate(
@@ -62,20 +56,12 @@ def workers_for_rate(
     offered = rate * service_s
     if offered <= 0:
         return 0
-    full_batches = itertools.islice(erlang_b(offered), batch - 1, max_workers * batch, batch)
-    for workers, loss in enumerate(full_batches, start=1):
+    full_batches = itertools.islice(wait_probabilities(offered), batch - 1, max_workers * batch, batch)
+    for workers, waits in enumerate(full_batches, start=1):
         free = workers * batch - offered
-        if (
-            free > 0
-            and wait_probability(workers * batch, offered, loss) * math.exp(-free * patience_s / service_s) <= allowed
-        ):
+        if free > 0 and waits * math.exp(-free * patience_s / service_s) <= allowed:
             return workers
     return max_workers + 1
-
-
-def upper_rate_bound(count: int, seconds: float, margin: float) -> float:
-    """Return the upper confidence bound of a Poisson rate after `count` events; `margin` is in standard deviations."""
-    return (count + margin * math.sqrt(count + margin * margin / 4) + margin * margin / 2) / seconds
 
 
 def recent_rate(queue: Queue, scaling: Scaling) -> float:
@@ -85,9 +71,13 @@ def recent_rate(queue: Queue, scaling: Scaling) -> float:
 
 
 def sustained_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
-    """Return the upper confidence bound of the arrivals per second over the rate window."""
-    counted_s = max(queue.uptime_s, scaling.look_back_period_s)
-    return upper_rate_bound(queue.arrivals_long_window, min(scaling.rate_window_s, counted_s), margin)
+    """Return the upper confidence bound of the arrivals per second over the rate window, as of a Poisson process.
+
+    `margin` is in standard deviations.
+    """
+    count, counted_s = queue.arrivals_long_window, max(queue.uptime_s, scaling.look_back_period_s)
+    bound = count + margin * math.sqrt(count + margin * margin / 4) + margin * margin / 2
+    return bound / min(scaling.rate_window_s, counted_s)
 
 
 def worker_speed(queue: Queue) -> float:

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.policies.queueing import (
-    erlang_b,
     recent_rate,
     sustained_rate,
-    upper_rate_bound,
-    wait_probability,
+    wait_probabilities,
     workers_for_backlog,
     workers_for_rate,
 )
@@ -29,7 +27,7 @@ SCALING = Scaling(drain_s=20, look_back_period_s=90)
 
 def erlang_c(servers: int, offered: float) -> float:
     """Return the probability that an arrival waits."""
-    return wait_probability(servers, offered, next(itertools.islice(erlang_b(offered), servers - 1, None)))
+    return next(itertools.islice(wait_probabilities(offered), servers - 1, None))
 
 
 def by_definition(servers: int, offered: float) -> float:
@@ -102,9 +100,10 @@ def test_workers_for_a_rate_are_the_fewest(
     assert workers_for_rate(rate, service_s, batch, patience_s, allowed, enough + 5) == enough
 
 
-def test_upper_rate_bound_solves_its_equation() -> None:
+def test_sustained_rate_solves_the_equation_of_an_upper_bound() -> None:
     for count, margin in itertools.product((0, 3, 100), (0.0, 1.0, 3.0)):
-        mean = upper_rate_bound(count, 60.0, margin) * 60
+        queue = Queue(0, 0, arrivals_long_window=count, uptime_s=5000.0)
+        mean = sustained_rate(queue, SCALING, margin) * SCALING.rate_window_s
         assert mean - margin * math.sqrt(mean) == pytest.approx(count, abs=1e-9)
 
 
