@@ -1,41 +1,65 @@
-// The tab "Now": each model's queue, workers and waits, and why there are as many workers as there are.
+// The tab "Now": whether all is well; each model's queue, workers and waits, and why there are so many workers.
 
-import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
-import { getJson } from "./api.js";
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { Chart } from "./chart.js";
 import { clock, number, seconds } from "./format.js";
+import { Models, Verdict } from "./overview.js";
+import { rates, usePast } from "./past.js";
+import { problemsOf } from "./problems.js";
 
 const SPANS = [["10 min", 600], ["2 h", 7200], ["24 h", 86400]];
+// Blue and orange differ for everyone; so do the kinds of line.
 const WORKERS = [
-  { label: "wanted", column: "desired", color: "--accent", stepped: true },
-  { label: "ready", column: "ready", color: "--good", fill: true, stepped: true },
-  { label: "starting", column: "starting", color: "--warn", stepped: true },
+  { label: "ready", column: "ready", color: "--accent", fill: true, stepped: true },
+  { label: "starting", column: "starting", color: "--orange", stepped: true, line: "dotted" },
+  { label: "wanted", column: "desired", color: "--text", stepped: true, line: "dashed" },
 ];
 const TASKS = [
-  { label: "waiting", column: "queued", color: "--accent", fill: true },
-  { label: "running", column: "running", color: "--good" },
+  { label: "waiting", column: "queued", color: "--orange", fill: true },
+  { label: "running", column: "running", color: "--accent", line: "dashed" },
 ];
 const WAITS = [
-  { label: "median", column: "wait_p50", color: "--good" },
-  { label: "99 %", column: "wait_p99", color: "--bad" },
+  { label: "median", column: "wait_p50", color: "--accent" },
+  { label: "99 %", column: "wait_p99", color: "--orange", line: "dashed" },
 ];
-const RATE = [{ label: "requested", column: "arrived", color: "--muted" }, { label: "done", column: "completed", color: "--good" }];
-const TOKENS = [{ label: "tokens", column: "tokens", color: "--good", fill: true }];
+const RATE = [{ label: "done", column: "completed", color: "--accent" }, { label: "requested", column: "arrived", color: "--orange", line: "dashed" }];
+const TOKENS = [{ label: "tokens", column: "tokens", color: "--accent", fill: true }];
+// Of more models, charts are shown of those that need a look only.
+const MAX_OPEN = 4;
+let kept = { span: 600, shown: null };
 
 export function Now({ state, session, points }) {
   const models = session.models.filter(({ name }) => state.models[name]);
-  const [span, setSpan] = useState(600);
+  const [span, setSpan] = useState(kept.span), [shown, setShown] = useState(kept.shown ?? firstShown(models, state));
+  useEffect(() => { kept = { span, shown }; }, [span, shown]);
+  const chosen = useRef(null);
+  const toggle = (name) => {
+    const isShown = shown.includes(name);
+    setShown(isShown ? shown.filter((each) => each !== name) : [...shown, name]);
+    chosen.current = isShown ? null : name;
+  };
+  useEffect(() => {
+    if (chosen.current) document.getElementById(`charts-${chosen.current}`)?.scrollIntoView({ block: "center" });
+    chosen.current = null;
+  }, [shown]);
   return html`
+    <${Verdict} state=${state} models=${models} />
+    ${models.length > 1 && html`<${Models} state=${state} models=${models} shown=${shown} onShow=${toggle} />`}
     <div class="bar">
       <h2>Now</h2>
       <span class="choices" role="group" aria-label="Time span of the charts">
-        ${SPANS.map(([label, value]) => html`<button aria-pressed=${span === value} onClick=${() => setSpan(value)}>${label}</button>`)}
+        ${SPANS.map(([label, value]) => html`<button key=${value} aria-pressed=${span === value} onClick=${() => setSpan(value)}>${label}</button>`)}
       </span>
     </div>
-    ${!state.server.server?.controller && html`<p class="notice">No controller has reported. The numbers of workers do not change.</p>`}
-    ${state.server.server?.paused_since && html`<p class="notice">Scaling is paused since ${clock(state.server.server.paused_since)}.</p>`}
-    ${models.map((model) => html`<${Model} key=${model.name} model=${model} row=${state.models[model.name]} span=${span}
-      points=${points} decisions=${state.decisions} connection=${state.connection} />`)}`;
+    ${models.filter(({ name }) => models.length === 1 || shown.includes(name)).map((model) => html`<${Model} key=${model.name} model=${model}
+      row=${state.models[model.name]} span=${span} points=${points} decisions=${state.decisions} connection=${state.connection} />`)}`;
+}
+
+function firstShown(models, state) {
+  if (models.length <= MAX_OPEN) return models.map(({ name }) => name);
+  const faulty = new Set(problemsOf(state, models).map(({ model }) => model));
+  const load = ({ name }) => (faulty.has(name) ? 1e9 : 0) + state.models[name].queued + state.models[name].running;
+  return [...models].sort((a, b) => load(b) - load(a)).slice(0, MAX_OPEN / 2).map(({ name }) => name);
 }
 
 function Model({ model, row, span, points, decisions, connection }) {
@@ -44,7 +68,7 @@ function Model({ model, row, span, points, decisions, connection }) {
   const steps = useMemo(() => own.filter((each) => each.valid && each.desired !== each.provisioned), [own]);
   const isText = model.task === "text";
   const perSecond = useMemo(() => rates(data, isText ? ["tokens"] : ["arrived", "completed"]), [data, data.times.at(-1)]);
-  return html`<section class="card" aria-label=${`Model ${model.name}`}>
+  return html`<section class="card" id=${`charts-${model.name}`} aria-label=${`Model ${model.name}`}>
     <header class="bar">
       <h3>${model.name}</h3>
       <span class="tag">${model.task}</span><span class="muted">${model.engine}</span>
@@ -53,17 +77,17 @@ function Model({ model, row, span, points, decisions, connection }) {
     </header>
     <dl class="numbers">
       <${Fact} name="waiting" value=${number(row.queued)} />
-      <${Fact} name="running" value=${number(row.running)} />
-      <${Fact} name="work" value=${seconds(row.work_s)} hint="Seconds of one worker for all that waits and runs" />
       <${Fact} name="oldest waits" value=${seconds(row.oldest_wait_s)} alarm=${row.oldest_wait_s > model.max_wait_s} />
       <${Fact} name="promised wait" value=${seconds(model.max_wait_s)} />
-      <${Fact} name=${"requests"} value=${`${number(row.arrival_rate)}/s`} />
+      <${Fact} name="running" value=${number(row.running)} />
+      <${Fact} name="work of one worker" value=${seconds(row.work_s)} />
+      <${Fact} name="requests" value=${`${number(row.arrival_rate)}/s`} />
     </dl>
     <div class="charts">
-      <${Chart} title="Workers" series=${WORKERS} data=${data} marks=${steps} />
-      <${Chart} title="Requests in the queue and in batches" series=${TASKS} data=${data} />
-      <${Chart} title="Wait before the first step" series=${WAITS} data=${data} unit=" s" />
-      <${Chart} title=${isText ? "Tokens per second" : "Requests per second"} series=${isText ? TOKENS : RATE} data=${perSecond} />
+      <${Chart} title="Workers" series=${WORKERS} data=${data} marks=${steps} span=${span} isCount />
+      <${Chart} title="Tasks in the queue and in batches" series=${TASKS} data=${data} span=${span} isCount />
+      <${Chart} title="Wait before the first step" series=${WAITS} data=${data} format=${seconds} span=${span} limit=${{ label: "promised", value: model.max_wait_s }} />
+      <${Chart} title=${isText ? "Tokens per second" : "Tasks per second"} series=${isText ? TOKENS : RATE} data=${perSecond} span=${span} />
     </div>
     <${Why} row=${row} decisions=${own} />
   </section>`;
@@ -78,12 +102,12 @@ function Workers({ row }) {
     ${row.crashes > 0 && html`<strong class="bad">, ${row.crashes === 1 ? "a crash" : `${row.crashes} crashes in a row`}</strong>`}</span>`;
 }
 
-const Fact = ({ name, value, hint, alarm }) => html`<div title=${hint}><dt>${name}</dt><dd class=${alarm ? "bad" : ""}>${value}</dd></div>`;
+const Fact = ({ name, value, alarm }) => html`<div><dt>${name}</dt><dd class=${alarm ? "bad" : ""}>${value}</dd></div>`;
 
 function Why({ row, decisions }) {
   const recent = decisions.slice(-30).reverse();
   return html`<div class="why">
-    <p><strong>Why:</strong> ${row.reason || "no decision yet"}${row.blocked_reason && html` <span class="bad">${row.blocked_reason}</span>`}
+    <p><strong>Why:</strong> ${row.reason || "no decision yet"}${bound(row)}${row.blocked_reason && html` <span class="bad">${row.blocked_reason}</span>`}
       ${row.rolling_update && html` <span>${row.rolling_update}</span>`}</p>
     ${recent.length > 0 && html`<details><summary>Last decisions</summary>
       <ol class="decisions">${recent.map((each) => html`<li key=${each.number}>
@@ -92,37 +116,9 @@ function Why({ row, decisions }) {
   </div>`;
 }
 
-// The past of a model over a span, with new points from the live stream at its end. A new connection loads it again.
-function usePast(model, span, points, connection) {
-  const [past, setPast] = useState({ step_s: 1, times: [], columns: {} });
-  useEffect(() => {
-    let isGone = false;
-    const load = () => getJson(`/ui/history?model=${encodeURIComponent(model)}&span=${span}`)
-      .then((found) => { if (!isGone) setPast(found); }, () => {});
-    load();
-    const timer = span > 600 ? setInterval(load, 10000) : 0;
-    return () => { isGone = true; clearInterval(timer); };
-  }, [model, span, connection]);
-  useEffect(() => points.listen((latest) => {
-    const own = latest[model];
-    if (span > 600 || !own || !own.times.length) return;
-    setPast((before) => appended(before, own, span));
-  }), [model, span, points]);
-  return past;
-}
-
-export function appended(past, latest, span) {
-  const [time] = latest.times.slice(-1);
-  if (past.times.length && time <= past.times.at(-1)) return past;
-  const from = past.times.findIndex((each) => each > time - span);
-  const cut = from < 0 ? past.times.length : from;
-  const columns = {};
-  for (const [name, values] of Object.entries(latest.columns)) columns[name] = [...(past.columns[name] ?? []).slice(cut), values.at(-1)];
-  return { step_s: past.step_s, times: [...past.times.slice(cut), time], columns };
-}
-
-function rates(data, names) {
-  const columns = {};
-  for (const name of names) columns[name] = (data.columns[name] ?? []).map((value) => value / data.step_s);
-  return { ...data, columns };
+// The policy's reason does not say where its number was limited.
+function bound({ desired, min_workers: min, max_workers: max, reason }) {
+  if (!desired || /;|_workers/.test(reason)) return "";
+  if (desired === max) return html` <span class="muted">(at most ${max}: max_workers)</span>`;
+  return desired === min ? html` <span class="muted">(at least ${min}: min_workers)</span>` : "";
 }

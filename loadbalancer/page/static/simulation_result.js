@@ -4,7 +4,8 @@ import { html, useMemo, useState } from "./vendor/preact.js";
 import { Chart } from "./chart.js";
 import { number, seconds } from "./format.js";
 
-const COLORS = { measured: "--muted", current: "--accent", A: "--good", B: "--warn", C: "--bad", D: "--extra" };
+const COLORS = { measured: "--muted", current: "--accent", A: "--orange", B: "--good", C: "--extra", D: "--bad" };
+const LINES = { measured: "solid", current: "solid", A: "dashed", B: "dotted", C: "dashed", D: "dotted" };
 const TITLES = { measured: "What really happened", current: "Present settings, simulated" };
 const ARRIVALS = [{ label: "requests per minute", column: "arrivals", color: "--accent", fill: true }];
 // A part of the past that is as good as all of it.
@@ -14,7 +15,7 @@ export function Outcome({ found, price }) {
   const { traffic, runs } = found;
   const rows = useMemo(() => allRows(traffic, runs), [found]);
   const data = useMemo(() => chartData(traffic, rows), [rows]);
-  const series = useMemo(() => rows.filter(({ workers }) => workers).map(({ name }) => ({ label: shortTitle(name), column: name, color: COLORS[name], stepped: true })), [rows]);
+  const series = useMemo(() => rows.filter(({ workers }) => workers).map(({ name }) => ({ label: shortTitle(name), column: name, color: COLORS[name], line: LINES[name], stepped: true })), [rows]);
   const [current, ...others] = runs;
   const hours = (traffic.arrivals.length * traffic.step_s) / 3600;
   return html`<section class="card" aria-label="Outcome">
@@ -37,7 +38,7 @@ export function Outcome({ found, price }) {
     <p class="muted">A simulation has one model on its own devices, and workers that never fail. Compare the settings with “present settings, simulated” first; the
       distance of that row to what really happened shows how far it can be trusted.</p>
     <div class="charts">
-      <${Chart} title="Workers, ready and starting" series=${series} data=${data} />
+      <${Chart} title="Workers, ready and starting" series=${series} data=${data} isCount />
       <${Chart} title="Requests per minute" series=${ARRIVALS} data=${data} />
     </div>
     ${others.length > 0 && html`<${Yaml} model=${found.model} alternatives=${found.alternatives} />`}

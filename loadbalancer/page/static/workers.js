@@ -44,7 +44,7 @@ export function Workers({ state, session }) {
         <tbody>${devices.map(([name, row]) => html`<tr key=${name}><th scope="row">${name}</th><td>${row.name}</td>
           <td class="num">${bytes(row.memory_bytes)}</td>
           ${sensors.map(({ field, show }) => html`<td class="num" key=${field}>${row[field] === undefined ? "–" : show(row[field])}</td>`)}
-          <td class="wrap">${row.workers.join(", ") || "–"}</td><td class="bad">${row.fault}</td></tr>`)}</tbody>
+          <td class="wrap">${row.workers.join(", ") || "–"}</td><td class="wrap bad">${row.fault}</td></tr>`)}</tbody>
       </table></div></section>`;
 }
 
@@ -72,7 +72,7 @@ function Machines({ machines, devices }) {
           <td class="num">${bytes(own.reduce((sum, { memory_bytes: size }) => sum + (size ?? 0), 0))}</td>
           <td class="num">${row.memory_bytes ? `${bytes(row.available_bytes)} of ${bytes(row.memory_bytes)} free` : "–"}</td>
           <td>${name === "" ? "all" : row.models.join(", ") || "–"}</td>
-          <td class="bad">${[row.unused_reason, ...refused].filter(Boolean).join("; ")}</td></tr>`;
+          <td class="wrap bad">${[row.unused_reason, ...refused].filter(Boolean).join("; ")}</td></tr>`;
       })}</tbody></table></div></section>`;
 }
 
