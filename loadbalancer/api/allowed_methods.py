@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.routing import Match, Route
 
 from loadbalancer.schema.errors import MethodNotAllowed
+
+#: The response to `OPTIONS *`, which asks about the server and no path: the methods that some path takes.
+SERVER_OPTIONS = Response(status_code=204, headers={"allow": "DELETE, GET, HEAD, OPTIONS, POST"})
 
 
 def keep_routes(app: FastAPI, routers: Iterable[APIRouter]) -> None:

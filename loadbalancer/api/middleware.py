@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.sections import Access
 from loadbalancer.access.access_control import AccessControl
+from loadbalancer.api.allowed_methods import SERVER_OPTIONS
 from loadbalancer.api.body_budget import BodyBudget, BodyReservation
 from loadbalancer.api.direct_calls import DirectCalls
 from loadbalancer.api.head_requests import answer_head
@@ -152,7 +153,7 @@ class ApiMiddleware:
             return
         state["caller"] = caller
         body: BodyReservation | None = None
-        app = self._app
+        app: ASGIApp = SERVER_OPTIONS if scope["path"] == "*" else self._app
         if is_post:
             if not head.is_small:
                 body = BodyReservation(self._bodies, caller.owner)

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
 from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, DirectHead, HeaderList
 from loadbalancer.http_server.exchange import Exchange
+from loadbalancer.http_server.request_target import parse_target, with_host
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.http_errors import (
@@ -217,9 +218,14 @@ class MessageParser(asyncio.Protocol, abc.ABC):
             self.pipeline.append(exchange)
 
     def _scope(self, method: bytes, version: str) -> dict[str, Any]:
-        """The scope of ASGI. Raises `UnicodeDecodeError` and `HttpParserInvalidURLError` for a malformed URL."""
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
+        """The scope of ASGI. The host of a target that is a URL replaces the header Host."""
+        try:
+            target = parse_target(self.url, method)
+        except MalformedRequest as error:
+            raise self._failure(error) from None
+        if target.authority is not None:
+            self.headers = with_host(self.headers, target.authority)
+        path = target.path.decode("ascii")
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -230,8 +236,8 @@ class MessageParser(asyncio.Protocol, abc.ABC):
             "method": method.decode("ascii"),
             "root_path": "",
             "path": urllib.parse.unquote(path) if "%" in path else path,
-            "raw_path": url.path,
-            "query_string": url.query or b"",
+            "raw_path": target.path,
+            "query_string": target.query,
             "headers": self.headers,
             "state": {},
         }

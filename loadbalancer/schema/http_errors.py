@@ -31,8 +31,8 @@ class IncompleteRequest(HttpError):
 class ConnectRefused(HttpError):
     """The method CONNECT: this server is no proxy."""
 
-    status = 405
-    code = "method_not_allowed"
+    status = 501
+    code = "unsupported_method"
 
 
 class RequestTimeout(HttpError):

@@ -61,7 +61,7 @@ def post(body: bytes, headers: bytes = LAST, path: bytes = b"/") -> bytes:
         (get(HOST + LAST), [400]),
         (b"GET / HTTP/1.0\r\n\r\n", [200]),
         (b"GET / HTTP/1.0\r\n" + HOST + HOST + b"\r\n", [400]),
-        (b"CONNECT a:22 HTTP/1.1\r\n" + HOST + b"\r\nSSH-2.0", [405]),
+        (b"CONNECT a:22 HTTP/1.1\r\n" + HOST + b"\r\nSSH-2.0", [501]),
         (b"\x16\x03\x01\x02\x00\x01\x00", [400]),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
         (b"GET / HTTP/2.0\r\n" + LAST + b"\r\n", [505]),
