@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from configs.devices import machine_of
 from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.persistence import SavedModel, pack, unpack
-from controller.autoscaler.triggers import find_trigger
-from controller.planning.allocation import load_of
+from controller.autoscaler.triggers import early_trigger
 from controller.planning.crash_backoff import after_exit, cannot_start, crash_kind, record_crash
 from controller.planning.device_pool import DevicePool
 from controller.planning.machine_health import MachineHealth
@@ -92,9 +91,9 @@ class Autoscaler:
             self.pool.set_machines(machines, faults)
         silent = frozenset(machine.name for machine in machines if machine.silent)
         observations = {name: model.observe(observations[name], now, silent) for name, model in self.models.items()}
-        for name, model in self.models.items():
-            # Models may share weights: all are measured before any need is computed.
-            self.pool.learn(model.weights or name, observations[name].replicas)
+        # Models may share weights: all are measured before any need is computed.
+        workers = [(m.weights or name, each) for name, m in self.models.items() for each in observations[name].replicas]
+        self.pool.observe(workers, now)
         for name, model in self.models.items():
             observation = observations[name]
             old = outdated(observation.replicas, model.update_policy, now)
@@ -109,7 +108,7 @@ class Autoscaler:
                     model.slots,
                     self.pool.need(model.weights or name, model.gpu_memory),
                     self.pool.share,
-                    load_of(observation.queue, model.scaling),
+                    model.scaling,
                     old,
                     surge(observation.replicas, model.decision.desired, old, model.crashes) if old else 0,
                     preferred_machines(name, observation.spares, machines) if machines else (),
@@ -125,7 +124,6 @@ class Autoscaler:
     def _plan(self, demands: Sequence[ModelDemand], now: float) -> Plan:
         """Plan on the devices as they are now."""
         replicas = [replica for demand in demands for replica in demand.observation.replicas]
-        self.pool.observe(replicas, now)
         if self.machines.reported:
             self.machines.observe(replicas, now)
         plan = make_plan(demands, now, self.pool.devices(now))
@@ -150,7 +148,9 @@ class Autoscaler:
         if self.paused:
             self._keep_existing(model, observation)
             return None
-        trigger = find_trigger(observation, model.scaling, model.limits, model.decision, model.decided_at, now)
+        trigger = "tick"
+        if now < model.decided_at + model.scaling.interval_s:
+            trigger = early_trigger(observation, model.scaling, model.limits, model.decision, model.decided_at, now)
         if not trigger:
             return None
         model.decided_at, failure = now, ""

@@ -51,14 +51,15 @@ def next_start_s(starts: RecentStarts, scaling: Scaling, guess_s: float, *, stan
 
     `guess_s` is for a cold start that is neither configured nor measured.
     """
-    cold_s = _expected_s(scaling.cold_start_s, starts.cold, guess_s)
-    return min(_expected_s(scaling.standby_start_s, starts.standby, FIRST_STANDBY_S), cold_s) if standby else cold_s
-
-
-def _expected_s(configured: float | Literal["auto"], measured: Sequence[float], guess_s: float) -> float:
-    if configured != "auto":
-        return configured
-    return sorted(measured)[math.ceil(_QUANTILE * len(measured)) - 1] if measured else guess_s
+    kinds: list[tuple[float | Literal["auto"], Sequence[float], float]]
+    kinds = [(scaling.cold_start_s, starts.cold, guess_s)]
+    if standby:
+        kinds.append((scaling.standby_start_s, starts.standby, FIRST_STANDBY_S))
+    expected_s = math.inf
+    for configured, measured, guess_s in kinds:
+        usual_s = sorted(measured)[math.ceil(_QUANTILE * len(measured)) - 1] if measured else guess_s
+        expected_s = min(expected_s, usual_s if configured == "auto" else configured)
+    return expected_s
 
 
 @dataclass

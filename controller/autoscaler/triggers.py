@@ -1,4 +1,4 @@
-"""Decides when to run the policy: at each tick, and at once if waiting for the tick would make requests late. Pure.
+"""Decides when to run the policy before its interval is over: if waiting would make requests late. Pure.
 
 The exit of a worker is no trigger. The desired number is unchanged, so the next plan replaces the worker.
 """
@@ -13,15 +13,10 @@ from controller.types import Decision, Observation, Stage, WorkerLimits
 MIN_TRIGGER_INTERVAL_S = 5.0
 
 
-def find_trigger(
+def early_trigger(
     observation: Observation, scaling: Scaling, limits: WorkerLimits, decision: Decision, decided_at: float, now: float
 ) -> str:
-    """Return the reason to decide now; empty without one.
-
-    `decision` is the last one, made at `decided_at`, which is minus infinity before the first.
-    """
-    if now >= decided_at + scaling.interval_s:
-        return "tick"
+    """Return the reason to decide now; empty without one. `decision` is the last one, made at `decided_at`."""
     if observation.queue is None or decision.desired >= limits.max_workers:
         return ""
     if decision.desired == 0 and (observation.queue.queued or observation.queue.proxied_in_flight):

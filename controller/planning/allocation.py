@@ -16,12 +16,12 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 from configs.scaling import Scaling
 from controller.planning.placement import DeviceSlots, PlacementRequest
-from controller.types import Queue, Replica, Stage
+from controller.types import Observation, Queue, Replica, Stage
 
 #: The horizon of the waiting estimate, in seconds.
 HORIZON_S = 120.0
@@ -90,20 +90,32 @@ def waiting_saved(load: Load | None, workers: int, ahead_s: float = HORIZON_S) -
     return max(expected_waiting(load, workers - 1, ahead_s) - expected_waiting(load, workers, ahead_s), 0.0)
 
 
-@dataclass(slots=True)
+@dataclass
 class Claimant:
     """A model with its workers, as a claimant for devices."""
 
     request: PlacementRequest
-    #: The workers that stay, the least useful first.
-    staying: list[Replica]
-    #: Workers that it has, or that this plan gives it.
-    count: int
+    observation: Observation
     min_workers: int
-    load: Load | None
-    cold_start_s: float
-    #: Whether it has tasks; None if unknown.
-    busy: bool | None
+    #: Settings of its load; None where it does not matter.
+    scaling: Scaling | None
+    #: The workers that stay, the least useful first.
+    staying: list[Replica] = field(default_factory=list)
+    #: Workers that it has, or that this plan gives it.
+    count: int = 0
+
+    @functools.cached_property
+    def load(self) -> Load | None:
+        """The model's load; None if unknown."""
+        return load_of(self.observation.queue, self.scaling) if self.scaling is not None else None
+
+    @functools.cached_property
+    def busy(self) -> bool | None:
+        """Whether it has tasks; None if unknown."""
+        queue = self.observation.queue
+        if queue is None:
+            return None
+        return queue.queued + queue.running > 0 or any(replica.load for replica in self.observation.replicas)
 
     def rank(self) -> int:
         """Return the rank of its next worker: 0 below the minimum, 1 the first worker for waiting work, 2 others."""
@@ -140,11 +152,11 @@ def find_swap(taker: Claimant, others: Iterable[Claimant], slots: DeviceSlots, n
 
     The result is empty if no worker can be drained, or if the swap would save too little waiting.
     """
-    ahead_s = max(HORIZON_S, 4 * taker.cold_start_s)
-    rank = taker.rank()
-    gain = waiting_saved(taker.load, taker.count + 1, ahead_s) * (1 - taker.cold_start_s / ahead_s)
+    cold_start_s, rank = taker.observation.cold_start_s, taker.rank()
+    ahead_s = max(HORIZON_S, 4 * cold_start_s)
+    gain = waiting_saved(taker.load, taker.count + 1, ahead_s) * (1 - cold_start_s / ahead_s)
     max_loss = math.inf if rank < 2 else (gain / _MIN_GAIN_RATIO if gain >= _MIN_GAIN else 0.0)
-    stays_s = taker.cold_start_s * (0.0, 1.0, _MIN_STAY)[rank]
+    stays_s = cold_start_s * (0.0, 1.0, _MIN_STAY)[rank]
     by_device: defaultdict[str, list[_Candidate]] = defaultdict(list)
     for other in others:
         if other is taker or not other.surplus() or (other.busy is None and rank > 0):

@@ -13,7 +13,6 @@ from host.types import Exit, GpuSensors, MemoryReading
 
 #: GPU memory of a process besides its tensors: CUDA context, kernels, libraries. The worker's report excludes it.
 CONTEXT_BYTES = 600 << 20
-_NO_SENSORS = GpuSensors()
 
 
 class DevicePool:
@@ -42,7 +41,8 @@ class DevicePool:
         #: By device: memory of other processes, and the driver's fault.
         self._others: dict[str, int] = {}
         self._faults: dict[str, str] = {}
-        self._sensors: dict[str, GpuSensors] = {}
+        #: What the driver last reported of each device.
+        self.sensors: dict[str, GpuSensors] = {}
         #: Memory of each process, by machine and pid.
         self._by_pid: dict[str, Mapping[int, int]] = {}
         #: The devices in use.
@@ -70,7 +70,7 @@ class DevicePool:
         for reading in readings:
             if reading.device in self._devices:
                 self._faults[reading.device] = reading.fault
-                self._sensors[reading.device] = reading.sensors
+                self.sensors[reading.device] = reading.sensors
                 by_pid[machine_of(reading.device)] |= reading.processes
                 if not reading.fault and reading.device not in {*occupied, *self.occupied}:
                     self._others[reading.device] = reading.used_bytes
@@ -81,7 +81,7 @@ class DevicePool:
         if not machines and len(self._devices) == len(self._own):
             return
         self._devices = self._own | {device.name: device for machine in machines for device in machine.devices}
-        for known in (self._others, self._faults, self._sensors):
+        for known in (self._others, self._faults, self.sensors):
             for name in [name for name in known if name not in self._devices]:
                 del known[name]
         self._by_pid = {name: pids for name, pids in self._by_pid.items() if name in {"", *(m.name for m in machines)}}
@@ -89,13 +89,15 @@ class DevicePool:
             if machine.readings and not machine.silent:
                 self.update(machine.readings, self.occupied)
 
-    def sensors(self, device: str) -> GpuSensors:
-        """Return what the driver last reported of the device."""
-        return self._sensors.get(device, _NO_SENSORS)
+    def observe(self, workers: Sequence[tuple[str, Replica]], now: float) -> None:
+        """Record where the workers are, and begin or end quarantines. `workers` are all, with their weights.
 
-    def learn(self, weights: str, replicas: Iterable[Replica]) -> None:
-        """Keep the maximum memory of ready workers with these weights."""
-        for replica in replicas:
+        The maximum memory of ready workers is kept for their weights.
+        """
+        self.occupied = {replica.process.device for _, replica in workers}
+        if self._health.failures:
+            self._health.update([replica for _, replica in workers], now)
+        for weights, replica in workers:
             device = self._devices.get(replica.process.device)
             if replica.stage is Stage.READY and device is not None and device.memory is not None:
                 context = CONTEXT_BYTES if kind_of(device.name) == "cuda" else 0
@@ -117,12 +119,6 @@ class DevicePool:
 
     def on_crash(self, ended: Exit) -> None:
         self._health.record(ended.process.device, ended.process.model, ended.at)
-
-    def observe(self, replicas: Sequence[Replica], now: float) -> None:
-        """Record where the workers are, and begin or end quarantines. `replicas` are all workers."""
-        self.occupied = {replica.process.device for replica in replicas}
-        if self._health.failures:
-            self._health.update(replicas, now)
 
     def devices(self, now: float) -> dict[str, Device]:
         """Return the devices as they are now."""

@@ -5,6 +5,7 @@ It is computed again from the whole observation each time, so a plan that was no
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections import Counter
@@ -12,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from controller.planning.allocation import Claimant, Load, Swap, find_move, find_swap, waiting_saved
+from configs.scaling import Scaling
+from controller.planning.allocation import Claimant, Swap, find_move, find_swap, waiting_saved
 from controller.planning.placement import DeviceSlots, PlacementRequest, in_gib
 from controller.planning.scale_down import select_to_stop
 from controller.types import (
@@ -41,8 +43,8 @@ class ModelDemand:
     need: int | None = None
     #: Whether memory alone bounds how many of its workers share a device.
     share: bool = False
-    #: The model's work; None if unknown.
-    load: Load | None = None
+    #: Settings of the model's load; None where it does not matter.
+    scaling: Scaling | None = None
     #: Reason by outdated worker, and how many workers above the decision a replacement may use.
     outdated: Mapping[str, str] = field(default_factory=dict)
     surge: int = 0
@@ -68,6 +70,8 @@ class Plan:
     swaps: Sequence[Swap] = ()
     #: Where one more worker of each model would start, as far as there is room. Only for devices of several machines.
     next_devices: Mapping[str, str] = field(default_factory=dict)
+    #: The devices with counted memory and the faulty ones, as they were planned.
+    devices: Mapping[str, Device] = field(default_factory=dict)
 
 
 def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, Device] | None = None) -> Plan:
@@ -84,7 +88,7 @@ def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, 
     if any(demand.surge for demand in demands):
         draft.replace_outdated()
     next_devices = draft.next_devices() if any(demand.preferred for demand in demands) else {}
-    return Plan(draft.actions, draft.blocked(), draft.swaps, next_devices)
+    return Plan(draft.actions, draft.blocked(), draft.swaps, next_devices, devices or {})
 
 
 class _PlanBuilder:
@@ -96,29 +100,34 @@ class _PlanBuilder:
         #: Models with the same devices share one count of them.
         slots = [tuple(demand.slots) for demand in demands]
         places = {each: Counter(each) for each in set(slots)}
-        self._models = [(each, _claimant(each, places[own])) for each, own in zip(demands, slots, strict=True)]
+        self._models: list[tuple[ModelDemand, Claimant]] = []
+        for demand, own in zip(demands, slots, strict=True):
+            name, minimum = demand.observation.model, demand.limits.min_workers
+            request = PlacementRequest(name, demand.need, places[own], demand.share, demand.preferred)
+            self._models.append((demand, Claimant(request, demand.observation, minimum, demand.scaling)))
         #: Models with fewer workers than desired: a heap by priority.
         self._waiting: list[tuple[int, float, float, int]] = []
         #: For each model that waits for a device: the workers that must leave it first.
         self._pending: dict[str, str] = {}
-        self._slots: DeviceSlots
 
     def stop_workers(self) -> None:
-        """Select the workers to stop, and count the devices in use."""
+        """Select the workers to stop."""
         for demand, claimant in self._models:
             leaving, claimant.staying = select_to_stop(
                 demand.observation, demand.decision, demand.limits, self._now, demand.outdated, demand.surge
             )
             self.actions += leaving
             claimant.count = len(claimant.staying)
-        self._slots = self._count(tight=False)
-        if not self._devices:
-            return
+
+    @functools.cached_property
+    def _slots(self) -> DeviceSlots:
+        """The devices in use, counted when the first worker needs one, so not while nothing changes."""
         below_minimum = [request for request, missing in self._below_minimum() for _ in range(missing)]
-        if below_minimum:
+        if self._devices and below_minimum:
             spread = _fitting(self._count(tight=False), below_minimum)
             if spread < len(below_minimum) and _fitting(self._count(tight=True), below_minimum) > spread:
-                self._slots = self._count(tight=True)
+                return self._count(tight=True)
+        return self._count(tight=False)
 
     def _count(self, *, tight: bool) -> DeviceSlots:
         """Return the device slots with all present workers."""
@@ -142,28 +151,28 @@ class _PlanBuilder:
 
     def allocate(self) -> None:
         """Allocate devices to models that miss workers, the most urgent first."""
-        for number in range(len(self._models)):
-            self._enqueue(number)
+        for number, (demand, claimant) in enumerate(self._models):
+            if claimant.count < demand.decision.desired:
+                self._enqueue(number)
         while self._waiting:
             number = heapq.heappop(self._waiting)[-1]
             demand, claimant = self._models[number]
             # A model that gives up a worker while it waits is in the heap twice.
             if claimant.count < demand.decision.desired and self._allocate(number):
                 claimant.count += 1
-                self._enqueue(number)
+                if claimant.count < demand.decision.desired:
+                    self._enqueue(number)
 
     def _enqueue(self, number: int) -> None:
-        """Let the model wait for a device if it has fewer workers than desired."""
-        demand, claimant = self._models[number]
-        if claimant.count < demand.decision.desired:
-            heapq.heappush(self._waiting, self._priority(number))
+        """Let the model, which has fewer workers than desired, wait for a device.
 
-    def _priority(self, number: int) -> tuple[int, float, float, int]:
-        """Order by rank. Models below their minimum go by size, the others by saved waiting and missing share."""
+        The order is by rank. Models below their minimum go by size, the others by saved waiting and missing share.
+        """
         demand, claimant = self._models[number]
         rank = claimant.rank()
-        gain = _size(claimant.request) if rank == 0 else waiting_saved(demand.load, claimant.count + 1)
-        return rank, -gain, (claimant.count + 1) / demand.decision.desired, number
+        gain = _size(claimant.request) if rank == 0 else waiting_saved(claimant.load, claimant.count + 1)
+        share = (claimant.count + 1) / demand.decision.desired
+        heapq.heappush(self._waiting, (rank, -gain, share, number))
 
     def _allocate(self, number: int) -> bool:
         """Find a device for one more worker: now, after another worker has left, or by a swap."""
@@ -201,7 +210,8 @@ class _PlanBuilder:
             giver.count -= 1
             self._slots.release_later(swap.device, giver.request, swap.worker)
             self.actions.append(Drain(swap.worker, swap.reason))
-            self._enqueue(number)  # another device may have room for it: it starts there in the same plan
+            if giver.count < self._models[number][0].decision.desired:
+                self._enqueue(number)  # another device may have room for it: it starts there in the same plan
         self.swaps += swaps
         return bool(swaps)
 
@@ -271,13 +281,6 @@ class _PlanBuilder:
 
 def _fitting(slots: DeviceSlots, requests: Sequence[PlacementRequest]) -> int:
     return sum(slots.take(request) is not None for request in requests)
-
-
-def _claimant(demand: ModelDemand, places: Mapping[str, int]) -> Claimant:
-    queue, replicas = demand.observation.queue, demand.observation.replicas
-    busy = None if queue is None else queue.queued + queue.running > 0 or any(r.load for r in replicas)
-    request = PlacementRequest(demand.observation.model, demand.need, places, demand.share, demand.preferred)
-    return Claimant(request, [], 0, demand.limits.min_workers, demand.load, demand.observation.cold_start_s, busy)
 
 
 def _size(request: PlacementRequest) -> float:

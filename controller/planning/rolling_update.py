@@ -7,6 +7,7 @@ workers keep serving. The update has no state: like the plan, it is computed aga
 
 from __future__ import annotations
 
+import math
 import operator
 import zlib
 from collections.abc import Mapping, Sequence
@@ -39,8 +40,16 @@ def outdated(replicas: Sequence[Replica], policy: UpdatePolicy, now: float) -> d
     """Return the outdated workers with the reason, the oldest first; draining ones excluded."""
     if policy == _NEVER:
         return {}
-    staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=_STARTED_AT)
-    return {replica.process.id: reason for replica in staying if (reason := _outdated_reason(replica, policy, now))}
+    found, before = {}, -math.inf if policy.renew_before is None else policy.renew_before
+    for replica in sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=_STARTED_AT):
+        child = replica.process
+        if policy.generation and child.generation != policy.generation:
+            found[child.id] = "its settings have changed"
+        elif child.id in policy.renew_workers or child.started_at < before:
+            found[child.id] = "by command"
+        elif policy.max_age_s is not None and now - child.started_at >= _allowed_s(child.id, policy.max_age_s):
+            found[child.id] = f"older than max_worker_age_s ({policy.max_age_s:g}) allows"
+    return found
 
 
 def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], crashes: CrashBackoff) -> int:
@@ -82,19 +91,6 @@ def describe_progress(replicas: Sequence[Replica], old: Mapping[str, str], crash
     if crashes.count:
         text += f"; stopped by {'a crash' if crashes.count == 1 else f'{crashes.count} crashes in a row'}"
     return text
-
-
-def _outdated_reason(replica: Replica, policy: UpdatePolicy, now: float) -> str:
-    child = replica.process
-    if policy.generation and child.generation != policy.generation:
-        return "its settings have changed"
-    if child.id in policy.renew_workers:
-        return "by command"
-    if policy.renew_before is not None and child.started_at < policy.renew_before:
-        return "by command"
-    if policy.max_age_s is not None and now - child.started_at >= _allowed_s(child.id, policy.max_age_s):
-        return f"older than max_worker_age_s ({policy.max_age_s:g}) allows"
-    return ""
 
 
 def _allowed_s(worker: str, max_age_s: float) -> float:

@@ -31,9 +31,22 @@ def select_to_stop(
     `outdated` maps outdated workers to their reasons. They stop first, as far as more workers than decided are ready.
     `surge` is the number of workers allowed above the decision during a replacement.
     """
-    kills = [kill for replica in observation.replicas if (kill := _kill(replica, limits, now))]
-    killed = {kill.id for kill in kills}
-    alive = [r for r in observation.replicas if r.stage is not Stage.DRAINING and r.process.id not in killed]
+    kills, alive = [], []
+    for replica in observation.replicas:
+        child = replica.process
+        match replica.stage:
+            case Stage.STARTING if now - child.started_at > limits.start_timeout_s:
+                kills.append(Kill(child.id, f"not ready {limits.start_timeout_s:g} s after its start"))
+            case Stage.DRAINING:
+                leaving_s = now - (child.drained_at or now)
+                if leaving_s > limits.drain_timeout_s + DRAIN_GRACE_S:
+                    kills.append(Kill(child.id, f"still there {leaving_s:.0f} s after its drain began"))
+            case Stage.READY if replica.stuck:
+                kills.append(Kill(child.id, "it is stuck: it sends heartbeats, but completes no step"))
+            case Stage.READY if now - (replica.silent_since or now) > _LOST_FACTOR * limits.lost_after_s:
+                kills.append(Kill(child.id, f"it sent no heartbeat for {now - (replica.silent_since or now):.0f} s"))
+            case _:
+                alive.append(replica)
     surplus = max(len(alive) - decision.desired - surge, 0)
     if len(alive) > 1:
         alive = _removal_order(alive, observation.cold_start_s, now)
@@ -43,20 +56,6 @@ def select_to_stop(
         alive = [*first, *(replica for replica in alive if replica not in first)]
     drains = [Drain(r.process.id, outdated.get(r.process.id, decision.reason)) for r in alive[:surplus]]
     return [*kills, *drains], alive[surplus:]
-
-
-def _kill(replica: Replica, limits: WorkerLimits, now: float) -> Kill | None:
-    child = replica.process
-    match replica.stage:
-        case Stage.STARTING if now - child.started_at > limits.start_timeout_s:
-            return Kill(child.id, f"not ready {limits.start_timeout_s:g} s after its start")
-        case Stage.DRAINING if now - (child.drained_at or now) > limits.drain_timeout_s + DRAIN_GRACE_S:
-            return Kill(child.id, f"still there {now - (child.drained_at or now):.0f} s after its drain began")
-        case Stage.READY if replica.stuck:
-            return Kill(child.id, "it is stuck: it sends heartbeats, but completes no step")
-        case Stage.READY if now - (replica.silent_since or now) > _LOST_FACTOR * limits.lost_after_s:
-            return Kill(child.id, f"it sent no heartbeat for {now - (replica.silent_since or now):.0f} s")
-    return None
 
 
 def _removal_order(replicas: Sequence[Replica], cold_start_s: float, now: float) -> list[Replica]:

@@ -16,6 +16,7 @@ from controller.autoscaler.overrides import Overrides
 from controller.planning.plan import ModelDemand
 from controller.planning.rolling_update import describe_progress
 from controller.types import Replica, Stage
+from host.types import GpuSensors
 from wire.scaling import (
     MAX_DECISIONS,
     MAX_DECISIONS_PER_REPORT,
@@ -161,7 +162,7 @@ def _replica(state: ReportInput, demand: ModelDemand, replica: Replica) -> Repli
 def _devices(state: ReportInput) -> list[DeviceRecord]:
     """Return every device that a worker may have, or has."""
     replicas = [replica for demand in state.result.demands for replica in demand.observation.replicas]
-    known = state.autoscaler.pool.devices(state.now)
+    known, sensors = state.result.plan.devices, state.autoscaler.pool.sensors
     slots = [slot for model in state.autoscaler.models.values() for slot in model.slots]
     workers: dict[str, list[str]] = {name: [] for name in [*known, *slots]}
     names = dict(state.device_names)
@@ -176,7 +177,7 @@ def _devices(state: ReportInput) -> list[DeviceRecord]:
             workers=tuple(ids),
             memory_bytes=known[name].memory if name in known else None,
             unhealthy_reason=clip(known[name].fault, MAX_TEXT) if name in known else "",
-            **state.autoscaler.pool.sensors(name)._asdict(),
+            **(sensors.get(name) or GpuSensors())._asdict(),
         )
         for name, ids in workers.items()
     ]

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Autoscaler, TickResult
 from controller.autoscaler.model_state import ModelState
-from controller.autoscaler.triggers import find_trigger
+from controller.autoscaler.triggers import early_trigger
 from controller.planning.crash_backoff import pending_replacements
 from controller.planning.machines import Machine
 from controller.planning.plan import ModelDemand, Plan, make_plan
@@ -114,7 +114,8 @@ class MusterAgent(ScalingAgent):
     def is_urgent(self, waiting: Sequence[str], observe: Observe, now: float) -> bool:
         models = self.autoscaler.models
         return any(
-            find_trigger(observe(name), model.scaling, model.limits, model.decision, model.decided_at, now)
+            now >= model.next_decision_at
+            or early_trigger(observe(name), model.scaling, model.limits, model.decision, model.decided_at, now)
             for name in waiting
             if (model := models[name])
         )

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from configs.devices import machine_of, on_machine
 from configs.scaling import Scaling
-from controller.planning.allocation import load_of, waiting_saved
+from controller.planning.allocation import waiting_saved
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.types import CrashBackoff, Decision, Device, Observation, Queue, Replica, Stage, WorkerLimits
 from host.types import WorkerProcess
@@ -66,10 +66,11 @@ def fleet(case: str, gpus: int, models: int) -> tuple[list[ModelDemand], dict[st
         need = 80 * GIB if case != "shared" else (8 + number) * GIB
         observation = Observation(name, queue, replicas)
         decision = Decision(desired, "benchmark")
-        load = load_of(queue, Scaling())
         weights = (frozenset(boxes[number % 2 :: 2]),)
         demands.append(
-            ModelDemand(observation, decision, _LIMITS, CrashBackoff(), slots, need, load=load, preferred=weights)
+            ModelDemand(
+                observation, decision, _LIMITS, CrashBackoff(), slots, need, scaling=Scaling(), preferred=weights
+            )
         )
     return demands, devices
 

@@ -1,8 +1,7 @@
-"""Decisions outside the tick: immediate triggers, and their bounded rate."""
+"""Decisions before the interval is over: their reasons, and their bounded rate."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -10,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.autoscaler.triggers import MIN_TRIGGER_INTERVAL_S, find_trigger
+from controller.autoscaler.autoscaler import Autoscaler
+from controller.autoscaler.model_state import ModelState
+from controller.autoscaler.triggers import MIN_TRIGGER_INTERVAL_S, early_trigger
+from controller.policies import POLICIES
 from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits
 from host.types import WorkerProcess
 
@@ -31,10 +33,7 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
 @pytest.mark.parametrize(
     ("observation", "desired", "decided_at", "now", "trigger"),
     [
-        # The tick decides for any observation.
-        (seen(None, 0), 1, -math.inf, 0.0, "tick"),
         (seen(None, 1), 1, 0.0, 29.9, ""),
-        (seen(None, 1), 1, 0.0, 30.0, "tick"),
         (seen(queue(0, 0.0), 1), 1, 0.0, 10.0, ""),
         # The first request of a model with zero workers, even right after a decision.
         (seen(queue(1, 4.0), 0), 0, 9.9, 10.0, "first request"),
@@ -64,7 +63,19 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
 def test_trigger_of_a_decision(
     observation: Observation, desired: int, decided_at: float, now: float, trigger: str
 ) -> None:
-    assert find_trigger(observation, SCALING, LIMITS, Decision(desired, "last"), decided_at, now) == trigger
+    assert early_trigger(observation, SCALING, LIMITS, Decision(desired, "last"), decided_at, now) == trigger
+
+
+def test_each_interval_has_a_decision() -> None:
+    model = ModelState(SCALING, LIMITS, POLICIES["slo_work"], ["sim:0"], Decision(1, "first"))
+    autoscaler = Autoscaler({"m": model})
+    found = {now: autoscaler.tick({"m": seen(None, 1)}, now).decided for now in (0.0, 29.9, 30.0, 31.0)}
+    assert {now: [event.trigger for event in events] for now, events in found.items()} == {
+        0.0: ["tick"],
+        29.9: [],
+        30.0: ["tick"],
+        31.0: [],
+    }
 
 
 @given(
@@ -80,7 +91,7 @@ def test_trigger_of_a_decision(
     st.floats(1, 60),
     st.integers(0, 8),
 )
-def test_decisions_come_at_ticks_and_at_bounded_rate(
+def test_early_decisions_come_at_a_bounded_rate(
     observations: list[tuple[float, tuple[int, float] | None, int]], interval_s: float, desired: int
 ) -> None:
     """Check the trigger for any observation and decision."""
@@ -94,8 +105,10 @@ def test_decisions_come_at_ticks_and_at_bounded_rate(
             else queue(waiting[0], 4.0 * waiting[0], waiting[1], arrivals_short_window=waiting[0])
         )
         decision = Decision(desired, "last")
-        trigger = find_trigger(seen(tasks, ready), scaling, LIMITS, decision, decided_at, now)
-        assert trigger == "tick" or now < decided_at + interval_s, "no look after the tick passes it by"
+        if now >= decided_at + interval_s:
+            decided_at = now
+            continue
+        trigger = early_trigger(seen(tasks, ready), scaling, LIMITS, decision, decided_at, now)
         if trigger == "backlog":
             assert now - decided_at >= MIN_TRIGGER_INTERVAL_S
             assert decision.desired < LIMITS.max_workers

@@ -117,7 +117,7 @@ def wanted(
     limits = WorkerLimits(least, 8, 60, 30, 10)
     crashes = CrashBackoff(1, retry_at) if retry_at else CrashBackoff()
     decision = Decision(desired, "why")
-    return ModelDemand(seen, decision, limits, crashes, slots, int(need * GIB), load=load_of(queue, SCALING))
+    return ModelDemand(seen, decision, limits, crashes, slots, int(need * GIB), scaling=SCALING)
 
 
 def plan(*models: ModelDemand, memory: float = 24, faulty: Sequence[str] = ()) -> Plan:

@@ -17,7 +17,7 @@ def replica(held: float, device: str = "cuda:0", stage: Stage = Stage.READY, pid
 
 
 def update(pool: DevicePool, replicas: list[Replica], now: float) -> dict[str, Device]:
-    pool.observe(replicas, now)
+    pool.observe([("weights", one) for one in replicas], now)
     return pool.devices(now)
 
 
@@ -44,20 +44,20 @@ def update(pool: DevicePool, replicas: list[Replica], now: float) -> dict[str, D
 def test_need_is_declared_measured_or_unknown(seen: list[Replica], declared: int | None, need: int | None) -> None:
     pool = DevicePool(GPUS)
     for one in seen:
-        pool.learn("weights", [one])
+        pool.observe([("weights", one)], 0.0)
     assert pool.need("weights", declared) == need
 
 
 def test_driver_reading_exceeds_reported_memory() -> None:
     pool = DevicePool(GPUS, margin=0.0)
     pool.update([MemoryReading("cuda:0", 24 * GIB, 12 * GIB, {7: 12 * GIB, 8: 30 * GIB})], {"cuda:0"})
-    pool.learn("weights", [replica(10, pid=7)])
+    pool.observe([("weights", replica(10, pid=7))], 0.0)
     assert pool.need("weights", None) == 12 * GIB
 
 
 def test_simulated_device_has_no_cuda_context() -> None:
     pool = DevicePool([Device("sim:0", 24 * GIB)], margin=0.5)
-    pool.learn("weights", [replica(10, "sim:0")])
+    pool.observe([("weights", replica(10, "sim:0"))], 0.0)
     assert pool.need("weights", None) == 15 * GIB
 
 
@@ -107,9 +107,9 @@ def test_repeated_crashes_quarantine_listed_and_unlisted() -> None:
 
 def test_sensors_are_those_of_the_last_reading() -> None:
     pool = DevicePool([Device("cuda:0", 24 * GIB)])
-    assert pool.sensors("cuda:0") == GpuSensors()
+    assert "cuda:0" not in pool.sensors
     pool.update([MemoryReading("cuda:0", 24 * GIB, sensors=GpuSensors(61.0, 412.0, 0.9))], ())
-    assert pool.sensors("cuda:0") == GpuSensors(61.0, 412.0, 0.9)
+    assert pool.sensors["cuda:0"] == GpuSensors(61.0, 412.0, 0.9)
     pool.update([MemoryReading("cuda:0", None, fault="the driver says: GPU is lost")], ())
-    assert pool.sensors("cuda:0") == GpuSensors()
-    assert pool.sensors("cpu:0") == GpuSensors()
+    assert pool.sensors["cuda:0"] == GpuSensors()
+    assert "cpu:0" not in pool.sensors
