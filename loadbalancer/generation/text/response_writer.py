@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -29,6 +30,11 @@ from loadbalancer.schema.text.response_events import (
 )
 
 
+def _status(choice: TextChoice) -> Literal["completed", "incomplete"]:
+    """Return the status of a response: a stop text completes it, as the end of a text does."""
+    return "incomplete" if choice.finish == "length" else "completed"
+
+
 class ResponseWriter:
     """Implements `EventWriter`; `answer` makes the complete response instead."""
 
@@ -44,6 +50,7 @@ class ResponseWriter:
     def answer(self, texts: GeneratedTexts) -> ResponseAnswer:
         """Return the response of a complete text."""
         self._add(texts.choices[0])
+        self._finish_items(texts.choices[0])
         return self._end(texts)
 
     def news(self, texts: GeneratedTexts, choices: Sequence[TextChoice]) -> bytes:
@@ -54,10 +61,10 @@ class ResponseWriter:
         return self._encode([*begin, *self._add(choices[0])])
 
     def end(self, texts: GeneratedTexts) -> bytes:
-        is_complete = texts.choices[0].finish != "length"
-        closing = self._items.finish("completed" if is_complete else "incomplete")
+        closing = self._finish_items(texts.choices[0])
         answer = self._end(texts)
-        last = ResponseCompleted(response=answer) if is_complete else ResponseIncomplete(response=answer)
+        kind = ResponseCompleted if answer.status == "completed" else ResponseIncomplete
+        last = kind(response=answer)
         return self._encode([*closing, last])
 
     def failure(self, error: ApiError) -> bytes:
@@ -72,15 +79,18 @@ class ResponseWriter:
     def _add(self, choice: TextChoice) -> list[ResponseEvent]:
         return self._items.add(merged(choice.take()), choice.take_logprobs())
 
+    def _finish_items(self, choice: TextChoice) -> list[ResponseEvent]:
+        """Close the last item. A call whose arguments are cut, by a stop text too, is no complete item."""
+        return self._items.finish("incomplete" if choice.is_in_call else _status(choice))
+
     def _end(self, texts: GeneratedTexts) -> ResponseAnswer:
-        is_complete = texts.choices[0].finish != "length"
-        self._items.finish("completed" if is_complete else "incomplete")
+        status = _status(texts.choices[0])
         return msgspec.structs.replace(
             self._begun,
-            status="completed" if is_complete else "incomplete",
+            status=status,
             output=self._items.items,
             usage=response_usage(texts.usage),
-            incomplete_details=None if is_complete else IncompleteDetails("max_output_tokens"),
+            incomplete_details=IncompleteDetails("max_output_tokens") if status == "incomplete" else None,
         )
 
     def _encode(self, events: Iterable[ResponseEvent]) -> bytes:

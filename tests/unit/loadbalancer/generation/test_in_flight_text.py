@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from configs.settings import Settings
@@ -134,6 +135,45 @@ async def test_stop_text_in_a_call(harness: Harness) -> None:
     [choice] = (await texts.response).choices
     assert choice.message.tool_calls[0].function.arguments == '{"a"'
     assert (choice.finish_reason, choice.stop_reason) == ("stop", "1")
+    texts.close()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("parts", "finish", "status", "items"),
+    [
+        (TEXT, "stop", "completed", ["completed", "completed", "completed"]),
+        (TEXT[:-1], "stop", "completed", ["completed", "completed", "incomplete"]),
+        (TEXT[:-1], "length", "incomplete", ["completed", "completed", "incomplete"]),
+        (TEXT[:4], "stop", "completed", ["completed", "completed"]),
+        (TEXT[:4], "length", "incomplete", ["completed", "incomplete"]),
+        ([], "length", "incomplete", []),
+    ],
+)
+async def test_status_of_responses(
+    harness: Harness, is_stream: bool, parts: list[str], finish: FinishReason, status: str, items: list[str]
+) -> None:
+    """A stop text completes a response, but no call whose arguments it cuts."""
+    writer, client = ResponseWriter("00", 1, "m", ECHO), Client()
+    texts: InFlightTexts
+    if is_stream:
+        texts = harness.tracker.accept_texts(StreamedTexts, harness.spec(), writer, lambda source: source)
+        texts.attach(client)
+    else:
+        texts = harness.tracker.accept_texts(AwaitedTexts, harness.spec(), writer.answer)
+    for part in parts:
+        harness.send(texts, part)
+    harness.send(texts, "", finish, stop_reason="1" if finish == "stop" else None)
+    if is_stream:
+        last = client.events[-1]
+        assert last["type"] == f"response.{status}"
+        answer = last["response"]
+        done = [each["item"]["status"] for each in client.events if each["type"] == "response.output_item.done"]
+        assert done == items
+    else:
+        answer = msgspec.to_builtins(await texts.response)
+    assert (answer["status"], [item["status"] for item in answer["output"]]) == (status, items)
+    assert answer["incomplete_details"] == ({"reason": "max_output_tokens"} if status == "incomplete" else None)
     texts.close()
 
 
