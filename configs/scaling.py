@@ -76,8 +76,6 @@ NAMES_ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "scale_down_threshold": "scale_down_at",
     }
 )
-#: Fraction of the allowed violations that `slo_work` aims at. It corrects slowly, and past violations stay counted.
-_VIOLATION_MARGIN = 0.75
 _CUSTOM_POLICY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -250,12 +248,6 @@ class Scaling(Section):
     """Number of standby processes. They have loaded libraries and weights but use no device, which shortens a start."""
     max_worker_age_s: PositiveSeconds | None = None
     """Maximum age of a worker. Older ones are replaced one at a time, the new one first. Default: no limit."""
-
-    @property
-    def violations(self) -> float:
-        """The target fraction of requests that wait too long."""
-        target = self.feedback.violation_target
-        return _VIOLATION_MARGIN * (1 - self.slo.percentile / 100) if target == "auto" else target
 
     @model_validator(mode="before")
     @classmethod

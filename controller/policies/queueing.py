@@ -1,4 +1,4 @@
-"""Queueing formulas: the workers for an arrival rate or for a backlog, and the burstiness of arrivals. Pure.
+"""Queueing formulas: the workers for an arrival rate or for a backlog, and the statistics of arrivals. Pure.
 
 Work is measured in seconds of one worker that runs one task at a time. A worker runs a batch of up to B tasks, each
 `batch_slowdown` times slower. So it does B / batch_slowdown seconds of work per second.
@@ -13,11 +13,18 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from configs.scaling import Scaling
-from controller.policies.arrivals import step_rate, sudden_rate
 from controller.types import Observation, Queue, Replica, Stage
+from wire.snapshot import ArrivalBucket
 
 #: Minimum observation time for a rate estimate, as a fraction of the look-back period.
 _ENOUGH = 1 / 3
+#: Windows in seconds in which a step of the rate may show first, and the margin in standard deviations.
+_STEP_WINDOWS_S = (5.0, 15.0, 30.0)
+_STEP_MARGIN = 2.0
+#: Windows in seconds and margin in standard deviations of a step that no chance explains.
+_SUDDEN_WINDOWS_S, _SUDDEN_MARGIN, _SUDDEN_TASKS = (15.0, 30.0), 8.0, 6
+#: Least time in seconds that the usual rate is taken over.
+_USUAL_S = 30.0
 #: Decay factor of the sums per period: the estimate covers about 40 periods, an hour by default.
 _DECAY = 1 - 1 / 40
 #: Prior weight: this many independent arrivals are assumed before the first observation.
@@ -30,6 +37,8 @@ _SUDDEN_DRAIN_WAITS = 1.5
 _REGULAR = 0.1
 #: Counts that differ by more than this many Poisson standard deviations show a rate change, not burstiness.
 _SAME_RATE = 5
+#: The variation covers about this many arrivals, and is that of exponential work until there are `_ENOUGH_WORK`.
+_VARIATION_OVER, _ENOUGH_WORK = 1000.0, 20.0
 
 
 def wait_probabilities(offered: float) -> Iterator[float]:
@@ -78,6 +87,30 @@ def sustained_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
     count, counted_s = queue.arrivals_long_window, max(queue.uptime_s, scaling.look_back_period_s)
     bound = count + margin * math.sqrt(count + margin * margin / 4) + margin * margin / 2
     return bound / min(scaling.rate_window_s, counted_s)
+
+
+def step_rate(queue: Queue, rate: float) -> float:
+    """Return `rate`, or more if the last seconds had more arrivals than chance explains. Arrivals per second."""
+    ages = [(queue.uptime_s - bucket.second, bucket.tasks) for bucket in queue.recent_arrivals]
+    for window_s in _STEP_WINDOWS_S:
+        count = sum(count for age_s, count in ages if age_s <= window_s)
+        rate = max(rate, (count - _STEP_MARGIN * math.sqrt(count)) / window_s)
+    return rate
+
+
+def sudden_rate(queue: Queue, rate_window_s: float) -> float:
+    """Return the arrivals per second of the last seconds if they cannot be chance at the usual rate, else 0.
+
+    The usual rate is that of the rest of the `rate_window_s` seconds over which `arrivals_long_window` counts.
+    """
+    found = 0.0
+    for window_s in _SUDDEN_WINDOWS_S:
+        count = sum(bucket.tasks for bucket in queue.recent_arrivals if queue.uptime_s - bucket.second <= window_s)
+        rest_s = max(min(rate_window_s, queue.uptime_s) - window_s, _USUAL_S)
+        usual = (max(queue.arrivals_long_window - count, 0) + 1) * window_s / rest_s
+        if count >= _SUDDEN_TASKS and count > usual + _SUDDEN_MARGIN * math.sqrt(usual + 1):
+            found = max(found, count / window_s)
+    return found
 
 
 def worker_speed(queue: Queue) -> float:
@@ -188,3 +221,31 @@ class DispersionIndex:
     def shifted(self, seconds: float) -> DispersionIndex:
         """Return a copy with all times moved by `seconds`."""
         return self if self.at is None else replace(self, at=self.at + seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkVariation:
+    """Decayed sums of the work of arrivals, for its coefficient of variation."""
+
+    count: float = 0.0
+    work_s: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def squared(self) -> float:
+        """Return the squared coefficient of variation: 0 for constant, 1 for exponential work."""
+        if self.count < _ENOUGH_WORK or self.work_s <= 0:
+            return 1.0
+        return max(self.squares * self.count / self.work_s**2 - 1, 0.0)
+
+    def updated(self, buckets: Sequence[ArrivalBucket]) -> WorkVariation:
+        """Return the sums with these arrivals. Those whose work was not measured do not count."""
+        count, work_s, squares = self.count, self.work_s, self.squares
+        for bucket in buckets:
+            if bucket.work_s <= 0:
+                continue
+            rest_s, others = max(bucket.work_s - bucket.largest_s, 0.0), bucket.tasks - 1
+            count, work_s = count + bucket.tasks, work_s + bucket.work_s
+            squares += bucket.largest_s**2 + (rest_s**2 / others if others else 0.0)
+        decay = min(_VARIATION_OVER / count, 1.0) if count else 1.0
+        return WorkVariation(count * decay, work_s * decay, squares * decay)

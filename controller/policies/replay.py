@@ -9,17 +9,46 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from controller.policies.arrivals import ReplayTask
 from controller.policies.queueing import BacklogInputs, workers_to_clear
+from wire.snapshot import ArrivalBucket
 
 #: Seconds between two looks at the backlog of a replay.
 _LOOK_S = 5.0
 #: Tasks that a replay keeps in its queue; the oldest beyond are late and leave.
 _MAX_WAITING = 3000
+#: Up to this many tasks per second are replayed one by one. More are merged, to `_MERGED` of the allowed wait each.
+_SINGLE_TASKS, _MERGED = 8, 1 / 8
+
+
+class ReplayTask(NamedTuple):
+    """Some tasks that arrive together and run one after the other, with their total work in seconds."""
+
+    at: float
+    work_s: float
+    tasks: int
+
+
+def replay_tasks(buckets: Iterable[ArrivalBucket], mean_work_s: float, max_wait_s: float) -> list[ReplayTask]:
+    """Return the arrivals as tasks. Unmeasured work counts as the mean. The largest task of a second stays alone."""
+    tasks = []
+    for second, count, measured_s, largest_s in buckets:
+        at, work_s = second + 0.5, measured_s or count * mean_work_s
+        if count == 1:
+            tasks.append(ReplayTask(at, work_s, 1))
+            continue
+        largest_s = largest_s or mean_work_s
+        each_s = max(work_s - largest_s, 0.0) / (count - 1)
+        tasks.append(ReplayTask(at, largest_s, 1))
+        merged = max(int(_MERGED * max_wait_s / max(each_s, 1e-9)), 1) if count > _SINGLE_TASKS else 1
+        left = count - 1
+        while left:
+            tasks.append(ReplayTask(at, each_s * min(merged, left), min(merged, left)))
+            left -= min(merged, left)
+    return tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +103,34 @@ def begin(hold_s: float, floor: int, workers: int, batch: int, now: float) -> Re
 
 
 def advance(replay: Replay, step: ReplayStep) -> Replay:
-    """Return the replay at the end of the step."""
-    run = _Run(replay, step)
-    return run.finish()
+    """Return the replay at the end of the step, after the decision there."""
+    run, now, first = _Run(replay, step), step.start_s, 0
+    while now < step.end_s:
+        now, last = min(now + _LOOK_S, step.end_s), first
+        while last < len(step.tasks) and step.tasks[last].at < now:
+            last += 1
+        run.serve(step.tasks[first:last], now)
+        first = last
+        if run.waiting and now < step.end_s and run.workers < step.max_workers and run.is_urgent(now):
+            run.grow(run.by_backlog(now), now)
+    run.grow(max(step.by_rate, run.by_backlog(step.end_s), replay.floor, step.min_workers), step.end_s)
+    keep = max(run.wants[0][1], 1)
+    if keep < run.workers and step.may_shrink:
+        run.shrink(keep, step.end_s)
+    return Replay(
+        replay.hold_s,
+        replay.floor,
+        run.workers,
+        tuple(run.slots),
+        tuple(run.waiting),
+        tuple(run.starting),
+        tuple(run.wants),
+        replay.late * step.decay + run.late,
+        replay.recent_late * step.recent_decay + run.late,
+        run.late,
+        replay.cost_s * step.decay + replay.workers * (step.end_s - step.start_s),
+        replay.starts * step.decay + run.starts,
+    )
 
 
 class _Run:
@@ -89,35 +143,7 @@ class _Run:
         self.workers, self.late, self.starts = replay.workers, 0, 0
         self.rule = step.plain_backlog if replay.floor else step.backlog
 
-    def finish(self) -> Replay:
-        """Run the step, then decide."""
-        step, replay = self.step, self.replay
-        now, first = step.start_s, 0
-        while now < step.end_s:
-            now, last = min(now + _LOOK_S, step.end_s), first
-            while last < len(step.tasks) and step.tasks[last].at < now:
-                last += 1
-            self._serve(step.tasks[first:last], now)
-            first = last
-            if self.waiting and now < step.end_s and self.workers < step.max_workers and self._is_urgent(now):
-                self._grow(self._by_backlog(now), now)
-        self._decide(step.end_s)
-        return Replay(
-            replay.hold_s,
-            replay.floor,
-            self.workers,
-            tuple(self.slots),
-            tuple(self.waiting),
-            tuple(self.starting),
-            tuple(self.wants),
-            replay.late * step.decay + self.late,
-            replay.recent_late * step.recent_decay + self.late,
-            self.late,
-            replay.cost_s * step.decay + replay.workers * (step.end_s - step.start_s),
-            replay.starts * step.decay + self.starts,
-        )
-
-    def _serve(self, tasks: Sequence[ReplayTask], now: float) -> None:
+    def serve(self, tasks: Sequence[ReplayTask], now: float) -> None:
         """Add the tasks, and start those that find a free place until now, first in first out."""
         slots, waiting, slowdown, max_wait_s = self.slots, self.waiting, self.step.slowdown, self.rule.max_wait_s
         waiting.extend(tasks)
@@ -137,18 +163,18 @@ class _Run:
         loading = self.step.batch * sum(ready - now for ready in self.starting)
         return sum(task.work_s for task in self.waiting) + max(busy - loading, 0.0) / self.step.slowdown
 
-    def _is_urgent(self, now: float) -> bool:
+    def is_urgent(self, now: float) -> bool:
         ready = self.workers - len(self.starting)
         wait_s, limit_s = now - self.waiting[0].at, self.rule.max_wait_s
         return wait_s > limit_s or self._work_s(now) > ready * self.rule.speed * limit_s
 
-    def _by_backlog(self, now: float) -> int:
+    def by_backlog(self, now: float) -> int:
         if not self.waiting:
             return 0
         etas = [0.0] * (self.workers - len(self.starting)) + [ready - now for ready in self.starting]
         return workers_to_clear(self._work_s(now), now - self.waiting[0].at, etas, self.rule)
 
-    def _grow(self, want: int, now: float) -> None:
+    def grow(self, want: int, now: float) -> None:
         want = min(want, self.step.max_workers)
         while self.wants and self.wants[-1][1] <= want:
             self.wants.pop()
@@ -163,15 +189,7 @@ class _Run:
         self.starts += max(want - self.workers, 0)
         self.workers = max(self.workers, want)
 
-    def _decide(self, now: float) -> None:
-        step = self.step
-        want = max(step.by_rate, self._by_backlog(now), self.replay.floor, step.min_workers)
-        self._grow(want, now)
-        keep = max(self.wants[0][1], 1)
-        if keep < self.workers and step.may_shrink:
-            self._shrink(keep, now)
-
-    def _shrink(self, keep: int, now: float) -> None:
+    def shrink(self, keep: int, now: float) -> None:
         """Remove places, idle ones first. The rest of a task continues on the next free place."""
         for _ in range((self.workers - keep) * self.step.batch):
             free = heapq.heappop(self.slots)

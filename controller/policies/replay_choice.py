@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from configs.scaling import Scaling
-from controller.policies.arrivals import WorkVariation, replay_tasks
-from controller.policies.queueing import backlog_inputs
-from controller.policies.replay import Replay, ReplayStep, advance, begin
+from controller.policies.queueing import WorkVariation, backlog_inputs
+from controller.policies.replay import Replay, ReplayStep, ReplayTask, advance, begin, replay_tasks
 from controller.types import Observation, Queue, WorkerLimits
 from wire.snapshot import ArrivalBucket
 
@@ -41,6 +40,7 @@ _START_COST_S, _LATE_COST_S = 30.0, 600.0
 _MAX_TASKS = 600
 #: Another setting must be cheaper by this factor.
 _CHEAPER = 1.1
+_NOTHING_HELD = Replay(hold_s=0.0, floor=0, workers=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,60 +58,54 @@ class ReplayMemory:
     variation: WorkVariation = field(default_factory=WorkVariation)
 
     @property
-    def hold_s(self) -> float:
-        """Return the least time before a scale-down."""
-        return self.replays[self.selected].hold_s if self.replays else 0.0
+    def current(self) -> Replay:
+        """Return the replay whose setting is in use. Before the first one, nothing is held."""
+        return self.replays[self.selected] if self.replays else _NOTHING_HELD
 
-    @property
-    def floor(self) -> int:
-        """Return the least number of workers; 0 without one."""
-        return self.replays[self.selected].floor if self.replays else 0
-
-    @property
-    def is_normal(self) -> bool:
-        """Return whether the normal setting is in use, or nothing was learnt yet."""
-        return self.selected == 0 or self.age_s < _LEARNING_S
-
-    def preventable(self, late: int) -> int:
+    def preventable(self, late: int) -> int | None:
         """Return how many of the late tasks since the last decision were in time in some replay.
 
-        In the first minutes it is none: replays with a floor had workers that the model itself could not have yet.
+        In the first minutes it is none: replays with a floor had workers that the model itself could not have yet. The
+        result is None while a setting other than the normal one is in use.
         """
+        if self.selected and self.age_s >= _LEARNING_S:
+            return None
         if self.replays and self.age_s <= _UNKNOWN_S:
             return 0
         return max(late - min((one.new_late for one in self.replays), default=0), 0)
 
-    def new_buckets(self, queue: Queue) -> Sequence[ArrivalBucket]:
-        """Return the arrivals of whole seconds that were not counted yet."""
-        end = int(queue.uptime_s)
-        return [bucket for bucket in queue.recent_arrivals if self.second < bucket.second < end]
+    def counted(self, queue: Queue) -> tuple[ReplayMemory, Sequence[ArrivalBucket]]:
+        """Return the memory with the work of the new arrivals counted, and these: all of whole seconds.
 
-    def counted(self, queue: Queue) -> ReplayMemory:
-        """Return the memory with the work of the new arrivals counted. A restart of the balancer begins anew."""
+        A restart of the balancer begins anew.
+        """
         known = self if queue.uptime_s >= self.second else ReplayMemory(variation=self.variation)
-        return replace(known, variation=known.variation.updated(known.new_buckets(queue)))
+        end = int(queue.uptime_s)
+        new = [bucket for bucket in queue.recent_arrivals if known.second < bucket.second < end]
+        return replace(known, variation=known.variation.updated(new)), new
 
 
 def update(
     memory: ReplayMemory,
+    buckets: Sequence[ArrivalBucket],
     observation: Observation,
     queue: Queue,
     scaling: Scaling,
     limits: WorkerLimits,
     by_rate: int,
 ) -> ReplayMemory:
-    """Return the memory after a replay up to now, with the setting to use. `by_rate`: workers for the arrivals."""
-    end_s, buckets = int(queue.uptime_s), memory.new_buckets(queue)
-    is_large = sum(bucket.tasks for bucket in buckets) > _MAX_TASKS and len(
-        replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s)
-    ) > (_MAX_TASKS if memory.replays else _MAX_TASKS / 2)
-    if is_large:
+    """Return the memory after a replay up to now, with the setting to use.
+
+    `buckets` has the new arrivals of `ReplayMemory.counted`, and `by_rate` the workers for the arrivals.
+    """
+    end_s, count = int(queue.uptime_s), sum(bucket.tasks for bucket in buckets)
+    tasks = replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s)
+    if count > _MAX_TASKS and len(tasks) > (_MAX_TASKS if memory.replays else _MAX_TASKS / 2):
         return ReplayMemory(variation=memory.variation, second=end_s - 1)
     if not memory.replays:
         return replace(memory, replays=_begin(observation, queue, limits, end_s), selected=1, second=end_s - 1)
     elapsed_s = max(end_s - 1 - memory.second, 0)
-    step = _step(memory, observation, queue, scaling, limits, by_rate, buckets)
-    count = sum(bucket.tasks for bucket in buckets)
+    step = _step(memory, observation, queue, scaling, limits, by_rate, tasks)
     memory = replace(
         memory,
         replays=tuple(advance(one, step) for one in memory.replays),
@@ -138,14 +132,14 @@ def _step(
     scaling: Scaling,
     limits: WorkerLimits,
     by_rate: int,
-    buckets: Sequence[ArrivalBucket],
+    tasks: Sequence[ReplayTask],
 ) -> ReplayStep:
     start_s, end_s = memory.second + 1, max(int(queue.uptime_s), memory.second + 1)
     cold_start_s = observation.cold_start_s
     return ReplayStep(
         start_s=start_s,
         end_s=end_s,
-        tasks=replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s),
+        tasks=tasks,
         by_rate=by_rate,
         batch=queue.batch_cap or 1,
         slowdown=queue.batch_slowdown,
@@ -161,22 +155,19 @@ def _step(
 
 def _select(memory: ReplayMemory, allowed: float) -> int:
     """Return the number of the setting to use; `allowed` is the fraction of late tasks that the promise allows."""
-    replays, selected = memory.replays, memory.selected
+    normal, selected = memory.replays[0], memory.selected
     late, recent = allowed * memory.total, allowed * memory.recent_total
     is_learning = memory.age_s < _LEARNING_S
-    if not _fails(replays[0], late, recent):
-        works = replays[0].late <= _WORKS * late and replays[0].recent_late <= _WORKS_RECENTLY * recent + _FEW
+    fails = (
+        normal.late - _CHANCE * math.sqrt(normal.late) > _FAILS * late
+        or normal.recent_late - _CHANCE * math.sqrt(normal.recent_late) > _FAILS_RECENTLY * recent + _FEW
+    )
+    if not fails:
+        works = normal.late <= _WORKS * late and normal.recent_late <= _WORKS_RECENTLY * recent + _FEW
         if selected == 0 or is_learning or not works:
             return selected if selected == 0 or is_learning else _cheapest(memory, late, recent)
         return 0
     return selected if memory.age_s < _UNKNOWN_S else _cheapest(memory, late, recent)
-
-
-def _fails(normal: Replay, late: float, recent: float) -> bool:
-    return (
-        normal.late - _CHANCE * math.sqrt(normal.late) > _FAILS * late
-        or normal.recent_late - _CHANCE * math.sqrt(normal.recent_late) > _FAILS_RECENTLY * recent + _FEW
-    )
 
 
 def _cost_s(replay: Replay) -> float:
@@ -185,7 +176,7 @@ def _cost_s(replay: Replay) -> float:
 
 def _cheapest(memory: ReplayMemory, late: float, recent: float) -> int:
     """Return the cheapest setting besides the normal one that keeps the promise, or the one that comes closest."""
-    replays, current = memory.replays, memory.replays[memory.selected]
+    replays, current = memory.replays, memory.current
 
     def keeps(one: Replay) -> bool:
         return one.late + 0.5 * math.sqrt(one.late) <= _SAFETY * late and one.recent_late <= _SAFETY * recent + _FEW

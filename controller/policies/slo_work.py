@@ -49,6 +49,8 @@ _MIN_Z, _MAX_Z = -20.0, 5.0
 _NORMAL_DRAIN_Z = -1.0
 #: Addition to z before the first request, and the number of requests after which it is half of that.
 _INEXPERIENCE, _HALF_EXPERIENCE = 0.7, 100.0
+#: Fraction of the allowed late requests that is aimed at. The feedback is slow, and past late requests stay counted.
+_VIOLATION_MARGIN = 0.75
 #: The fraction of late requests from which `feedback.gain` is as given. For lower ones it grows in proportion, so that
 #: the few late requests move z as fast.
 _USUAL_VIOLATIONS = 0.0075
@@ -101,23 +103,25 @@ def decide(
     memory = memory or _initial_memory(observation, scaling, now)
     if queue is None:
         return Decision(have, "no data", valid=False), memory
-    memory = replace(memory, counts=memory.counts.updated(queue, scaling, now), replays=memory.replays.counted(queue))
+    replays, new_arrivals = memory.replays.counted(queue)
+    memory = replace(memory, counts=memory.counts.updated(queue, scaling, now), replays=replays)
+    initial_z = _INITIAL_Z if observation.cold_start_s > scaling.slo.max_wait_s else _INITIAL_Z_FAST_START
     if queue.mean_work_s is None and queue.queued + queue.running:
         unchanged = min(max(have, limits.min_workers), limits.max_workers)
-        memory = _apply_feedback(memory, observation, queue, scaling)
+        memory = _apply_feedback(memory, observation, queue, scaling, initial_z)
         return Decision(unchanged, "no step was measured yet, so the backlog is unknown"), memory
     inexperience = _INEXPERIENCE * _HALF_EXPERIENCE / (_HALF_EXPERIENCE + queue.started_total)
-    z = min(max(_initial_z(observation, scaling) + memory.z_offset, _MIN_Z) + inexperience, _MAX_Z)
+    z = min(max(initial_z + memory.z_offset, _MIN_Z) + inexperience, _MAX_Z)
     want, inputs = _demand(observation, queue, scaling, limits, memory, z, now)
-    down_s = scaling.behavior.scale_down.stabilization_window_s
+    down_s, floor = scaling.behavior.scale_down.stabilization_window_s, 0
     if down_s == "auto":
-        replays = replay_choice.update(memory.replays, observation, queue, scaling, limits, int(inputs["n_rate"]))
-        memory = replace(memory, replays=replays)
-        down_window_s = max(observation.cold_start_s, replays.hold_s)
+        by_rate = int(inputs["n_rate"])
+        replays = replay_choice.update(replays, new_arrivals, observation, queue, scaling, limits, by_rate)
+        memory, current = replace(memory, replays=replays), replays.current
+        down_window_s, floor = max(observation.cold_start_s, current.hold_s), current.floor
     else:
         down_window_s = down_s
-    memory = _apply_feedback(memory, observation, queue, scaling)
-    floor = memory.replays.floor if down_s == "auto" else 0
+    memory = _apply_feedback(memory, observation, queue, scaling, initial_z)
     memory = replace(memory, at_max=want > limits.max_workers)
     want = min(max(want, floor, limits.min_workers), limits.max_workers)
     desired, limited_by = _stabilize(want, observation, queue, scaling, memory, down_window_s, now)
@@ -140,11 +144,9 @@ def _initial_memory(observation: Observation, scaling: Scaling, now: float) -> S
     return SloWorkMemory(decisions=(PastDecision(now, have, have, have),))
 
 
-def _initial_z(observation: Observation, scaling: Scaling) -> float:
-    return _INITIAL_Z if observation.cold_start_s > scaling.slo.max_wait_s else _INITIAL_Z_FAST_START
-
-
-def _apply_feedback(memory: SloWorkMemory, observation: Observation, queue: Queue, scaling: Scaling) -> SloWorkMemory:
+def _apply_feedback(
+    memory: SloWorkMemory, observation: Observation, queue: Queue, scaling: Scaling, initial_z: float
+) -> SloWorkMemory:
     """Return the state with z moved by the waits since the last decision."""
     ready = any(replica.stage is Stage.READY for replica in observation.replicas)
     asleep = not ready and scaling.min_workers == 0
@@ -154,15 +156,14 @@ def _apply_feedback(memory: SloWorkMemory, observation: Observation, queue: Queu
         return replace(known, scaling_from_zero=asleep)
     if asleep or memory.scaling_from_zero:
         return replace(known, scaling_from_zero=asleep or queue.oldest_wait_s > scaling.slo.max_wait_s)
-    if memory.at_max:
-        return known
-    first = _initial_z(observation, scaling)
-    if not memory.replays.is_normal:
-        return known
     preventable = memory.replays.preventable(late)
-    gain = scaling.feedback.gain * max(_USUAL_VIOLATIONS / scaling.violations, 1.0)
-    z = first + memory.z_offset + gain * (preventable - started * scaling.violations)
-    return replace(known, z_offset=min(max(z, _MIN_Z), _MAX_Z) - first)
+    if memory.at_max or preventable is None:
+        return known
+    target = scaling.feedback.violation_target
+    violations = _VIOLATION_MARGIN * (1 - scaling.slo.percentile / 100) if target == "auto" else target
+    gain = scaling.feedback.gain * max(_USUAL_VIOLATIONS / violations, 1.0)
+    z = initial_z + memory.z_offset + gain * (preventable - started * violations)
+    return replace(known, z_offset=min(max(z, _MIN_Z), _MAX_Z) - initial_z)
 
 
 def _demand(
@@ -187,7 +188,7 @@ def _demand(
         rate, work_s * queue.batch_slowdown, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
     )
     # A floor that was learnt has the room for bunches.
-    believes_step = memory.replays.floor == 0
+    believes_step = memory.replays.current.floor == 0
     slower = 1 + max(_NORMAL_DRAIN_Z - z, 0)
     by_backlog = workers_for_backlog(observation, scaling, now, believes_step=believes_step, drain_factor=slower)
     inputs = {

@@ -113,14 +113,6 @@ def test_custom_policy_may_read_every_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("percentile", "target", "violations"), [(99.0, "auto", 0.0075), (95.0, "auto", 0.0375), (99.0, 0.002, 0.002)]
-)
-def test_violation_target_is_below_allowed_fraction(percentile: float, target: float | str, violations: float) -> None:
-    given = {"slo": {"percentile": percentile}, "feedback": {"violation_target": target}, "policy": "slo_work"}
-    assert Scaling.model_validate(given).violations == pytest.approx(violations)
-
-
-@pytest.mark.parametrize(
     ("minimum", "maximum", "initial", "expected"),
     [(4, None, 2, 4), (None, 1, 2, 1), (None, None, 2, 2), (0, None, 2, 2)],
 )

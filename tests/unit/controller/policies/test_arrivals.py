@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.policies.arrivals import WorkVariation, replay_tasks, step_rate, sudden_rate
+from controller.policies.queueing import WorkVariation, step_rate, sudden_rate
+from controller.policies.replay import replay_tasks
 from controller.types import Queue
 from wire.snapshot import ArrivalBucket
 

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.policies.arrivals import ReplayTask
 from controller.policies.queueing import BacklogInputs
-from controller.policies.replay import Replay, ReplayStep, advance, begin
+from controller.policies.replay import Replay, ReplayStep, ReplayTask, advance, begin
 from controller.policies.replay_choice import ReplayMemory, update
 from controller.types import Observation, Queue, Replica, Stage, WorkerLimits
 from host.types import WorkerProcess
@@ -103,42 +102,44 @@ def watch(bunch: int, period_s: int, hours: float, scaling: Scaling, by_rate: in
         buckets = [ArrivalBucket(at, bunch, 4.0 * bunch, 4.0) for at in starts]
         seen = observation(float(now), buckets)
         assert seen.queue is not None
-        memory = update(memory.counted(seen.queue), seen, seen.queue, scaling, LIMITS, by_rate)
+        memory, new = memory.counted(seen.queue)
+        memory = update(memory, new, seen, seen.queue, scaling, LIMITS, by_rate)
     return memory
 
 
 def test_lockstep_bunches_get_the_workers_that_they_need() -> None:
     memory = watch(30, 90, 2.0, Scaling())
-    assert memory.floor == 11, "the least listed number that begins 30 tasks of 4 s within 10 s"
-    assert not memory.is_normal
+    assert memory.current.floor == 11, "the least listed number that begins 30 tasks of 4 s within 10 s"
+    assert memory.preventable(3) is None, "z is not moved by another setting"
     assert memory.variation.squared == pytest.approx(0.0, abs=1e-6)
 
 
 def test_bunches_of_the_first_minutes_teach_a_floor() -> None:
-    assert watch(30, 90, 0.08, Scaling()).floor == 0
-    assert watch(30, 90, 0.1, Scaling()).floor >= 11, "replays with a floor had its workers from the first bunch on"
+    assert watch(30, 90, 0.08, Scaling()).current.floor == 0
+    assert watch(30, 90, 0.1, Scaling()).current.floor >= 11, "a floor has its workers from the first bunch on"
 
 
 def test_traffic_that_is_served_keeps_the_normal_setting() -> None:
     memory = watch(1, 12, 2.0, Scaling())
-    assert (memory.floor, memory.hold_s, memory.selected) == (0, 60.0, 0)
+    assert (memory.current.floor, memory.current.hold_s, memory.selected) == (0, 60.0, 0)
 
 
 def test_longer_hold_until_something_was_learnt() -> None:
     memory = watch(1, 12, 0.3, Scaling())
-    assert (memory.floor, memory.hold_s, memory.is_normal) == (0, 600.0, True)
+    assert (memory.current.floor, memory.current.hold_s) == (0, 600.0)
+    assert memory.preventable(3) == 3, "it still counts as the normal setting"
 
 
 def test_late_percentile_needs_no_floor() -> None:
     lenient = Scaling.model_validate({"slo": {"percentile": 50}})
-    assert watch(30, 90, 2.0, lenient).floor < watch(30, 90, 2.0, Scaling()).floor
+    assert watch(30, 90, 2.0, lenient).current.floor < watch(30, 90, 2.0, Scaling()).current.floor
 
 
 def test_restarted_balancer_begins_new_replays() -> None:
     memory = watch(30, 90, 1.0, Scaling())
     queue = observation(5.0, []).queue
     assert queue is not None
-    fresh = memory.counted(queue)
+    fresh, _ = memory.counted(queue)
     assert (fresh.replays, fresh.second, fresh.variation) == ((), -1, memory.variation)
 
 
@@ -146,11 +147,12 @@ def test_arrivals_of_the_present_second_wait() -> None:
     memory = ReplayMemory(second=97)
     buckets = [ArrivalBucket(second, 1, 1.0, 1.0) for second in (96, 97, 98, 99, 100)]
     queue = replace(Queue(0, 0, uptime_s=100.4), recent_arrivals=buckets)
-    assert [bucket.second for bucket in memory.new_buckets(queue)] == [98, 99]
+    assert [bucket.second for bucket in memory.counted(queue)[1]] == [98, 99]
 
 
 def test_very_busy_model_is_not_replayed() -> None:
     seen = observation(1000.0, [ArrivalBucket(second, 50, 200.0, 4.0) for second in range(880, 1000)])
     assert seen.queue is not None
-    memory = update(ReplayMemory(second=960), seen, seen.queue, Scaling(), LIMITS, 16)
-    assert (memory.replays, memory.second, memory.is_normal) == ((), 999, True)
+    memory, new = ReplayMemory(second=960).counted(seen.queue)
+    memory = update(memory, new, seen, seen.queue, Scaling(), LIMITS, 16)
+    assert (memory.replays, memory.second, memory.preventable(0)) == ((), 999, 0)

@@ -182,6 +182,20 @@ def test_margin_follows_the_late_fraction(started: int, late: int, z: float) -> 
 
 
 @pytest.mark.parametrize(
+    ("percentile", "target", "violations"), [(99.0, "auto", 0.0075), (95.0, "auto", 0.0375), (99.0, 0.009, 0.009)]
+)
+def test_margin_settles_below_the_allowed_late_fraction(
+    percentile: float, target: float | str, violations: float
+) -> None:
+    settings = scaling(
+        slo={"percentile": percentile}, feedback={"gain": 0.01, "violation_target": target}, behavior=NO_REPLAYS
+    )
+    queue = replace(STEADY, started_total=2000, started_late_total=10)
+    _, memory = decide(observe(queue, 6), settings, LIMITS, SloWorkMemory(-0.5, dispatched=1000, late=10), 30.0)
+    assert -0.5 - memory.z_offset == pytest.approx(0.01 * 1000 * violations), "none of 1000 was late"
+
+
+@pytest.mark.parametrize(
     ("percentile", "raised_by"),
     [(90.0, 0.01), (99.0, 0.01), (99.5, 0.02), (99.9, 0.1)],
 )
