@@ -73,11 +73,20 @@ class _Outcome(NamedTuple):
 class Database:
     """One file, written in the order in which `do` is called. All methods are called in the event loop."""
 
-    def __init__(self, file: Path, max_file_bytes: int | None = None, data_dir: DataDirCheck | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        max_file_bytes: int | None = None,
+        data_dir: DataDirCheck | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         """`max_file_bytes` limits the file; beyond it writes fail as on a full disk.
 
         Without its `data_dir` nothing is written: SQLite would go on with a file that no longer has a name.
+        `wall` returns Unix time.
         """
+        self.wall = wall
+        self._retention_clock = RetentionClock(wall(), time.monotonic())
         self._file = file
         self._max_file_bytes = max_file_bytes
         self._data_dir = data_dir
@@ -100,6 +109,10 @@ class Database:
         return (
             f"<Database {self._file.name}, {self._queue.qsize()} waiting{self._last_error and ': '}{self._last_error}>"
         )
+
+    def retention_time(self) -> float:
+        """Return the Unix time by which what is stored grows old. Call it regularly, so that jumps are noticed."""
+        return self._retention_clock.now(self.wall(), time.monotonic())
 
     async def do(self, work: Work[Result]) -> Result:
         """Do the work in a transaction and return its result after the commit.
@@ -256,11 +269,11 @@ async def sweep_forever(database: Database, every_s: float, limits: Callable[[fl
 
     `limits` returns the limits at a time in Unix seconds.
     """
-    clock = RetentionClock(time.time(), time.monotonic())
     while True:
         await asyncio.sleep(min(_SWEEP_S, every_s))
-        removed, now = SWEEP_ROWS, clock.now(time.time(), time.monotonic())
+        removed, now = SWEEP_ROWS, database.retention_time()
         with contextlib.suppress(StorageUnavailable):
+            await database.do(partial(Repository.bound_times, now=database.wall()))
             while removed >= SWEEP_ROWS:
                 removed = await database.do(partial(Repository.sweep, limits=limits(now)))
 

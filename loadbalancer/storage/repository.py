@@ -228,6 +228,18 @@ class Repository:
         self._db.execute(f"PRAGMA incremental_vacuum({_TRIM_PAGES})").fetchall()
         return removed
 
+    def bound_times(self, now: float) -> None:
+        """Make what lies in the future now, because the system clock was set back since: it would stay too long.
+
+        At most `SWEEP_ROWS` of each kind are changed by one call.
+        """
+        for table in ("results", "keys"):
+            self._db.execute(
+                f"UPDATE {table} SET made = ? WHERE rowid IN"  # noqa: S608
+                f" (SELECT rowid FROM {table} WHERE made > ? LIMIT {SWEEP_ROWS})",
+                (now, now),
+            )
+
     def _delete_before(self, table: str, time: str, deletable: str, before: float) -> int:
         return self._db.execute(
             f"DELETE FROM {table} WHERE rowid IN"  # noqa: S608
