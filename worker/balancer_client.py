@@ -6,6 +6,7 @@ thread sends the heartbeats and detects that the balancer is gone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import queue
@@ -101,7 +102,9 @@ class BalancerClient:
         """
         self._outbox.put(envelopes)
         if self._is_asleep:
-            self._wake()
+            self._is_asleep = False
+            with contextlib.suppress(BlockingIOError):  # enough wake-ups are pending
+                self._waker.send(b"\0")
 
     def send_later(self, *envelopes: WorkerEnvelope) -> None:
         """Queue these without waking the thread: they leave with the next ones, at the latest with a heartbeat."""
@@ -110,15 +113,7 @@ class BalancerClient:
     def call_at(self, at: float, function: Callable[[], None]) -> None:
         """Let the thread call `function` at this time, in place of an earlier one. Callable from any thread."""
         self._timer = at, function
-        if self._is_asleep:
-            self._wake()
-
-    def _wake(self) -> None:
-        self._is_asleep = False
-        try:
-            self._waker.send(b"\0")
-        except BlockingIOError:  # enough wake-ups are pending
-            return
+        self.send()  # wakes the thread
 
     def request_drain(self, reason: str, grace_s: float = 0.0) -> None:
         """Pass the request to the step loop. Callable from any thread and from a signal handler."""
@@ -281,6 +276,8 @@ class BalancerClient:
                 self._malformed += 1
                 continue
             for envelope in envelopes:
-                if isinstance(envelope.message, Assign):  # here, because the loop may be in a step
-                    self._round_trips.on_assign(envelope.message.queued, time.monotonic())
+                message = envelope.message
+                # Here, because the loop may be in a step. Without a queue there is nothing to measure.
+                if isinstance(message, Assign) and (message.queued or self._round_trips.queued):
+                    self._round_trips.on_assign(message.queued, time.monotonic())
                 self._inbox.put(envelope)

@@ -44,23 +44,18 @@ class TimedStep(NamedTuple):
 
 
 class StepClock:
-    """Measures the steps of one loop, and attributes time to the steps that took it.
+    """Measures the steps of a device that works behind the loop, such as a GPU.
 
-    A GPU works behind the loop: `step` queues work, and returns when the step before it has finished. The time of that
-    call belongs to the step before. Charged to the step that was queued, it would bill the time of a large image to a
-    small one.
+    `step` queues work there, and returns when the step before it has finished. The time of that call belongs to the
+    step before. Charged to the step that was queued, it would bill the time of a large image to a small one.
     """
 
-    def __init__(self, *, behind: bool) -> None:
-        """`behind`: each call returns when the step before it has finished, and not its own."""
-        self._behind = behind
+    def __init__(self) -> None:
         #: The step that the device works on, and when it began.
         self._pending: tuple[StepRecord, float] | None = None
 
-    def on_return(self, step: StepRecord, called: float, now: float) -> TimedStep | None:
+    def on_return(self, step: StepRecord, now: float) -> TimedStep | None:
         """Note that the call for `step` has returned; return the step that it has waited for."""
-        if not self._behind:
-            return TimedStep(step, now - called)
         finished, self._pending = self._pending, (step, now)  # the device begins it when the one before is done
         return None if finished is None else TimedStep(finished[0], now - finished[1])
 

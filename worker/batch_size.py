@@ -46,12 +46,15 @@ class BatchSizer:
         #: (seconds, time) of recent steps, by size and batch; the size used last is the last. Not an LRUCache, whose
         #: reads change the order: `curves` reads from another thread.
         self._learnt: OrderedDict[Shape, dict[int, deque[tuple[float, float]]]] = OrderedDict()
+        #: Those of measured sizes of which no steps were learnt: they do not change.
+        self._limits: dict[Shape, int] = {}
         #: Tasks that fit into memory, and the time until which that limit holds.
         self._memory_limits: dict[Hashable, tuple[int, float]] = {}
 
     def set_measured(self, shape: Shape, points: Sequence[tuple[int, float]]) -> None:
         """Store measured step times of this size; observed steps only add larger batches."""
         self._measured[shape] = list(points)
+        self._limits.pop(shape, None)
 
     def observe(self, shape: Shape, tasks: int, seconds: float, now: float) -> None:
         """Learn from a step of a request."""
@@ -59,6 +62,7 @@ class BatchSizer:
             return
         if shape in self._measured and tasks <= self._measured[shape][-1][0]:
             return
+        self._limits.pop(shape, None)
         batches = self._learnt.setdefault(shape, {})
         steps = batches.get(tasks)
         if steps is None:
@@ -77,8 +81,15 @@ class BatchSizer:
 
         Without a key, return the number that fits whatever their keys, which an idle worker may promise.
         """
-        if not self._memory_limits and (self._max_batch == 1 or (self._fixed and self._max_step_s is None)):
-            return self._max_batch
+        if not self._memory_limits:
+            if self._max_batch == 1 or (self._fixed and self._max_step_s is None):
+                return self._max_batch
+            limit = self._limits.get(shape)
+            if limit is None:
+                limit = self.limit_and_points(shape, now)[0]
+                if shape in self._measured and shape not in self._learnt:
+                    self._limits[shape] = limit
+            return limit
         self._memory_limits = {each: limit for each, limit in self._memory_limits.items() if limit[1] > now}
         fitting = [fits for each, (fits, _) in self._memory_limits.items() if key in (each, None)]
         return min([*fitting, self.limit_and_points(shape, now)[0]])

@@ -50,24 +50,21 @@ class RoundTrips:
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=_RECENT_ANSWERS)
-        self._offered_at: float | None = None
+        #: Time of an offer that no task has answered yet. It tells nothing while no task waits in the queue.
+        self.offered_at: float | None = None
         #: Tasks that waited in the queue when the last tasks were sent.
         self.queued = 0
         #: Seconds by which an offer should precede the step that needs its tasks.
         self.lead_s = _DEFAULT_LEAD_S
 
-    def is_answer_due(self) -> bool:
-        """Return whether tasks wait in the queue, and none has come since an offer."""
-        return self.queued > 0 and self._offered_at is not None
-
     def on_offer(self, now: float, *, is_new: bool) -> None:
         """Note an offer. If it is not new, it may be answered by tasks that were sent for an earlier one."""
-        if is_new or self._offered_at is None:
-            self._offered_at = now
+        if is_new or self.offered_at is None:
+            self.offered_at = now
 
     def on_assign(self, queued: int, now: float) -> None:
         """Take in tasks. Without a queue they came when they were submitted, which tells nothing about the network."""
-        offered_at, self._offered_at = self._offered_at, None
+        offered_at, self.offered_at = self.offered_at, None
         if offered_at is not None and self.queued and queued:
             self._seconds.append(now - offered_at)
             slowest = sorted(self._seconds)[math.ceil(_IN_TIME * len(self._seconds)) - 1]
@@ -136,6 +133,6 @@ class OfferPlanner:
         """
         trips = self._round_trips
         coming = min(slots - held, trips.queued)
-        if coming <= 0 or not trips.is_answer_due() or coming * step_s <= slots * trips.lead_s:
+        if coming <= 0 or trips.offered_at is None or coming * step_s <= slots * trips.lead_s:
             return 0.0
         return trips.lead_s

@@ -170,7 +170,7 @@ class PostProcessor:
                     self.finishing[task.task] = task.attempt
                     own.append(WorkerEnvelope(Progress(task.task, task.attempt, steps, steps)))
                     pending.append((task, result))
-            if done:
+            if done and self._round_trips.queued:
                 self._round_trips.on_offer(time.monotonic(), is_new=False)
             self._send_with_capacity(own)
         for task, make in pending:

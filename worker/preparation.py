@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import msgspec
 
 from worker.batch_scheduler import WaitingTask
-from worker.engine import DeviceLost, EngineRequest, PreparesTasks, StepEngine
+from worker.engine import DeviceLost, EngineRequest, PreparesTasks
 
 #: Joining this step instead of the next one is worth waiting for, by this part of a step.
 _WAIT_STEPS = 0.05
@@ -17,9 +17,9 @@ _WAIT_STEPS = 0.05
 class Preparation:
     """The preparations of waiting tasks, one after the other in a thread. Its methods are called by the loop."""
 
-    def __init__(self, engine: StepEngine) -> None:
-        self._engine = engine if isinstance(engine, PreparesTasks) else None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare") if self._engine is not None else None
+    def __init__(self, engine: PreparesTasks) -> None:
+        self._engine = engine
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._started: dict[str, Future[object]] = {}
 
     def start(self, waiting: Iterable[WaitingTask], step_s: float) -> frozenset[str]:
@@ -28,8 +28,6 @@ class Preparation:
         These are the unprepared ones. Of the tasks that cannot be prepared, one may join each step: admitting it takes
         time from the others. `step_s`: the mean duration of a step in seconds.
         """
-        if self._engine is None or self._pool is None:
-            return frozenset()
         tasks = [task for task in waiting if self._is_started(task) or self._engine.needs_preparation(task.request)]
         new = [task for task in tasks if not self._is_started(task)]
         for task in new:
@@ -43,8 +41,6 @@ class Preparation:
 
     def take(self, tasks: Iterable[WaitingTask]) -> list[EngineRequest]:
         """Return the requests with what was prepared for them. Waits for preparations that run. Raises `DeviceLost`."""
-        if not self._started:
-            return [task.request for task in tasks]
         return [self._take_one(task) for task in tasks]
 
     def _take_one(self, task: WaitingTask) -> EngineRequest:
@@ -64,14 +60,13 @@ class Preparation:
         """End the thread after the task that it prepares."""
         for task in list(self._started):
             self.drop(task)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+        self._pool.shutdown(wait=False)
 
     def _is_started(self, task: WaitingTask) -> bool:
         return task.assignment.task in self._started
 
     def _discard(self, future: Future[object]) -> None:
-        if self._engine is not None and future.exception() is None:
+        if future.exception() is None:
             prepared = future.result()
             if prepared is not None:
                 self._engine.discard(prepared)

@@ -24,7 +24,7 @@ from wire.messages import (
     Started,
     WorkerCounters,
 )
-from worker.batch_scheduler import BatchScheduler, StepClock, StepRecord, WaitingTask, shape_of
+from worker.batch_scheduler import BatchScheduler, StepClock, StepRecord, TimedStep, WaitingTask, shape_of
 from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
 from worker.engine import (
@@ -33,6 +33,7 @@ from worker.engine import (
     CountsTokens,
     EngineRequest,
     OutOfMemory,
+    PreparesTasks,
     StepEngine,
     StepsAhead,
     TaskError,
@@ -78,10 +79,11 @@ class StepLoop:
         self._round_trips = round_trips or RoundTrips()
         self._planner = OfferPlanner(self._round_trips)
         self._text_counters = engine.text_counters if isinstance(engine, CountsTokens) else None
-        self._clock = StepClock(behind=isinstance(engine, StepsAhead) and engine.steps_ahead)
+        #: Of a device that works behind the loop.
+        self._clock = StepClock() if isinstance(engine, StepsAhead) and engine.steps_ahead else None
         self._transport = transport
         self._post = post
-        self._preparation = Preparation(engine)
+        self._preparation = Preparation(engine) if isinstance(engine, PreparesTasks) else None
         self._drain_timeout_s = drain_timeout_s
         self._results = StepResults(engine, self._scheduler, model.batching, transport, post)
         #: The tasks that wait could not join.
@@ -94,17 +96,23 @@ class StepLoop:
 
     def run(self) -> str:
         """Serve until drained; returns the reason. Raises `WorkerRejected` and `DeviceLost`."""
-        scheduler = self._scheduler
+        scheduler, post, trips = self._scheduler, self._post, self._round_trips
         try:
-            while self._drain is None or scheduler.running or scheduler.waiting or self._post.finishing:
-                self._receive()
-                if self._round_trips.is_answer_due():
+            while self._drain is None or scheduler.running or scheduler.waiting or post.finishing:
+                timeout_s = 0.0
+                if not scheduler.running and (not scheduler.waiting or self._is_blocked):
+                    timeout_s = _BUSY_S if self._drain or self._pending_drain or post.finishing else _IDLE_S
+                    if scheduler.waiting:
+                        timeout_s = min(scheduler.wait_s(time.monotonic()) or _BUSY_S, _IDLE_S)
+                self._receive(timeout_s)
+                if trips.queued and trips.offered_at is not None:
                     self._await_tasks()
                 self._step()
-                if self._post.lost is not None:
-                    raise self._post.lost
+                if post.lost is not None:
+                    raise post.lost
         finally:
-            self._preparation.close()
+            if self._preparation is not None:
+                self._preparation.close()
         return self._drain.reason
 
     def heartbeat(self) -> Heartbeat:
@@ -135,13 +143,6 @@ class StepLoop:
 
     # ---- receive
 
-    def _receive(self) -> None:
-        timeout_s = 0.0
-        if not self._scheduler.running and (not self._scheduler.waiting or self._is_blocked):
-            busy = self._scheduler.waiting or self._drain or self._pending_drain or self._post.finishing
-            timeout_s = (self._scheduler.wait_s(time.monotonic()) or _BUSY_S) if busy else _IDLE_S
-        self._take(min(timeout_s, _IDLE_S))
-
     def _await_tasks(self) -> None:
         """Wait for tasks that are on their way and complete the next batch, as long as that pays."""
         scheduler, until = self._scheduler, 0.0
@@ -155,9 +156,9 @@ class StepLoop:
             if now >= until:
                 self._round_trips.on_no_answer()
                 return
-            self._take(until - now)
+            self._receive(until - now)
 
-    def _take(self, timeout_s: float) -> None:
+    def _receive(self, timeout_s: float) -> None:
         """Handle everything that has arrived; wait up to `timeout_s` for the first message."""
         unknown = ""
         for received in self._transport.receive(timeout_s):
@@ -198,7 +199,8 @@ class StepLoop:
             name, inputs = task.task, task.inputs
             if name in scheduler.running or name in scheduler.waiting:  # its earlier progress does not count
                 self._forget(name)
-            own, sources = [bytes(frame) for frame in frames[start : start + task.frames]], inputs.source_frames
+            own = [bytes(frame) for frame in frames[start : start + task.frames]]
+            sources = inputs.source_frames if own else 0
             start += task.frames
             state = own[sources:]
             request = EngineRequest(inputs, own[:sources], Checkpoint(task.step, state) if state else None)
@@ -212,7 +214,8 @@ class StepLoop:
 
     def _forget(self, task: str) -> None:
         """Remove a task that is assigned again."""
-        self._preparation.drop(task)
+        if self._preparation is not None:
+            self._preparation.drop(task)
         self._scheduler.remove(task)
         previous = self._scheduler.leave(task)
         if previous is not None:
@@ -225,7 +228,8 @@ class StepLoop:
         """
         for task in tasks:
             waiting, member = self._scheduler.remove(task), self._scheduler.leave(task)
-            self._preparation.drop(task)
+            if self._preparation is not None:
+                self._preparation.drop(task)
             checkpoint: Checkpoint | None = None
             if waiting is not None:
                 attempt, checkpoint = waiting.assignment.attempt, waiting.request.checkpoint
@@ -267,12 +271,12 @@ class StepLoop:
 
     def _join(self, now: float) -> list[WorkerEnvelope]:
         """Let waiting tasks join the batch; return the messages that say so."""
-        scheduler = self._scheduler
+        scheduler, preparation = self._scheduler, self._preparation
         unready: Collection[str] = ()
-        if scheduler.running:
-            unready = self._preparation.start(scheduler.waiting.values(), scheduler.stats.mean_step_s)
+        if preparation is not None and scheduler.running:
+            unready = preparation.start(scheduler.waiting.values(), scheduler.stats.mean_step_s)
         joining = scheduler.take_joining(now, unready)
-        rows = admit(self._engine, self._preparation.take(joining))
+        rows = admit(self._engine, [t.request for t in joining] if preparation is None else preparation.take(joining))
         started: list[WorkerEnvelope] = []
         is_debug, now = log.isEnabledFor(logging.DEBUG), time.monotonic()
         for task, row in zip(joining, rows, strict=True):
@@ -305,7 +309,8 @@ class StepLoop:
         self._is_blocked = not group
         if not group:
             post.start_step(news, scheduler.slots(started), None)
-            self._clock.on_idle()
+            if self._clock is not None:
+                self._clock.on_idle()
             return
         offer, is_short = self._planner.plan(group, started)
         if scheduler.is_grouped or is_full:
@@ -320,7 +325,8 @@ class StepLoop:
         now = time.monotonic()
         prompts_s = counters().prefill_s - prompts_s if counters is not None else 0.0
         first, tasks, advanced = group[0], len(group), len(outcome.advanced)
-        timed = self._clock.on_return(StepRecord(first.key, first.shape, advanced, advanced == tasks), started, now)
+        record = StepRecord(first.key, first.shape, advanced, advanced == tasks)
+        timed = TimedStep(record, now - started) if self._clock is None else self._clock.on_return(record, now)
         scheduler.on_step(advanced, now - started, timed, now, extra_s=prompts_s)
         if advanced < tasks:
             self._on_not_advanced(outcome, first.key, now)

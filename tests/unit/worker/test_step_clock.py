@@ -59,12 +59,13 @@ def test_sizes_share_the_device(behind: bool, costs: dict[Shape, float], shares:
     for shape in costs:
         task = WaitingTask(Assignment(shape.key, 1, INPUTS), EngineRequest(INPUTS), shape.key, shape, 0.0)
         scheduler.join(task, EndlessRow(), 0.0)
-    device, clock, used = VirtualDevice(behind=behind), StepClock(behind=behind), Counter[Shape]()
+    device, clock, used = VirtualDevice(behind=behind), StepClock() if behind else None, Counter[Shape]()
     while device.now < 60.0:
         [member], called = scheduler.next_group(device.now), device.now
         device.step(costs[member.shape])
         used[member.shape] += costs[member.shape]  # type: ignore[assignment]
-        timed = clock.on_return(StepRecord(member.key, member.shape, 1, is_whole=True), called, device.now)
+        record = StepRecord(member.key, member.shape, 1, is_whole=True)
+        timed = TimedStep(record, device.now - called) if clock is None else clock.on_return(record, device.now)
         scheduler.on_step(1, device.now - called, timed, device.now)
     total = sum(used.values())
     assert {shape: 100 * each / total for shape, each in used.items()} == pytest.approx(shares, abs=5)
@@ -73,12 +74,12 @@ def test_sizes_share_the_device(behind: bool, costs: dict[Shape, float], shares:
 
 
 def test_first_step_after_idling_is_not_measured() -> None:
-    clock = StepClock(behind=True)
+    clock = StepClock()
     small, large = (StepRecord(shape.key, shape, 1, is_whole=True) for shape in (SMALL, LARGE))
-    assert clock.on_return(small, 0.0, 0.25) is None, "only its launch was seen"
-    assert clock.on_return(large, 0.25, 0.375) == TimedStep(small, 0.125)
+    assert clock.on_return(small, 0.25) is None, "only its launch was seen"
+    assert clock.on_return(large, 0.375) == TimedStep(small, 0.125)
     clock.on_idle()
-    assert clock.on_return(small, 5.0, 5.001) is None, "nobody has waited for the step before"
+    assert clock.on_return(small, 5.001) is None, "nobody has waited for the step before"
 
 
 def test_simulated_device_works_behind_the_loop() -> None:
