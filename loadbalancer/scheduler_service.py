@@ -66,9 +66,16 @@ class SchedulerService:
         tracer: Tracer | None = None,
     ) -> None:
         self._arrivals = arrivals
-        self._tracer = tracer
+        #: What an ended task is passed to, with the time.
+        self._recorders: list[Callable[[Task, float], None]] = []
         #: Whether anything reads what the contexts of requests note of their tasks.
         self._notes_tasks = tracer is not None or settings.logging.access
+        if self._notes_tasks:
+            self._recorders.append(_note_end)
+        if tracer is not None:
+            self._recorders.append(lambda task, _: tracer.end_task(task))
+        if arrivals is not None:
+            self._recorders.append(lambda task, now: arrivals.put(task, now, time.time()))
         self._curve_listener = listener
         self._scheduler = Scheduler(
             {name: settings.scaling(name) for name in settings.models},
@@ -241,20 +248,22 @@ class SchedulerService:
         """Carry out effects in order. What goes to workers is collected, and sent in the next turn of the loop."""
         for effect in effects:
             if isinstance(effect, NotifyListener):
-                self._notify(effect.update)
+                update, listeners = effect.update, self._listeners
+                is_last = isinstance(update, _LAST_UPDATES)
+                listener = listeners.pop(update.task, None) if is_last else listeners.get(update.task)
+                if listener is not None:
+                    try:
+                        listener(update)
+                    except Exception:
+                        log.exception("a listener failed on %s", type(update).__name__)
             elif isinstance(effect, SendMessage):
                 if not self._outbox:
                     self._loop.call_soon(self._send_outbox)
                 envelope = BalancerEnvelope(effect.message, effect.frames)
                 self._outbox.setdefault(effect.worker, []).append(envelope)
             elif isinstance(effect, RecordTask):
-                task = effect.task
-                if task.context is not None and self._notes_tasks:
-                    task.context.on_task_end(task.created, task.first_started, now)
-                if self._tracer is not None:
-                    self._tracer.end_task(task)
-                if self._arrivals is not None:
-                    self._arrivals.put(task, now, time.time())
+                for record in self._recorders:
+                    record(effect.task, now)
             else:
                 log.info("%s", _printable(effect.text))
 
@@ -263,16 +272,6 @@ class SchedulerService:
         if self._outbox:
             outbox, self._outbox = self._outbox, {}
             self._socket.send(outbox)
-
-    def _notify(self, update: TaskUpdate) -> None:
-        is_last = isinstance(update, _LAST_UPDATES)
-        listener = self._listeners.pop(update.task, None) if is_last else self._listeners.get(update.task)
-        if listener is None:
-            return
-        try:
-            listener(update)
-        except Exception:
-            log.exception("a listener failed on %s", type(update).__name__)
 
     def _on_messages(self, received: Sequence[ReceivedMessage]) -> None:
         """Take in everything that one wake-up has received, then fill the slots that it has freed."""
@@ -324,6 +323,11 @@ class SchedulerService:
         self._processes.watch_only(connected)
         self._socket.keep_only(connected)
         self._socket.ensure_bound()
+
+
+def _note_end(task: Task, now: float) -> None:
+    if task.context is not None:
+        task.context.on_task_end(task.created, task.first_started, now)
 
 
 def _printable(text: str) -> str:

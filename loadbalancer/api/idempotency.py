@@ -94,7 +94,7 @@ class ResponseRecording:
 
     def _release(self) -> None:
         if self._is_closed and not self.readers:
-            self._memory.remove(self.key.owner, self._held_bytes)
+            self._memory.add(self.key.owner, -self._held_bytes)
             self._held_bytes = 0
 
     @property
@@ -276,7 +276,7 @@ def _replay(stored: StoredResponse, owner: str, memory: ResponseMemory) -> Respo
     """The stored response, counted until the client has read it."""
     size = len(stored.body)
     memory.add(owner, size)
-    release = partial(memory.remove, owner, size)
+    release = partial(memory.add, owner, -size)
     response = FrameResponse([stored.body], stored.media_type, stored.status, stored.headers, on_end=release)
     response.raw_headers.append(_REPLAYED)
     return response

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
 from collections.abc import Iterable
 
@@ -13,8 +11,6 @@ from loadbalancer.schema.media_types import parse_accept
 SMALL_BYTES = 64 * 2**10
 #: Request ids of clients that are safe in headers and logs.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_id_prefix = os.urandom(12).hex()
-_id_numbers = itertools.count(int.from_bytes(os.urandom(3)))
 _NAMES = frozenset(
     {
         b"accept",
@@ -77,8 +73,3 @@ class RequestHead:
     def is_small(self) -> bool:
         """Whether the body needs no reservation."""
         return 0 <= self.length <= SMALL_BYTES and not self.is_encoded
-
-
-def new_request_id() -> str:
-    """Return 32 hexadecimal digits: those of this process, and a number. They are unique, and no secret."""
-    return f"{_id_prefix}{next(_id_numbers) & 0xFFFFFFFF:08x}"

@@ -1,10 +1,12 @@
-"""What is recorded of each request: its trace and its line in the access log, where these are on."""
+"""What is recorded of each request: its id, and its trace and its line in the access log, where these are on."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 
-from loadbalancer.api.request_head import RequestHead, new_request_id
+from loadbalancer.api.request_head import RequestHead
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.context.trace_context import parse_traceparent
 from loadbalancer.metrics.access_log import AccessLog
@@ -12,6 +14,13 @@ from loadbalancer.tracing.tracer import Tracer
 
 #: Paths of the controller, which asks every second.
 _INTERNAL = "/internal/"
+_id_prefix = os.urandom(12).hex()
+_id_numbers = itertools.count(int.from_bytes(os.urandom(3)))
+
+
+def new_request_id() -> str:
+    """Return 32 hexadecimal digits: those of this process, and a number. They are unique, and no secret."""
+    return f"{_id_prefix}{next(_id_numbers) & 0xFFFFFFFF:08x}"
 
 
 class RequestRecorder:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from loadbalancer.access.token_limit import TokenLimiter
@@ -36,6 +36,7 @@ from loadbalancer.scheduling.task import (
 )
 from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, model_cannot_start, shutting_down
 from loadbalancer.schema.stream_events import Progress
+from wire.codec import Frame
 
 Request = TypeVar("Request")
 Spec = TypeVar("Spec", GenerationSpec, CallSpec, TextSpec)
@@ -76,12 +77,10 @@ class ResponseMemory:
             raise TooBusy(text, code=MEMORY_FULL, retry_after_s=5)
 
     def add(self, owner: str, size: int) -> None:
-        self._held[owner] = self._held.get(owner, 0) + size
-
-    def remove(self, owner: str, size: int) -> None:
-        left = self._held.get(owner, 0) - size
-        if left:
-            self._held[owner] = left
+        """Count so many more bytes. A negative number of bytes is released."""
+        held = self._held.get(owner, 0) + size
+        if held:
+            self._held[owner] = held
         else:
             self._held.pop(owner, None)
 
@@ -114,10 +113,6 @@ class ResultStream(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the stream when its reader has left. Idempotent."""
-
-    def publish(self, event: TaskProgress | TaskCompleted) -> None:
-        self.events.append(event)
-        self.changed.set()
 
     def end(self, failure: ApiError | None = None) -> None:
         """End the stream; only the first call counts."""
@@ -183,30 +178,32 @@ class InFlightRequest(ResultStream):
             unfinished = [task for task in self.tasks if task not in self.images]
             if unfinished:
                 self._tracker.scheduler.cancel(unfinished)
-            self._tracker.memory.remove(self.job.owner, self._held_bytes)
+            self._tracker.memory.add(self.job.owner, -self._held_bytes)
             self._tracker.unregister(self)
 
     def _on_update(self, update: TaskUpdate) -> None:
+        frames: Sequence[Frame]
         match update:
             case TaskProgress(task=task, step=step, steps=steps, preview=preview):
                 self.steps[task] = (step, steps)
-                if preview is not None:  # readers poll the steps
-                    self._hold(len(preview))
-                    self.publish(update)
-            case TaskCompleted(task=task):
-                self._hold(sum(map(len, update.frames)))
+                if preview is None:  # readers poll the steps
+                    return
+                frames = [preview]
+            case TaskCompleted(task=task, frames=frames):
                 self.images[task] = update
-                self.publish(update)
-                if len(self.images) == len(self.job.inputs):
-                    self.end()
             case TaskEnded():  # one failed image fails the request
                 self.end(from_ended(update))
-
-    def _hold(self, size: int) -> None:
-        """Count bytes that are held until `close`."""
-        if self._is_open:
+                return
+            case _:
+                return
+        if self._is_open:  # its bytes are held until `close`
+            size = sum(map(len, frames))
             self._held_bytes += size
             self._tracker.memory.add(self.job.owner, size)
+        self.events.append(update)
+        self.changed.set()
+        if len(self.images) == len(self.job.inputs):
+            self.end()
 
 
 class RequestTracker:

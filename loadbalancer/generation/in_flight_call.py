@@ -83,7 +83,7 @@ class InFlightCalls(ABC):
         if self._is_open:
             self._is_open = False
             self._cancel_unfinished()
-            self._tracker.memory.remove(self.job.owner, self._held_bytes)
+            self._tracker.memory.add(self.job.owner, -self._held_bytes)
             self._tracker.unregister(self)
 
     def _cancel_unfinished(self) -> None:
@@ -220,7 +220,7 @@ class StreamedCalls(InFlightCalls):
         """The stream has sent so many bytes of its results."""
         if self._is_open:
             self._held_bytes -= size
-            self._tracker.memory.remove(self.job.owner, size)
+            self._tracker.memory.add(self.job.owner, -size)
 
     def _on_end(self) -> None:
         self.ended.set_result(None)

@@ -61,7 +61,8 @@ class ParseQueue:
             return False
         self._begun += 1
         if not self._is_scheduled:
-            self.add_cost(0)
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._run_turn)
         return True
 
     def add_cost(self, cost: int) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import httptools
 
-from loadbalancer.api.direct_calls import HeaderList
 from loadbalancer.http_server.connection_table import client_of
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.input_budget import FREE_BYTES
@@ -164,7 +163,13 @@ class BoundedRequestParser(MessageParser):
         chunks, start, size, stage = self._chunks, 0, len(data), self._stage
         repeated = self._repeated_head
         if repeated is not None and stage == IDLE and (found := repeated.match(data)):
-            self._begin_repeated(repeated, *found)
+            # A complete request whose head is that of the last one. The parser does not notice it.
+            self._other_heads, self._stage = 0, HANDLING
+            self.url, (self.headers, body) = repeated.url, found
+            call = repeated.direct.new_call(self.headers)
+            exchange = Exchange(self, repeated.method, None, call, self.headers, body=body, more_body=False)
+            self._last = self._active = exchange
+            exchange.begin_call()
             return
         while start < size:
             stop = self._end_of_slice(data, start)
@@ -193,16 +198,6 @@ class BoundedRequestParser(MessageParser):
         self._other_heads += 1
         is_kept = self._other_heads <= MAX_OTHER_HEADS
         self._repeated_head = repeated_head(data, self.headers, exchange.method, self.url, head) if is_kept else None
-
-    def _begin_repeated(self, head: RepeatedHead, headers: HeaderList, body: bytes) -> None:
-        """Begin a complete request whose head is that of the last one. The parser does not notice it."""
-        self._other_heads = 0
-        self._stage = HANDLING
-        self.url, self.headers = head.url, headers
-        call = head.direct.new_call(headers)
-        exchange = Exchange(self, head.method, None, call, headers, body=body, more_body=False)
-        self._last = self._active = exchange
-        exchange.begin_call()
 
     def _end_of_slice(self, data: bytes, start: int) -> int:
         if self._stage == HEAD and start < len(_END_OF_HEAD):  # the end of the headers may have begun in earlier input

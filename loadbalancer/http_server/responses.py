@@ -14,7 +14,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from loadbalancer.api.http_helpers import encode_json
-from loadbalancer.api.request_head import new_request_id
+from loadbalancer.api.request_recorder import new_request_id
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.parse_queue import TASK_COST
 from loadbalancer.http_server.request_parser import BoundedRequestParser

@@ -286,14 +286,18 @@ class JobSubscriber(ResultStream):
         for item in items:
             if item not in self._published:
                 self._published.add(item)
-                self.publish(TaskCompleted(self.tasks[item], (), 0.0, 0.0))
+                self._publish(TaskCompleted(self.tasks[item], (), 0.0, 0.0))
 
     def add_preview(self, item: int, preview: TaskProgress) -> None:
         """Publish a preview. It replaces an older one of the same image that a slow reader has not taken."""
         task = self.tasks[item]
         if item not in self._published:
             self.events = deque(e for e in self.events if isinstance(e, TaskCompleted) or e.task != task)
-            self.publish(TaskProgress(task, preview.step, preview.steps, preview.preview))
+            self._publish(TaskProgress(task, preview.step, preview.steps, preview.preview))
+
+    def _publish(self, event: TaskProgress | TaskCompleted) -> None:
+        self.events.append(event)
+        self.changed.set()
 
     async def load(self, completed: TaskCompleted) -> TaskCompleted | None:
         stored = await self._load(int(completed.task))

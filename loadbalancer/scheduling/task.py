@@ -145,8 +145,9 @@ class Task:
         Workers make previews and checkpoints beside their step loop, so that one may arrive after the report of a later
         step.
         """
-        bound = self.inputs.max_steps
-        step, steps = min(step, bound), min(steps, bound)
+        if steps > self.steps or step > self.steps:
+            bound = self.inputs.max_steps
+            step, steps = min(step, bound), min(steps, bound)
         self.step, self.steps = max(self.step, step), max(steps, step, 1)
         images, checkpoint = frames[:preview], frames[preview:]
         if checkpoint and step > self.checkpoint_step:

@@ -159,14 +159,17 @@ class WorkerSocket:
     def send(self, outbox: Mapping[str, Sequence[BalancerEnvelope]]) -> None:
         """Send each worker its messages as one multipart message."""
         for worker, envelopes in outbox.items():
-            route = self._routes.routes.get(worker)
+            route, socket, identity = self._routes.routes.get(worker), self._local, worker.encode()
+            if route is not None:
+                assert self._remote is not None
+                socket, identity = self._remote, route.identity
+            *frames, last = encode(envelopes)
             try:
-                if route is None:
-                    size = _send(self._local, worker.encode(), envelopes)
-                else:
-                    assert self._remote is not None
-                    size = _send(self._remote, route.identity, envelopes)
-                self._sent_bytes[worker] += size
+                socket.send(identity, _MORE)  # an error comes here, and never later
+                for frame in frames:
+                    socket.send(frame, _MORE, copy=len(frame) < _ZERO_COPY_BYTES)
+                socket.send(last, zmq.DONTWAIT, copy=len(last) < _ZERO_COPY_BYTES)
+                self._sent_bytes[worker] += sum(map(len, frames)) + len(last)
             except zmq.ZMQError as error:  # EHOSTUNREACH: disconnected; EAGAIN: it does not read
                 self._loop.call_soon(self._on_worker_lost, worker, f"cannot be reached: {error}")
         self._check_unread()
@@ -197,7 +200,12 @@ class WorkerSocket:
                 identity: zmq.Frame | bytes = socket.recv(zmq.DONTWAIT, copy=not is_remote)
             except zmq.Again:
                 break
-            frames = _rest_of_message(socket)
+            frames: list[Frame] = []
+            has_more = True
+            while has_more:  # a ROUTER socket has all frames once it has the first
+                frame = socket.recv(zmq.DONTWAIT, copy=False)
+                frames.append(frame.buffer if len(frame) >= _ZERO_COPY_BYTES else frame.bytes)
+                has_more = frame.more
             before = len(received)
             if isinstance(identity, zmq.Frame):
                 received += self._from_remote(identity, frames)
@@ -289,7 +297,7 @@ class WorkerSocket:
     def _send_remote(self, route: RemoteRoute, message: Reject) -> None:
         assert self._remote is not None
         with contextlib.suppress(zmq.ZMQError):
-            _send(self._remote, route.identity, [BalancerEnvelope(message)])
+            self._remote.send_multipart([route.identity, *encode([BalancerEnvelope(message)])], zmq.DONTWAIT)
 
     def _decode(self, sender: str, frames: Sequence[Frame]) -> Sequence[WorkerEnvelope]:
         """Return the messages; none if they are malformed."""
@@ -307,27 +315,3 @@ class WorkerSocket:
         if sender not in self._named and len(self._named) < _MAX_NAMED:
             self._named.add(sender)
             log.warning(text, sender, *values)
-
-
-def _rest_of_message(socket: zmq.Socket[bytes]) -> list[Frame]:
-    """Receive the frames that follow the identity. A ROUTER socket has them all once it has the first."""
-    frames: list[Frame] = []
-    while True:
-        frame = socket.recv(zmq.DONTWAIT, copy=False)
-        frames.append(frame.buffer if len(frame) >= _ZERO_COPY_BYTES else frame.bytes)
-        if not frame.more:
-            return frames
-
-
-def _send(socket: zmq.Socket[bytes], identity: bytes, envelopes: Sequence[BalancerEnvelope]) -> int:
-    """Send the messages as one multipart message; return its bytes.
-
-    Raises `ZMQError` before the first frame, and never later.
-    """
-    *frames, last = encode(envelopes)
-    size = sum(map(len, frames)) + len(last)
-    socket.send(identity, _MORE)
-    for frame in frames:
-        socket.send(frame, _MORE, copy=len(frame) < _ZERO_COPY_BYTES)
-    socket.send(last, zmq.DONTWAIT, copy=len(last) < _ZERO_COPY_BYTES)
-    return size

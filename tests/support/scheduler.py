@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from configs.scaling import Scaling
 from configs.sections import Queue, Workers
+from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.events import Effect, LogLine, MessageReceived, NotifyListener, SendMessage
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import Task, TaskProgress
+from loadbalancer.scheduling.task import Task, TaskProgress, TaskUpdate
 from wire.codec import WorkerEnvelope
 from wire.inputs import ImageInputs, Part, Shape
 from wire.messages import PROTOCOL, Assign, Assignment, Capacity, EngineInfo, Hello, Preempt, StepCurve, ToBalancer
@@ -87,3 +88,8 @@ def preempt_requests(effects: list[Effect]) -> list[tuple[str, str]]:
 
 def log_lines(effects: list[Effect]) -> list[str]:
     return [effect.text for effect in effects if isinstance(effect, LogLine)]
+
+
+def notify(service: SchedulerService, update: TaskUpdate) -> None:
+    """Pass an update to its listener."""
+    service._carry_out([NotifyListener(update)], 0.0)

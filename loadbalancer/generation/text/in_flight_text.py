@@ -170,9 +170,7 @@ class InFlightTexts(ABC):
     def _hold(self, size: int) -> None:
         """So many bytes of the response are in memory."""
         if self._is_open and size != self._held_bytes:
-            memory, owner = self._tracker.memory, self.job.owner
-            memory.remove(owner, self._held_bytes)
-            memory.add(owner, size)
+            self._tracker.memory.add(self.job.owner, size - self._held_bytes)
             self._held_bytes = size
 
 

@@ -19,6 +19,7 @@ from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskChunk, TaskCompleted, TaskEnded
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.errors import ApiError, InvalidRequest, TimedOut
+from tests.support.scheduler import notify
 from wire.inputs import CallInputs, Part
 
 MODELS = {"echo": {"engine": "sim", "sim": {"task": "call"}}}
@@ -47,7 +48,7 @@ class Harness:
         return self.tracker.accept(StreamedCalls, spec([b"1"], stream=True))
 
     def complete(self, call: InFlightCalls, index: int, frame: bytes) -> None:
-        self.scheduler._notify(TaskCompleted(call.tasks[index], [frame], 0.1, 0.2, parts=(Part(),)))
+        notify(self.scheduler, TaskCompleted(call.tasks[index], [frame], 0.1, 0.2, parts=(Part(),)))
 
     @property
     def is_idle(self) -> bool:
@@ -90,7 +91,7 @@ async def test_failed_call_cancels_the_others(
 ) -> None:
     call = harness.accept(joined)
     harness.complete(call, 0, b"1")
-    harness.scheduler._notify(TaskEnded(call.tasks[1], state, kind, "it is bad"))
+    notify(harness.scheduler, TaskEnded(call.tasks[1], state, kind, "it is bad"))
     with pytest.raises(error) as failed:
         await call.response
     await asyncio.sleep(0)
@@ -143,7 +144,7 @@ async def test_response_may_be_made_later(harness: Harness) -> None:
 async def test_stream_releases_what_it_has_sent(harness: Harness) -> None:
     call = harness.stream()
     chunk = TaskChunk(call.tasks[0], 0, Part(), b"piece")
-    harness.scheduler._notify(chunk)
+    notify(harness.scheduler, chunk)
     assert call.events.popleft() is chunk
     assert harness.memory.held == 5
     call.release(5)
@@ -158,7 +159,7 @@ async def test_stream_releases_what_it_has_sent(harness: Harness) -> None:
 async def test_stream_that_nobody_reads_ends(harness: Harness) -> None:
     call = harness.stream()
     for index in range(3):
-        harness.scheduler._notify(TaskChunk(call.tasks[0], index, Part(), bytes(32 << 20)))
+        notify(harness.scheduler, TaskChunk(call.tasks[0], index, Part(), bytes(32 << 20)))
     assert call.failure is not None
     assert call.failure.code == "stream_not_read"
     assert not harness.scheduler.in_flight_counts["listeners"], "the call is cancelled"

@@ -28,6 +28,7 @@ from loadbalancer.schema.stream_events import KEEP_ALIVE
 from loadbalancer.schema.text.chat_stream import ChatEvents
 from loadbalancer.schema.text.response_answer import ResponseEcho
 from scripts.harness.processes import PATIENCE_S
+from tests.support.scheduler import notify
 from wire.inputs import Sampling, TextInputs
 from wire.messages import PROTOCOL, EngineInfo, Hello
 from wire.text import FinishReason, Markers, TextInfo, TokenLogprob, TokenOutput, ToolCallFormat
@@ -85,9 +86,9 @@ class Harness:
     def send(self, texts: InFlightTexts, text: str, finish: FinishReason = "", choice: int = 0, **more: Any) -> None:
         index = texts.choices[choice].generated_tokens
         output = TokenOutput(index, [7], text, finish, prompt_tokens=0 if index else 5, **more)
-        self.scheduler._notify(TaskTokens(texts.tasks[choice], output))
+        notify(self.scheduler, TaskTokens(texts.tasks[choice], output))
         if finish:
-            self.scheduler._notify(TaskCompleted(texts.tasks[choice], [], 0.1, 0.2))
+            notify(self.scheduler, TaskCompleted(texts.tasks[choice], [], 0.1, 0.2))
 
     def send_all(self, texts: InFlightTexts) -> None:
         for part in TEXT:
@@ -252,7 +253,7 @@ async def test_logprobs_wait_for_their_text(harness: Harness) -> None:
 
 async def test_failure_before_the_first_text_has_a_status(harness: Harness) -> None:
     texts = harness.stream()
-    harness.scheduler._notify(TaskEnded(texts.tasks[0], TaskState.FAILED, "invalid", "too long"))
+    notify(harness.scheduler, TaskEnded(texts.tasks[0], TaskState.FAILED, "invalid", "too long"))
     with pytest.raises(InvalidRequest, match="too long"):
         await texts.response
     await turn()
@@ -261,7 +262,7 @@ async def test_failure_before_the_first_text_has_a_status(harness: Harness) -> N
 
 async def test_too_long_prompt_is_named(harness: Harness) -> None:
     texts = harness.stream()
-    harness.scheduler._notify(TaskEnded(texts.tasks[0], TaskState.FAILED, "context_length", "too long"))
+    notify(harness.scheduler, TaskEnded(texts.tasks[0], TaskState.FAILED, "context_length", "too long"))
     with pytest.raises(InvalidRequest, match="too long") as caught:
         await texts.response
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
@@ -271,7 +272,7 @@ async def test_failure_in_a_stream_is_its_last_event(harness: Harness) -> None:
     texts, client = harness.stream(2), Client()
     texts.attach(client)
     harness.send(texts, "a ")
-    harness.scheduler._notify(TaskEnded(texts.tasks[1], TaskState.FAILED, "error", "broken"))
+    notify(harness.scheduler, TaskEnded(texts.tasks[1], TaskState.FAILED, "error", "broken"))
     assert "broken" in client.events[-1]["error"]["message"]
     assert client.events[-2]["choices"][0]["delta"]["content"] == "a ", "what had come is sent first"
     assert client.is_finished
@@ -308,7 +309,7 @@ async def test_further_attempt_does_not_count_its_prompt(harness: Harness) -> No
     texts = harness.stream()
     harness.send(texts, "a ")
     moved = TokenOutput(1, [7], "b ", prompt_tokens=6, cached_tokens=6)
-    harness.scheduler._notify(TaskTokens(texts.tasks[0], moved))
+    notify(harness.scheduler, TaskTokens(texts.tasks[0], moved))
     assert (texts.usage.prompt_tokens, texts.usage.prompt_tokens_details.cached_tokens) == (5, 0)
     texts.close()
 
@@ -322,7 +323,7 @@ async def test_silent_stream_begins_and_stays_alive(harness: Harness) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while client.received.count(KEEP_ALIVE) < 3:
             await asyncio.sleep(0.01)
-    harness.scheduler._notify(TaskEnded(texts.tasks[0], TaskState.FAILED, "invalid", "too long"))
+    notify(harness.scheduler, TaskEnded(texts.tasks[0], TaskState.FAILED, "invalid", "too long"))
     assert "too long" in client.events[-1]["error"]["message"], "it has no status any more"
     texts.close()
     await asyncio.sleep(0.03)

@@ -20,7 +20,7 @@ def test_full_memory_of_a_key_refuses_its_new_requests_only() -> None:
     assert (refused.value.status, refused.value.code) == (429, MEMORY_FULL)
     assert refused.value.headers == {"retry-after": "5"}
     memory.check("bob")
-    memory.remove("alice", 50)
+    memory.add("alice", -50)
     memory.check("alice")
-    memory.remove("alice", 99)
+    memory.add("alice", -99)
     assert (memory.held, refusals.counts[MEMORY_FULL]) == (0, 1)

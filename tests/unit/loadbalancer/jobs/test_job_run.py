@@ -13,6 +13,7 @@ from loadbalancer.scheduling.task import TaskCompleted, TaskEnded
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.schema.call_results import CallResult, pack_result, unpack_result
 from loadbalancer.storage.records import JobRecord, JobSpec, JobState, StoredImage
+from tests.support.scheduler import notify
 from wire.inputs import CallInputs, Part, TaskInputs
 
 ONE, TWO = CallInputs((Part(),)), CallInputs((Part("image/png", "a"), Part("text/plain", "b")))
@@ -54,7 +55,7 @@ async def test_calls_that_are_stored_do_not_run_again(scheduler: SchedulerServic
 
 async def test_results_are_stored_with_their_parts(scheduler: SchedulerService) -> None:
     run = entered(scheduler, [])
-    scheduler._notify(TaskCompleted("job_1-001", [b"png", b"text"], 0.1, 0.2, parts=TWO.parts))
+    notify(scheduler, TaskCompleted("job_1-001", [b"png", b"text"], 0.1, 0.2, parts=TWO.parts))
     [stored] = run.take_unsaved()
     found = unpack_result(stored.image)
     assert (stored.item, tuple(found.parts), list(map(bytes, found.frames))) == (1, TWO.parts, [b"png", b"text"])
@@ -80,7 +81,7 @@ async def test_failed_call_fails_the_job(
     scheduler: SchedulerService, update: TaskCompleted | TaskEnded, code: str, text: str
 ) -> None:
     run = entered(scheduler, [])
-    scheduler._notify(update)
+    notify(scheduler, update)
     assert run.is_finished
     assert run.failure is not None
     assert (run.failure.code, run.failure.message) == (code, text)
