@@ -15,7 +15,7 @@ from typing import Any
 from configs.model_parts import BUILTIN_DIR, builtin_folder
 from configs.model_settings import Model
 from configs.safetensors_file import InvalidFile, check_safetensors, explain_start, open_regular
-from configs.user_engine import engine_problems
+from configs.user_engine_source import engine_problems
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 #: Parts that Muster leaves out for some pipelines and settings.
@@ -52,7 +52,7 @@ def _problems(model: Model) -> list[str]:
     if model.engine == "sim":
         return []
     if model.task == "call":
-        return list(engine_problems(model.engine, model.path))
+        return list(engine_problems(model.engine, model.path, model.options))
     if model.task == "text":
         return list(_language_model_problems(model))
     problems = list(_path_problems(model.path, model))

@@ -15,6 +15,7 @@ from configs.model_settings import Model
 from configs.section_base import expand_home
 from configs.settings import Settings
 from configs.user_engine import interpreter_problems
+from configs.user_engine_source import installed_package, package_problem
 from configs.worker_packages import library_problem
 from configs.yaml_file import dump_yaml
 
@@ -99,10 +100,11 @@ def _check_files(file: Path, settings: Settings) -> int:
 
 
 def _model_problems(model: Model) -> list[str]:
+    package = installed_package(model.engine, model.path) if model.task == "call" else ""
     if model.python is not None:
-        interpreter = list(interpreter_problems(model.python, model.engine))
+        interpreter = list(interpreter_problems(model.python, model.engine, package))
     else:
-        problem = library_problem(model.engine)
+        problem = package_problem(package, model.path) or library_problem(model.engine)
         interpreter = [problem] if problem else []
     return [*checkpoint_problems(model), *interpreter]
 

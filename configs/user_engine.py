@@ -1,8 +1,7 @@
-"""Finds what is wrong with a user's engine without importing it: its file, its class, its interpreter."""
+"""The engine of a user in the configuration: its reference, its paths, and its interpreter."""
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 from collections.abc import Iterator
@@ -61,37 +60,11 @@ def with_absolute_paths(model: Tree, folder: Path) -> Tree:
     return changed
 
 
-def engine_problems(engine: str, folder: str) -> Iterator[str]:
-    """Yield what keeps the class from being imported, as far as its file shows it."""
-    reference = engine_reference(engine)
-    if reference.is_file:
-        file = Path(reference.place)
-        if not file.is_file():
-            yield f"engine: no such file: {file}"
-            return
-    else:
-        found = _module_file(reference.place, Path(folder))
-        if found is None:  # a package of the environment, which only the worker's interpreter knows
-            return
-        file = found
-    try:
-        tree = ast.parse(file.read_bytes(), str(file))
-    except OSError as error:
-        yield f"engine: {file} cannot be read: {error.strerror}"
-        return
-    except (SyntaxError, ValueError) as error:
-        line = f" line {error.lineno}:" if isinstance(error, SyntaxError) else ""
-        yield f"engine: {file}{line} {getattr(error, 'msg', error)}"
-        return
-    names = _names(tree)
-    if reference.class_name not in names and "*" not in names:
-        classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-        known = f"it defines {', '.join(classes)}" if classes else "it defines no class"
-        yield f"engine: {file} has no class {reference.class_name}; {known}"
+def interpreter_problems(python: Path, engine: str = "", package: str = "") -> Iterator[str]:
+    """Run the interpreter and yield what keeps it from running a worker with this engine.
 
-
-def interpreter_problems(python: Path, engine: str = "") -> Iterator[str]:
-    """Run the interpreter and yield what keeps it from running a worker with this engine."""
+    `package` is what it must have installed besides, or empty.
+    """
     if not python.is_file():
         yield f"python: no such interpreter: {python}"
         return
@@ -100,7 +73,7 @@ def interpreter_problems(python: Path, engine: str = "") -> Iterator[str]:
         return
     try:
         probe = subprocess.run(  # noqa: S603  # the operator names it in the configuration
-            [python, "-c", _PROBE, *needed_packages(engine)],
+            [python, "-c", _PROBE, *needed_packages(engine), *([package] if package else [])],
             capture_output=True,
             text=True,
             timeout=_ANSWER_S,
@@ -114,6 +87,9 @@ def interpreter_problems(python: Path, engine: str = "") -> Iterator[str]:
         text = getattr(error, "stderr", "") or str(error)
         yield f"python: {python} does not run: {clip(' '.join(text.split()), 200)}"
         return
+    if package in missing:
+        missing.remove(package)
+        yield f"engine: no module {package} among the packages of {python}"
     problem = environment_problem(str(python), tuple(map(int, version.split("."))), missing)
     if problem:
         yield f"python: {problem}"
@@ -125,22 +101,3 @@ def _absolute(path: str, folder: Path) -> str:
         return os.path.normpath(folder.absolute() / Path(path).expanduser())
     except RuntimeError:  # an unknown user after ~
         return path
-
-
-def _module_file(module: str, folder: Path) -> Path | None:
-    """Return the module's file if it is in the folder."""
-    place = folder.joinpath(*module.split("."))
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
-
-
-def _names(tree: ast.Module) -> set[str]:
-    """Return the names that a module defines or imports at its top level, also inside `if` and `try`."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(each.asname or each.name).partition(".")[0] for each in node.names}
-        elif isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return names

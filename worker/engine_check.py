@@ -67,7 +67,9 @@ def engine_to_check(settings: Settings, engine: str, name: str | None) -> Model:
         try:
             return Model.model_validate(with_absolute_paths({"engine": engine}, Path.cwd()))
         except ValidationError as error:
-            raise ValueError(f"--check-engine {engine}: {error.errors()[0]['msg']}") from None
+            raise ValueError(
+                f"--check-engine {engine}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+            ) from None
     own = {each: model for each, model in settings.models.items() if model.task == "call" and model.engine != "sim"}
     if name is None and own:
         return next(iter(own.values()))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from configs.cli import to_yaml
+from configs.cli import settings_from, to_yaml
 from configs.load import ConfigError, load
 from configs.model_settings import Model
-from configs.user_engine import engine_problems, interpreter_problems
+from configs.user_engine import interpreter_problems
+from configs.user_engine_source import engine_problems, installed_package, package_problem
 from configs.worker_packages import WORKER_PACKAGES, environment_problem
 
 SOURCE = """
@@ -18,6 +20,13 @@ from elsewhere import Imported
 class Digits:
     def predict(self, items): return items
 Alias = Digits
+class Options:
+    def __init__(self, path, size=1, *, name, scale=2.0): ...
+class AnyOptions:
+    def __init__(self, size=1, **others): ...
+@decorated
+class Wrapped(Digits):
+    def __init__(self): ...
 """
 
 
@@ -68,7 +77,10 @@ def test_module_is_looked_for_in_path(folder: Path) -> None:
         ("package:InPackage", ""),
         ("installed.somewhere:Class", ""),
         ("engines/other.py:Digits", "engine: no such file: {folder}/engines/other.py"),
-        ("engines/digits.py:Numbers", "engine: {folder}/engines/digits.py has no class Numbers; it defines Digits"),
+        (
+            "engines/digits.py:Numbers",
+            "engine: {folder}/engines/digits.py has no class Numbers; it defines Digits, Options, AnyOptions, Wrapped",
+        ),
         ("empty:Numbers", "engine: {folder}/empty.py has no class Numbers; it defines no class"),
         ("broken.py:Digits", "engine: {folder}/broken.py line 2: invalid syntax"),
     ],
@@ -76,6 +88,59 @@ def test_module_is_looked_for_in_path(folder: Path) -> None:
 def test_problem_names_file_and_class(folder: Path, engine: str, problem: str) -> None:
     model = load(write(folder, f'engine: "{engine}"')).models["digits"]
     assert "; ".join(engine_problems(model.engine, model.path)) == problem.format(folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problems"),
+    [
+        ("Digits", ["anything"], []),
+        ("Options", ["path", "name"], []),
+        ("Options", ["path", "size", "name", "scale"], []),
+        (
+            "Options",
+            ["path", "name", "sclae"],
+            ["options.sclae: unknown option; did you mean `scale`? Options takes path, size, name, scale"],
+        ),
+        (
+            "Options",
+            ["x"],
+            [
+                "options.x: unknown option; Options takes path, size, name, scale",
+                "options.path: is required; Options takes path, size, name, scale",
+                "options.name: is required; Options takes path, size, name, scale",
+            ],
+        ),
+        ("AnyOptions", ["anything"], []),
+        ("Wrapped", ["anything"], []),
+    ],
+)
+def test_options_are_compared_with_the_source(folder: Path, name: str, options: list[str], problems: list[str]) -> None:
+    assert list(engine_problems(f"{folder}/engines/digits.py:{name}", "", options)) == problems
+
+
+@pytest.mark.parametrize(
+    ("engine", "package"),
+    [
+        ("engines/digits.py:Digits", ""),
+        ("package:InPackage", ""),
+        ("package.deeper:Class", ""),
+        ("empty:Class", ""),
+        ("installed.somewhere:Class", "installed"),
+    ],
+)
+def test_package_that_must_be_installed(folder: Path, engine: str, package: str) -> None:
+    assert installed_package(engine, str(folder)) == package
+
+
+def test_package_that_is_not_installed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert package_problem("", "/f") == package_problem("pydantic", "/f") == ""
+    assert package_problem("no_such_package", "/f").startswith("engine: no module no_such_package in /f or in the")
+    [problem] = interpreter_problems(Path(sys.executable), package="no_such_package")
+    assert problem == f"engine: no module no_such_package among the packages of {sys.executable}"
+    file = write(folder, "engine: no_such_package:Class")
+    with pytest.raises(SystemExit):
+        settings_from(Namespace(check_config=file))
+    assert f"{file}: models.digits: engine: no module no_such_package in {folder}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

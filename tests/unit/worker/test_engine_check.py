@@ -53,6 +53,12 @@ class Forgetful:
 class Leaving(Good):
     def load(self, device): raise SystemExit(5)
 
+class NoWeights(Good):
+    def load(self, device): self.weights = {}["weights"]
+
+class BadWarmUp(Good):
+    def warm_up(self): open("/no/such/file")
+
 class NoExample(Good):
     def example(self): raise ValueError("no input today")
 
@@ -86,7 +92,9 @@ def file(tmp_path: Path) -> Path:
         ("NoBatches", None, "4 of 4 equal items failed in a batch: predict returned 1 results for 4 items"),
         ("Forgetful", None, "the result after save and restore is"),
         ("Unloadable", None, "OSError: no weights on cpu"),
-        ("Leaving", None, "SystemExit: 5"),
+        ("Leaving", None, "Leaving.load failed: line 39: SystemExit: 5"),
+        ("NoWeights", None, "NoWeights.load failed: line 42: KeyError: 'weights'"),
+        ("BadWarmUp", None, "BadWarmUp.warm_up failed: line 45: FileNotFoundError"),
         ("NoExample", None, "NoExample.example failed: ValueError: no input today"),
         ("Unclosable", None, "close failed: OSError: still open"),
         ("Missing", None, "has no class Missing; it defines"),
@@ -139,7 +147,7 @@ def test_engine_is_given_or_configured(tmp_path: Path, monkeypatch: pytest.Monke
     assert engine_to_check(both, "", None).engine == "a:B"
     assert engine_to_check(both, "", "other").engine == "c:D"
     for engine, name, text in [
-        ("nothing", None, "allowed: diffusion, text, vllm, openvino, sim, package.module:Class"),
+        ("nothing", None, "nothing: allowed: diffusion, text, vllm, openvino, sim, package.module:Class"),
         ("", "images", "models with one: own, other"),
     ]:
         with pytest.raises(ValueError, match=text):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from worker.engines.user.description import describe, examples
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.inputs import InputDecoder
 from worker.engines.user.interface import is_litserve
-from worker.engines.user.loading import load_class, make_instance
+from worker.engines.user.loading import explained_failure, load_class, make_instance, source_file
 from worker.engines.user.outputs import OutputEncoder
 from worker.engines.user.rows import CallRow
 from worker.engines.user.saved_state import SavedState, encode_state
@@ -80,13 +79,15 @@ class UserEngine:
         if self._instance is None:
             self.fetch()
         devices.limit_cpu_threads(self._device)  # before, so that the engine may set its own number
-        self._program.load(self._device)
+        with explained_failure(self._instance, "load"):
+            self._program.load(self._device)
 
     def warm_up(self) -> None:
         """Call `warm_up()`, or run the first example."""
         own = getattr(self._instance, "warm_up", None)
         if callable(own):
-            own()
+            with explained_failure(self._instance, "warm_up"):
+                own()
             return
         try:
             for value in examples(self._instance)[:1]:
@@ -140,7 +141,7 @@ class UserEngine:
         return ""
 
     def fingerprint(self) -> str:
-        file = inspect.getsourcefile(type(self._instance)) or ""
+        file = source_file(type(self._instance))
         source = Path(file).read_bytes() if Path(file).is_file() else b""
         code = hashlib.sha256(source).hexdigest()
         return f"{self._model.engine} {code} {self._model.options} {self._device} Python {sys.version}"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from worker.engine import UnsupportedModel
+from worker.engine import DeviceLost, OutOfMemory, TaskError, UnsupportedModel
 
 
 def load_class(reference: str, folder: str = "") -> type:
@@ -50,7 +51,27 @@ def make_instance(engine: type, options: Mapping[str, Any]) -> Any:
     try:
         return engine(**options)
     except Exception as error:
-        raise UnsupportedModel(f"{engine.__name__}() failed: {_explain(error)}") from error
+        raise UnsupportedModel(f"{engine.__name__}() failed: {_explain(error, source_file(engine))}") from error
+
+
+@contextlib.contextmanager
+def explained_failure(engine: Any, method: str) -> Iterator[None]:
+    """Raises `UnsupportedModel` with the line of the user's file for an exception of this method."""
+    try:
+        yield
+    except (UnsupportedModel, TaskError, OutOfMemory, DeviceLost, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        kind = type(engine)
+        raise UnsupportedModel(f"{kind.__name__}.{method} failed: {_explain(error, source_file(kind))}") from error
+
+
+def source_file(engine: type) -> str:
+    """Return the file of the class; empty if it has none."""
+    try:
+        return inspect.getsourcefile(engine) or ""
+    except TypeError:  # the class is built in, or was made without a file
+        return ""
 
 
 def _load_file(file: Path) -> ModuleType:

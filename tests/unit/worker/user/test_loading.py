@@ -92,7 +92,7 @@ def test_what_cannot_be_loaded_is_explained(folder: Path, reference: str, text: 
     [
         ("Engine", {"sise": 3}, "got an unexpected keyword argument 'sise'; it takes size, name"),
         ("Failing", {"x": 1}, "it takes none"),
-        ("Failing", {}, "Failing() failed: RuntimeError: no weights"),
+        ("Failing", {}, "Failing() failed: line 9: RuntimeError: no weights"),
     ],
 )
 def test_wrong_options_are_explained(folder: Path, name: str, options: dict[str, Any], text: str) -> None:
