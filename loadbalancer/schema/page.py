@@ -30,6 +30,8 @@ class Session(msgspec.Struct, frozen=True):
     weight: float
     #: Arrivals are recorded, for the simulator.
     records_arrivals: bool
+    #: What a request for an image may name as `scheduler`.
+    samplers: list[str]
     models: list[PageModel]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from configs.samplers import sampler_names
 from loadbalancer.api.conditional_requests import accepts_gzip, has_entity_tag
 from loadbalancer.api.event_stream import ServerSentEvents
 from loadbalancer.api.http_helpers import json_response
@@ -135,6 +136,7 @@ def _session(services: Services, request: Request) -> Session:
         max_concurrent=caller.max_concurrent,
         weight=caller.weight,
         records_arrivals=services.settings.server.record_arrivals is not None,
+        samplers=sampler_names(),
         models=models,
     )
 

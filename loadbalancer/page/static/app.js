@@ -45,7 +45,7 @@ function App() {
     const onLost = (time, reason) => setLost(time && { time, reason });
     return watch({ onState: setState, onPoints: (latest) => points.tell(latest), onLost, onError: refuse });
   }, [isAdmin]);
-  const { connection } = state ?? {}, first = useRef(null);
+  const { connection } = state ?? {}, first = useRef(null), isPlayed = useRef(false);
   useEffect(() => {
     if (first.current && connection) enterAgain();
     first.current = connection;
@@ -53,6 +53,8 @@ function App() {
   if (!session) return html`<${Entrance} problem=${problem} onKey=${(key) => { setKey(key); return enter(); }} />`;
   const shown = TABS.filter((each) => isAdmin || !each.admin);
   const current = shown.find((each) => each.id === tab) ?? shown[0];
+  // Once opened it stays: what runs goes on while another tab is looked at.
+  if (current.view === Playground) isPlayed.current = true;
   const isWaiting = current.admin && !state;
   document.title = `${lost ? "Not connected – " : ""}${current.title} – Muster`;
   return html`
@@ -71,7 +73,8 @@ function App() {
     </header>
     <main id="content" role="tabpanel" aria-labelledby=${`tab-${current.id}`}>
       ${isWaiting ? html`<p class="loading" role="status">Waiting for the server</p>`
-        : html`<${current.view} key=${current.id} session=${session} state=${state} points=${points} isAdmin=${isAdmin} />`}
+        : current.view !== Playground && html`<${current.view} key=${current.id} session=${session} state=${state} points=${points} isAdmin=${isAdmin} />`}
+      ${isPlayed.current && html`<div key="playground" hidden=${current.view !== Playground}><${Playground} session=${session} /></div>`}
     </main>`;
 }
 

@@ -1,12 +1,13 @@
 // Calls of an engine: a form from the schema of its input, or the input as JSON.
 
-import { html, useEffect, useState } from "./vendor/preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { getJson, postJson } from "./api.js";
 import { Snippets } from "./snippets.js";
 
 export function Calls({ model, keys }) {
   const path = `/v1/models/${encodeURIComponent(model.name)}:predict`;
-  const [schema, setSchema] = useState(null), [text, setText] = useState("null"), [answer, setAnswer] = useState(null), [isRunning, setRunning] = useState(false);
+  const [schema, setSchema] = useState(null), [text, setText] = useState("null"), [answer, setAnswer] = useState(null), [isRunning, setRunning] = useState(false), running = useRef(null);
+  useEffect(() => () => running.current?.abort(), []);
   useEffect(() => {
     getJson("/openapi.json").then((document) => {
       const found = inputSchema(document, model.name);
@@ -20,11 +21,11 @@ export function Calls({ model, keys }) {
   const send = async (event) => {
     event.preventDefault();
     setRunning(true);
-    const started = performance.now();
+    const started = performance.now(), abort = (running.current = new AbortController());
     try {
-      const result = await postJson(path, { instances: [input] });
+      const result = await postJson(path, { instances: [input] }, { signal: abort.signal });
       setAnswer({ text: JSON.stringify(result.predictions?.[0] ?? result, null, 2), note: `${Math.round(performance.now() - started)} ms` });
-    } catch (error) { setAnswer({ text: error.message, isError: true }); } finally { setRunning(false); }
+    } catch (error) { setAnswer(abort.signal.aborted ? { note: "Stopped." } : { text: error.message, isError: true }); } finally { setRunning(false); }
   };
   const setField = (name, kind) => (event) => {
     const value = kind === "boolean" ? event.target.checked : kind === "number" || kind === "integer" ? event.target.valueAsNumber : event.target.value;
@@ -34,12 +35,13 @@ export function Calls({ model, keys }) {
     <form class="card form" onSubmit=${send} aria-label="Input">
       ${fields.map(([name, each]) => html`<label key=${name}>${each.title ?? name} ${fieldFor(each, input[name], setField(name, each.type))}</label>`)}
       <label>Input as JSON <textarea rows="8" spellcheck=${false} value=${text} onInput=${(event) => setText(event.target.value)}></textarea></label>
-      ${mistake && html`<p class="bad" role="alert">${mistake}</p>`}
-      <div class="bar"><button class="primary" disabled=${Boolean(mistake) || isRunning}>Call</button></div>
+      ${mistake && html`<p class="fault" role="alert">This is no JSON: ${mistake}</p>`}
+      <div class="bar">${isRunning ? html`<button key="stop" type="button" onClick=${() => running.current.abort()}>Stop</button>` : html`<button key="start" class="primary" disabled=${Boolean(mistake)}>Call</button>`}</div>
       <${Snippets} path=${path} body=${{ instances: [input] }} keys=${keys} />
     </form>
     <section class="card" aria-label="Result" aria-live="polite">
-      ${answer ? html`<pre tabindex="0" class=${answer.isError ? "bad" : ""}><code>${answer.text}</code></pre><p class="muted">${answer.note}</p>`
+      ${answer ? html`${answer.isError ? html`<p class="fault" role="alert">${answer.text}</p>` : answer.text && html`<pre tabindex="0" aria-label="Result"><code>${answer.text}</code></pre>`}
+        ${answer.note && html`<p class="muted">${answer.note}</p>`}`
         : html`<p class="muted placeholder">The result appears here.</p>`}
     </section></div>`;
 }

@@ -2,28 +2,38 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { events, request } from "./api.js";
+import { Fault, Field, typedValue } from "./fault.js";
+import { useKept } from "./history.js";
 import { Snippets } from "./snippets.js";
 
+const FIELDS = ["temperature", "max_tokens"];
+
 export function Chat({ model, keys }) {
-  const [messages, setMessages] = useState([]), [typed, setTyped] = useState(""), [problem, setProblem] = useState("");
-  const [form, setForm] = useState({ system: "", temperature: 0.7, max_tokens: 256 });
-  const [isRunning, setRunning] = useState(false), running = useRef(null), end = useRef(null);
+  const [messages, setMessages] = useKept(`messages.${model.name}`, []), [typed, setTyped] = useState(""), [problem, setProblem] = useState(null);
+  const [form, setForm] = useKept(`chat.${model.name}`, { system: "", temperature: 0.7, max_tokens: 256 });
+  const [isRunning, setRunning] = useState(false), running = useRef(null), log = useRef(null), isAtEnd = useRef(true);
   useEffect(() => () => running.current?.abort(), []);
-  useEffect(() => { end.current?.scrollIntoView({ block: "nearest" }); }, [messages]);
+  // Who reads further up is left there.
+  useEffect(() => { if (isAtEnd.current) log.current.scrollTop = log.current.scrollHeight; }, [messages]);
+  const scrolled = ({ currentTarget: box }) => { isAtEnd.current = box.scrollHeight - box.scrollTop - box.clientHeight < 60; };
   const bodyFor = (list) => ({
     model: model.name,
     messages: [...(form.system ? [{ role: "system", content: form.system }] : []), ...list.map(({ role, content }) => ({ role, content }))],
-    temperature: form.temperature,
-    max_tokens: form.max_tokens,
+    ...Object.fromEntries(FIELDS.filter((name) => Number.isFinite(form[name])).map((name) => [name, form[name]])),
   });
-  const set = (name) => (event) => setForm({ ...form, [name]: event.target.type === "number" ? event.target.valueAsNumber : event.target.value });
+  const set = (name) => (event) => {
+    setForm({ ...form, [name]: typedValue(event) });
+    if (problem?.param === name) setProblem(null);
+  };
+  const field = (param) => ({ param, problem, type: "number", value: form[param], set: set(param) });
 
   const send = async (event) => {
     event.preventDefault();
-    const asked = [...messages, { role: "user", content: typed.trim() }], abort = new AbortController();
+    const text = typed.trim(), asked = [...messages, { role: "user", content: text }], abort = new AbortController();
     running.current = abort;
     setMessages([...asked, { role: "assistant", content: "" }]);
-    setTyped(""); setProblem(""); setRunning(true);
+    isAtEnd.current = true;
+    setTyped(""); setProblem(null); setRunning(true);
     const started = performance.now();
     let first = 0, answer = { role: "assistant", content: "", reasoning: "" };
     const show = (fields) => { answer = { ...answer, ...fields }; setMessages([...asked, answer]); };
@@ -31,7 +41,7 @@ export function Chat({ model, keys }) {
       const body = { ...bodyFor(asked), stream: true, stream_options: { include_usage: true } };
       const response = await request("POST", "/v1/chat/completions", { body, signal: abort.signal });
       for await (const { data } of events(response)) {
-        if (data?.error) throw new Error(data.error.message);
+        if (data?.error) throw data.error;
         const delta = data?.choices?.[0]?.delta;
         if (delta?.content || delta?.reasoning_content) {
           first ||= performance.now();
@@ -44,7 +54,11 @@ export function Chat({ model, keys }) {
       }
     } catch (error) {
       if (abort.signal.aborted) show({ note: "stopped" });
-      else { setProblem(error.message); setMessages(answer.content ? [...asked, answer] : asked); }
+      else {
+        setProblem(error);
+        if (answer.content) show({ note: "broken off" });
+        else { setMessages(messages); setTyped(text); }
+      }
     } finally { setRunning(false); }
   };
 
@@ -52,26 +66,24 @@ export function Chat({ model, keys }) {
     <section class="card form" aria-label="Settings">
       <label>Instructions <textarea rows="3" dir="auto" value=${form.system} onInput=${set("system")} placeholder="optional"></textarea></label>
       <div class="fields">
-        <label>Temperature <input type="number" min="0" max="2" step="0.1" value=${form.temperature} onInput=${set("temperature")} /></label>
-        <label>Tokens at most <input type="number" min="1" value=${form.max_tokens} onInput=${set("max_tokens")} /></label>
+        <${Field} name="Temperature" min="0" max="2" step="any" ...${field("temperature")} placeholder="default" />
+        <${Field} name="Tokens at most" min="1" ...${field("max_tokens")} placeholder="no limit" />
       </div>
-      <button onClick=${() => setMessages([])} disabled=${isRunning || messages.length === 0}>New conversation</button>
+      <button type="button" onClick=${() => { setMessages([]); setProblem(null); }} disabled=${isRunning || messages.length === 0}>New conversation</button>
       <${Snippets} path="/v1/chat/completions" body=${bodyFor(messages.length ? messages.filter(({ content }) => content) : [{ role: "user", content: typed || "What is 3 plus 4?" }])} keys=${keys} />
     </section>
     <section class="card chat" aria-label="Conversation">
-      <div class="messages" tabindex="0" role="log">
+      <div class="messages" tabindex="0" role="log" aria-label="Messages" aria-busy=${isRunning} ref=${log} onScroll=${scrolled}>
         ${messages.map((each, index) => html`<article key=${index} class=${each.role}>
           <h4>${each.role === "user" ? "You" : model.name}</h4>
           ${each.reasoning && html`<details><summary>Reasoning</summary><p dir="auto">${each.reasoning}</p></details>`}
           <p dir="auto">${each.content || (isRunning && index === messages.length - 1 ? "…" : "")}</p>
           ${each.note && html`<p class="muted">${each.note}</p>`}</article>`)}
         ${messages.length === 0 && html`<p class="muted placeholder">Ask something.</p>`}
-        <div ref=${end}></div>
       </div>
-      ${problem && html`<p class="bad" role="alert">${problem}</p>`}
+      <${Fault} problem=${problem} known=${FIELDS} />
       <form class="ask" onSubmit=${send}>
-        <label class="hidden" for="ask">Message</label>
-        <textarea id="ask" rows="2" dir="auto" required value=${typed} onInput=${(event) => setTyped(event.target.value)}
+        <textarea aria-label="Message" placeholder="Enter sends, Shift and Enter begin a line" rows="2" dir="auto" required value=${typed} onInput=${(event) => setTyped(event.target.value)}
           onKeyDown=${(event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); if (typed.trim() && !isRunning) event.currentTarget.form.requestSubmit(); } }}></textarea>
         ${isRunning ? html`<button key="stop" type="button" onClick=${() => running.current.abort()}>Stop</button>` : html`<button key="send" class="primary" disabled=${!typed.trim()}>Send</button>`}
       </form>

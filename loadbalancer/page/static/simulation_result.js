@@ -2,6 +2,7 @@
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { Chart } from "./chart.js";
+import { CopyButton } from "./copy.js";
 import { number, seconds } from "./format.js";
 
 const COLORS = { measured: "--muted", current: "--accent", A: "--orange", B: "--good", C: "--extra", D: "--bad" };
@@ -101,14 +102,4 @@ function Yaml({ model, alternatives }) {
       <${CopyButton} text=${text} /></div>
     <pre tabindex="0" aria-label="Settings as YAML"><code>${text}</code></pre>
     <p class="muted">Then <code>python -m controller reload</code> puts them in force without a restart.</p></div>`;
-}
-
-export function CopyButton({ text }) {
-  const [copied, setCopied] = useState(false);
-  const copy = async () => {
-    await navigator.clipboard.writeText(text);
-    setCopied(true);
-    setTimeout(() => setCopied(false), 1500);
-  };
-  return html`<button type="button" onClick=${copy}>${copied ? "Copied" : "Copy"}</button>`;
 }

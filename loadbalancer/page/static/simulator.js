@@ -2,8 +2,9 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { events, request } from "./api.js";
+import { CopyButton } from "./copy.js";
 import { number } from "./format.js";
-import { CopyButton, Outcome } from "./simulation_result.js";
+import { Outcome } from "./simulation_result.js";
 
 const LETTERS = ["A", "B", "C", "D"];
 const POLICIES = ["slo_work", "queue_depth", "ongoing_requests", "static"];

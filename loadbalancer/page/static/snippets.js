@@ -1,6 +1,7 @@
 // The request as commands and programs to copy.
 
 import { html, useState } from "./vendor/preact.js";
+import { CopyButton } from "./copy.js";
 
 const LANGUAGES = ["curl", "Python", "JavaScript"];
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -20,16 +21,10 @@ export function snippet(language, path, body, keys) {
 }
 
 export function Snippets({ path, body, keys }) {
-  const [language, setLanguage] = useState("curl"), [copied, setCopied] = useState(false);
-  const text = snippet(language, path, body, keys);
-  const copy = async () => {
-    await navigator.clipboard.writeText(text);
-    setCopied(true);
-    setTimeout(() => setCopied(false), 1500);
-  };
+  const [language, setLanguage] = useState("curl"), text = snippet(language, path, body, keys);
   return html`<details class="snippets"><summary>The request as a command</summary>
     <div class="bar"><span class="choices" role="group" aria-label="Language">
-      ${LANGUAGES.map((each) => html`<button key=${each} aria-pressed=${each === language} onClick=${() => setLanguage(each)}>${each}</button>`)}</span>
-      <button onClick=${copy}>${copied ? "Copied" : "Copy"}</button></div>
+      ${LANGUAGES.map((each) => html`<button type="button" key=${each} aria-pressed=${each === language} onClick=${() => setLanguage(each)}>${each}</button>`)}</span>
+      <${CopyButton} text=${text} /></div>
     <pre tabindex="0" aria-label="The request"><code>${text}</code></pre></details>`;
 }
