@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from configs.data_dir import DataDirCheck, DataDirRemoved, is_same_file
 from configs.files import describe_os_error, open_for_append
@@ -39,6 +39,8 @@ _BUSY_S = 2.0
 _SWEEP_S = 5.0
 #: Least interval between two log lines about an unavailable disk.
 _LOG_INTERVAL_S = 10.0
+#: The value of `auto_vacuum` for which free pages are cut off on request.
+_INCREMENTAL = 2
 #: No space, a quota, the largest size of a file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -95,6 +97,7 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         #: Status of the connection's file, which it holds open.
         self._opened: os.stat_result | None = None
+        self._is_exclusive = False
         #: Bytes of the pages in use after the last commit.
         self.used_bytes = 0
         #: Error of the last commit; empty after a success.
@@ -163,6 +166,8 @@ class Database:
             self._last_error = ""
             if not self._overwrites:
                 self._set_secure_delete(True)
+            if self._is_exclusive:  # other programs may read the file in between, and there may be room again
+                self._disconnect()
         return outcomes
 
     def _transact(self, items: Sequence[_WorkItem]) -> list[_Outcome]:
@@ -190,17 +195,29 @@ class Database:
         if self._connection is None:
             folder = private_dir(self._file.parent.resolve())  # may be a link of this user to a larger disk
             _make_private(folder / self._file.name)
-            db = sqlite3.connect(self._file, timeout=_BUSY_S, isolation_level=None)
             try:
-                self._prepare(db)
-            except BaseException:
-                db.close()
-                raise
-            self._connection, self._opened = db, self._file.stat()
+                self._connection = self._open("NORMAL")
+            except sqlite3.OperationalError as error:
+                if not error.sqlite_errorname.startswith("SQLITE_IOERR_SHM"):
+                    raise
+                # A full disk has no room for the index of the log, 32 KiB, which an exclusive lock keeps in memory.
+                self._connection, self._is_exclusive = self._open("EXCLUSIVE"), True
+            self._opened = self._file.stat()
         return self._connection
 
+    def _open(self, locking: Literal["NORMAL", "EXCLUSIVE"]) -> sqlite3.Connection:
+        db = sqlite3.connect(self._file, timeout=_BUSY_S, isolation_level=None)
+        try:
+            db.execute(f"PRAGMA locking_mode = {locking}")
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
     def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts for a new file, before its first table
+        if db.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):  # else setting it writes, and fails if full
+            db.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")  # counts for a new file, before its first table
         # With secure_delete, prompts and images that are deleted are not left behind in free pages.
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             db.execute(f"PRAGMA {pragma}")
@@ -247,6 +264,7 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = self._opened = None
+            self._is_exclusive = False
 
 
 def _used_bytes(db: sqlite3.Connection) -> int:

@@ -121,6 +121,43 @@ async def test_what_is_stored_is_read_while_the_system_refuses_to_write(tmp_path
         assert await jobs(database) == made
 
 
+@pytest.mark.parametrize("limit_bytes", [40 << 10, 16 << 10], ids=["room for the index of the log", "no room"])
+async def test_a_log_is_read_after_a_crash_while_the_system_refuses_to_write(tmp_path: Path, limit_bytes: int) -> None:
+    """The log is as it was when the process died, and larger than what may be written."""
+    file, crashed = tmp_path / "jobs" / "j", tmp_path / "crashed" / "j"
+    async with journal_at(file) as database:
+        made = [await add(database, f"j{i}", 5000) for i in range(20)]
+        crashed.parent.mkdir()
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{file}{suffix}", f"{crashed}{suffix}")
+    assert Path(f"{crashed}-wal").stat().st_size > 2 * limit_bytes
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        async with journal_at(crashed) as database:
+            for _ in range(2):
+                assert await jobs(database) == made
+                with pytest.raises(StorageUnavailable) as refused:
+                    await add(database, "refused", 5000)
+                assert refused.value.full
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            made.append(await add(database, "later", 5000))
+            assert await jobs(database) == made
+            with contextlib.closing(sqlite3.connect(crashed)) as other:
+                assert other.execute("SELECT count(*) FROM jobs").fetchone() == (len(made),)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_free_pages_can_be_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "j"
+    for _ in range(2):
+        async with journal_at(file) as database:
+            await jobs(database)
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        assert other.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+
+
 async def test_a_full_file_refuses_what_adds_and_takes_it_again_when_there_is_room(tmp_path: Path) -> None:
     async with journal_at(tmp_path / "j", max_file_bytes=(1 << 18) + (1 << 15)) as database:
         await add(database, "small")
