@@ -20,7 +20,7 @@ from loadbalancer.api.idempotency_keys import ReplayedPaths
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.api.model_documents import serve_document
 from loadbalancer.api.openapi import DESCRIPTION, DocumentedApp
-from loadbalancer.api.path_hints import unknown_path
+from loadbalancer.api.path_hints import method_hint, unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.request_recorder import RequestRecorder
 from loadbalancer.api.routes import (
@@ -120,7 +120,8 @@ def _from_starlette(request: Request, error: Exception) -> ApiError:
         return NotFound(unknown_path(request.method, request.url.path, request.app.openapi()["paths"]))
     if error.status_code == 405:
         allow = ", ".join(allowed_methods(request, (error.headers or {}).get("Allow", "")))
-        return MethodNotAllowed(f"{operation}: this path allows {allow}.", headers={"allow": allow})
+        text = f"{operation}: this path allows {allow}.{method_hint(request.method, request.url.path)}"
+        return MethodNotAllowed(text, headers={"allow": allow})
     if error.status_code < 500:
         return InvalidRequest(error.detail, code="bad_request")
     return InternalError(error.detail)

@@ -31,6 +31,13 @@ def unknown_path(method: str, path: str, known: Iterable[str]) -> str:
     return f"{text} Did you mean {nearest}?" if nearest else text
 
 
+def method_hint(method: str, path: str) -> str:
+    """Return what to say beside the methods that the path takes; empty for nothing."""
+    if method == "POST" and path.startswith("/v1/models/"):
+        return " Calls are sent to /v1/models/{model}:predict."
+    return ""
+
+
 def _nearest(path: str, known: list[str]) -> str | None:
     if len(path) > _MAX_PATH_CHARS:
         return None

@@ -11,9 +11,10 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.text import clip, closest, printable
+from configs.text import clip, printable
 from loadbalancer.schema.body_limits import MAX_ENTRIES, check_entries, check_size_without_images
 from loadbalancer.schema.errors import MAX_PARAM_CHARS, InvalidRequest
+from loadbalancer.schema.parameter_hints import parameter_hint
 from loadbalancer.schema.requests import LoraRequest
 from loadbalancer.schema.struct_parsing import invalid_json
 
@@ -128,8 +129,7 @@ def _too_many_members(members: Iterable[str], request: type[BaseModel]) -> Inval
 
 
 def _unknown_parameter(path: str, name: str, known: type[BaseModel]) -> InvalidRequest:
-    near = closest(name, known.model_fields) if len(name) <= MAX_PARAM_CHARS else None
-    hint = f" Did you mean '{near}'?" if near else ""
+    hint = parameter_hint(name, known.model_fields) if len(name) <= MAX_PARAM_CHARS else ""
     return InvalidRequest(f"Unknown parameter: {shorten(path)}.{hint}", param=path, code="unknown_parameter")
 
 

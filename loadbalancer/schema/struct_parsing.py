@@ -7,9 +7,10 @@ from typing import TypeVar
 
 import msgspec
 
-from configs.text import clip, closest, printable
+from configs.text import clip, printable
 from loadbalancer.schema.allowed_values import allowed_values
 from loadbalancer.schema.errors import MAX_PARAM_CHARS, InvalidRequest
+from loadbalancer.schema.parameter_hints import parameter_hint
 
 Parsed = TypeVar("Parsed", bound=msgspec.Struct)
 
@@ -98,8 +99,7 @@ def _to_error(text: str, kind: type[msgspec.Struct], path: str) -> InvalidReques
 
 def unknown_parameter(name: str, known: list[str] | tuple[str, ...] = ()) -> InvalidRequest:
     """The error of a member that the request does not have. It names the nearest of the known ones."""
-    near = closest(name, known) if len(name) < MAX_PARAM_CHARS else None
-    hint = f" Did you mean '{near}'?" if near else ""
+    hint = parameter_hint(name, known) if len(name) < MAX_PARAM_CHARS else ""
     return InvalidRequest(f"Unknown parameter: {clip(repr(name), 80)}.{hint}", param=name, code="unknown_parameter")
 
 

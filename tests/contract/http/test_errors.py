@@ -215,7 +215,7 @@ def test_wrong_method_names_those_of_the_path(http: httpx.Client, method: str, p
     assert answered.headers["allow"] == allow
     error = answered.json()["error"]
     message = error if isinstance(error, str) else error["message"]
-    assert message == f"{method} {path}: this path allows {allow}."
+    assert message.startswith(f"{method} {path}: this path allows {allow}.")
 
 
 @pytest.mark.parametrize(

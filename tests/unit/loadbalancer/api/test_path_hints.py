@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.api.path_hints import unknown_path
+from loadbalancer.api.path_hints import method_hint, unknown_path
 
 KNOWN = ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models/{model}", "/healthz", "/predict"]
 
@@ -34,3 +34,8 @@ def test_hint(path: str, hint: str) -> None:
     assert hint in text
     assert len(text) < 250
     assert text.isprintable()
+
+
+def test_call_at_the_path_of_a_model_is_told_the_right_one() -> None:
+    assert ":predict" in method_hint("POST", "/v1/models/count/predict")
+    assert method_hint("DELETE", "/v1/models/count") == method_hint("POST", "/healthz") == ""
