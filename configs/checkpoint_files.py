@@ -127,8 +127,8 @@ def _language_model_problems(model: Model) -> Iterator[str]:
         yield f"no such folder or file: {path}{_where(place)}"
     elif place.is_file() and place.suffix != ".gguf":
         yield f"{path} is not supported: a language model is a folder, a hub id or a .gguf file"
-    elif place.is_file() and model.engine == "vllm":
-        yield f"{path}: engine vllm loads a folder or a hub id; .gguf files are for engine openvino"
+    elif place.is_file() and model.engine != "openvino":
+        yield f"{path}: engine {model.engine} loads a folder or a hub id; .gguf files are for engine openvino"
     elif place.is_dir() and model.engine == "openvino":
         yield from _folder_problems(place, "path")
         yield from _openvino_problems(place)

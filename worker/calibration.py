@@ -52,7 +52,8 @@ def measure(
                 sizer.set_measured(shape, points)
             rates = ", ".join(f"{tasks}: {tasks / seconds:.3g}" for tasks, seconds in points if seconds > 0)
             limit = sizer.limit_and_points(shape, time.monotonic())[0]
-            log.info("%s: at max_batch %d tasks share a step; steps/s by batch %s", shape.key, limit, rates)
+            name = f"{shape.key}: " if shape.key else ""
+            log.info("%sat most %d tasks share a step; steps/s by batch %s", name, limit, rates)
         if preparing:
             _prepare_all(engine, sample, sizer.limit(shape, time.monotonic()), prepare_ends)
     if preparing:

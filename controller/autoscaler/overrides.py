@@ -79,7 +79,8 @@ def request_worker_restart(current: Overrides, worker: str, workers: Collection[
 def check_worker(worker: str, workers: Collection[str]) -> None:
     """Raises `InvalidCommand` unless it is one of those that the controller runs."""
     if worker not in workers:
-        raise InvalidCommand(f"the controller runs no worker that is named {worker}", "worker")
+        known = f"its workers: {', '.join(sorted(workers))}" if workers else "it runs none"
+        raise InvalidCommand(f"the controller runs no worker that is named {worker}; {known}", "worker")
 
 
 def active_overrides(current: Overrides, limits: Mapping[str, WorkerLimits], now: float) -> Overrides:

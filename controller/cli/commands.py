@@ -46,7 +46,7 @@ def scale(argv: Sequence[str]) -> int:
     parser = _parser("scale", _SCALE)
     parser.add_argument("model")
     parser.add_argument("workers", type=int)
-    parser.add_argument("--hold", type=_seconds, default=600.0, metavar="TIME", help="such as 90s, 10m, 2h, 1d")
+    parser.add_argument("--hold", type=_seconds, default="10m", metavar="TIME", help="such as 90s, 10m, 2h, 1d")
     args = parser.parse_args(argv)
     return _send(args, "scale", {"model": args.model, "workers": args.workers, "hold_s": args.hold})
 

@@ -36,7 +36,9 @@ def select_to_stop(
         child = replica.process
         match replica.stage:
             case Stage.STARTING if now - child.started_at > limits.start_timeout_s:
-                kills.append(Kill(child.id, f"not ready {limits.start_timeout_s:g} s after its start"))
+                kills.append(
+                    Kill(child.id, f"not ready {limits.start_timeout_s:g} s after its start (workers.start_timeout_s)")
+                )
             case Stage.DRAINING:
                 leaving_s = now - (child.drained_at or now)
                 if leaving_s > limits.drain_timeout_s + DRAIN_GRACE_S:

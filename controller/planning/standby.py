@@ -140,7 +140,9 @@ def _adjust(target: StandbyTarget, spares: Sequence[WorkerProcess], *, busy: boo
             if now - child.drained_at > DRAIN_GRACE_S:
                 yield Kill(child.id, f"still there {now - child.drained_at:.0f} s after its drain began")
         elif child.loaded_at is None and now - child.started_at > target.limits.start_timeout_s:
-            yield Kill(child.id, f"not loaded {target.limits.start_timeout_s:g} s after its start")
+            yield Kill(
+                child.id, f"not loaded {target.limits.start_timeout_s:g} s after its start (workers.start_timeout_s)"
+            )
         elif child.id in target.outdated:
             yield Drain(child.id, target.outdated[child.id])
         elif child.device not in target.kinds:

@@ -378,7 +378,7 @@ def test_slow_start_is_killed_and_counts_as_crash(start: Start) -> None:
     slow["sim"]["load_s"] = 600.0
     instance = start(models={"m": slow}, workers=TIMES | {"start_timeout_s": 1.0})
     instance.until(lambda: "crash 1 in a row" in instance.output(), "the count")
-    instance.until_logged("not ready 1 s after its start")
+    instance.until_logged("not ready 1 s after its start (workers.start_timeout_s)")
 
 
 def test_two_instances_need_own_data_dir_and_port(start: Start) -> None:

@@ -14,7 +14,7 @@ def check_build(device: torch.device) -> None:
     """Raises `UnsupportedModel` if this build of torch has no support for GPUs. Does not use the device."""
     if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
         raise UnsupportedModel(
-            f"this machine has a GPU, but torch {torch.__version__} is built for CPUs only: install a build of torch "
+            f"device {device}: torch {torch.__version__} is built for CPUs only; for a GPU install a build of torch "
             "with CUDA, or set devices.use: cpu"
         )
 

@@ -110,7 +110,11 @@ def activation(name: str, start: Start = START) -> Activate:
             [Kill("a", "still there 11 s after its drain began")],
         ),
         ([], target(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S + 1)]), []),
-        ([], target(1, [spare("a", loaded=False, age_s=61)]), [Kill("a", "not loaded 60 s after its start")]),
+        (
+            [],
+            target(1, [spare("a", loaded=False, age_s=61)]),
+            [Kill("a", "not loaded 60 s after its start (workers.start_timeout_s)")],
+        ),
         # The back-off after a crash of a worker or of a standby worker applies.
         ([], target(1, [], crashes=CrashBackoff(1, NOW + 1, NOW)), []),
         ([], target(1, [], worker_crashes=CrashBackoff(1, NOW + 1, NOW)), []),

@@ -14,7 +14,7 @@ from worker.engines.torch_device import limit_cpu_threads
 @pytest.mark.parametrize("check", [check_build, open_gpu])
 def test_build_without_cuda_is_named(check: object) -> None:
     assert callable(check)
-    with pytest.raises(UnsupportedModel, match=r"is built for CPUs only: install a build of torch with CUDA"):
+    with pytest.raises(UnsupportedModel, match=r"is built for CPUs only; for a GPU install a build of torch with CUDA"):
         check(torch.device("cuda:0"))
 
 
