@@ -40,6 +40,10 @@ def test_tabs_are_reached_by_keyboard_and_survive_a_reload(tab: Any, instance: I
     tab.get_by_role("tab", name="Workers and devices").focus()
     tab.keyboard.press("Enter")
     tab.get_by_role("heading", name="Workers and devices").wait_for(timeout=PATIENCE_MS)
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator(":focus").inner_text() == "Simulator"
+    tab.keyboard.press("Home")
+    assert tab.locator(":focus").inner_text() == "Now"
     tab.reload()
     tab.get_by_role("heading", name="Workers and devices").wait_for(timeout=PATIENCE_MS)
     assert tab.get_by_role("tab", name="Workers and devices").get_attribute("aria-selected") == "true"
@@ -109,6 +113,17 @@ def test_stopped_request_leaves_the_queue(tab: Any, instance: Instance) -> None:
     tab.get_by_text("Stopped.").wait_for(timeout=PATIENCE_MS)
     goto(tab, instance, "queue", "slow")
     tab.get_by_text("Nothing waits or runs.").wait_for(timeout=PATIENCE_MS)
+
+
+def test_failed_job_tells_its_reason_and_is_deleted(tab: Any, instance: Instance) -> None:
+    body = {"model": "slow", "prompt": "sim:fail"}
+    made = httpx.post(f"{instance.url}/v1/jobs", json={"path": "/v1/images/generations", "body": body}, timeout=60)
+    job = made.json()["id"]
+    goto(tab, instance, "queue")
+    row = tab.get_by_role("region", name="Jobs").get_by_role("row").filter(has_text=job)
+    row.get_by_text(re.compile("^failed: .")).wait_for(timeout=PATIENCE_MS)
+    tab.get_by_role("button", name=f"Delete {job}").click()
+    row.wait_for(state="detached", timeout=PATIENCE_MS)
 
 
 def test_chat_streams_and_stops(tab: Any, instance: Instance) -> None:

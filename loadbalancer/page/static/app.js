@@ -60,9 +60,9 @@ function App() {
   return html`
     <header class="top">
       <h1>Muster</h1>
-      <nav role="tablist" aria-label="Parts of the page">
+      <nav role="tablist" aria-label="Parts of the page" onKeyDown=${(event) => moveFocus(event, shown)}>
         ${shown.map((each) => html`<a key=${each.id} id=${`tab-${each.id}`} role="tab" href=${`#${each.id}`} aria-controls="content"
-          aria-selected=${each === current} onClick=${() => setTab(each.id)}>${each.title}</a>`)}
+          aria-selected=${each === current} tabindex=${each === current ? 0 : -1} onClick=${() => setTab(each.id)}>${each.title}</a>`)}
       </nav>
       <span class="spacer"></span>
       ${isAdmin && html`<span class=${lost ? "dot bad" : "dot good"} role="status">${lost ? "not connected" : state ? "live" : "connecting"}</span>`}
@@ -76,6 +76,15 @@ function App() {
         : current.view !== Playground && html`<${current.view} key=${current.id} session=${session} state=${state} points=${points} isAdmin=${isAdmin} />`}
       ${isPlayed.current && html`<div key="playground" hidden=${current.view !== Playground}><${Playground} session=${session} /></div>`}
     </main>`;
+}
+
+// Arrows, Home and End move among the tabs, Enter opens one.
+function moveFocus(event, shown) {
+  const at = shown.findIndex(({ id }) => event.target.id === `tab-${id}`), last = shown.length - 1;
+  const to = { ArrowRight: at < last ? at + 1 : 0, ArrowLeft: at > 0 ? at - 1 : last, Home: 0, End: last }[event.key];
+  if (at < 0 || to === undefined) return;
+  event.preventDefault();
+  document.getElementById(`tab-${shown[to].id}`).focus();
 }
 
 function useTab() {
@@ -114,7 +123,7 @@ function Theme() {
     localStorage.setItem("muster.theme", theme);
   }, [theme]);
   const next = { "": "dark", dark: "light", light: "" }[theme];
-  return html`<button class="quiet" onClick=${() => setTheme(next)} title="Colours">${{ "": "Auto", dark: "Dark", light: "Light" }[theme]}</button>`;
+  return html`<button type="button" class="quiet" onClick=${() => setTheme(next)}>Theme: ${theme || "auto"}</button>`;
 }
 
 render(html`<${App} />`, document.getElementById("app"));

@@ -26,4 +26,10 @@ export function bytes(value) {
   return `${value >= 100 ? Math.round(value) : value.toPrecision(2)} ${units[at]}`;
 }
 
+// A time of today without the day.
+export function moment(time) {
+  const date = new Date(time * 1000), isToday = date.toDateString() === new Date().toDateString();
+  return isToday ? clock(time) : `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })}, ${clock(time).slice(0, 5)}`;
+}
+
 export const clock = (time) => new Date(time * 1000).toLocaleTimeString("en-GB");

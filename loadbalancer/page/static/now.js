@@ -2,7 +2,7 @@
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { Chart } from "./chart.js";
-import { clock, number, seconds } from "./format.js";
+import { moment, number, seconds } from "./format.js";
 import { Models, Verdict } from "./overview.js";
 import { rates, usePast } from "./past.js";
 import { problemsOf } from "./problems.js";
@@ -107,11 +107,12 @@ const Fact = ({ name, value, alarm }) => html`<div><dt>${name}</dt><dd class=${a
 function Why({ row, decisions }) {
   const recent = decisions.slice(-30).reverse();
   return html`<div class="why">
+    ${row.override && html`<p><strong>Fixed by hand</strong> at ${row.override[0]} until ${moment(row.override[1])}; <a href="#workers">Workers and devices</a> ends it.</p>`}
     <p><strong>Why:</strong> ${row.reason || "no decision yet"}${bound(row)}${row.blocked_reason && html` <span class="bad">${row.blocked_reason}</span>`}
       ${row.rolling_update && html` <span>${row.rolling_update}</span>`}</p>
     ${recent.length > 0 && html`<details><summary>Last decisions</summary>
       <ol class="decisions">${recent.map((each) => html`<li key=${each.number}>
-        <time>${clock(each.time)}</time> <strong>${each.valid ? `${each.provisioned} → ${each.desired}` : "unchanged"}</strong> ${each.reason}
+        <time>${moment(each.time)}</time> <strong>${each.valid ? `${each.provisioned} → ${each.desired}` : "unchanged"}</strong> ${each.reason}
       </li>`)}</ol></details>`}
   </div>`;
 }

@@ -1,19 +1,19 @@
 // What is wrong with the server, worst first, in words.
 
-import { clock, seconds } from "./format.js";
+import { moment, seconds } from "./format.js";
 
 // Returns [{tone: "bad" or "warn", model?, text}] of the live state. `models` are those of the session.
 export function problemsOf(state, models) {
   const { controller, paused_since: paused } = state.server.server ?? {}, found = [];
   const add = (tone, text, model) => found.push({ tone, text, model });
   if (!controller) add("warn", "No controller has reported. The numbers of workers do not change.");
-  else if (paused) add("warn", `Scaling is paused since ${clock(paused)}. The numbers of workers do not change.`);
+  else if (paused) add("warn", `Scaling is paused since ${moment(paused)}. The numbers of workers do not change.`);
   for (const model of models) if (state.models[model.name]) addOfModel(model, state.models[model.name], add);
   for (const [name, row] of Object.entries(state.workers)) if (WORKERS[row.state]) add("bad", `Worker ${name} ${WORKERS[row.state]}.`, row.model);
   for (const [name, row] of Object.entries(state.devices)) if (row.fault) add("bad", `Device ${name} is not used: ${row.fault}`);
   for (const [name, row] of Object.entries(state.machines ?? {})) {
     if (row.unused_reason) add("bad", `Machine ${name} is not used: ${row.unused_reason}`);
-    else if (row.last_report) add("warn", `Machine ${name} has not reported since ${clock(row.last_report)}.`);
+    else if (row.last_report) add("warn", `Machine ${name} has not reported since ${moment(row.last_report)}.`);
   }
   return found.sort((a, b) => (a.tone === "bad" ? 0 : 1) - (b.tone === "bad" ? 0 : 1));
 }
@@ -30,6 +30,7 @@ function addOfModel({ name, max_wait_s: promised }, row, add) {
 // The state of a model in a word, with the tone of its dot.
 export function stateOf(row, promised) {
   if (row.cannot_start) return ["bad", "cannot start"];
+  if (row.crashes > 1) return ["bad", "crashes"];
   if (row.oldest_wait_s > promised) return ["bad", "late"];
   if (row.ready === undefined || row.ready === null) return ["muted", "no controller"];
   if (row.ready < row.desired) return ["warn", row.starting ? "starting" : "too few workers"];

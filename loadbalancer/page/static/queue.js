@@ -2,7 +2,8 @@
 
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { getJson, request } from "./api.js";
-import { clock, number, seconds } from "./format.js";
+import { moment, number, seconds } from "./format.js";
+import { Table } from "./table.js";
 
 const EVERY_MS = 2000;
 
@@ -40,42 +41,48 @@ function Tasks({ query }) {
   const [found, problem] = usePolled(`/ui/tasks${query}`);
   return html`<section class="card"><h3>Tasks ${found && html`<span class="muted">${number(found.total)}</span>`}</h3>
     ${problem && html`<p class="bad" role="alert">${problem}</p>`}
-    <div class="scroll" tabindex="0" role="region" aria-label="Tasks"><table>
-      <thead><tr>${["Task", "Model", "Owner", "State", "Progress", "Place", "Ready in", "Age", "Worker"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
-      <tbody>${(found?.tasks ?? []).map((row) => html`<tr key=${row.id}>
-        <th scope="row"><code>${row.id.slice(0, 8)}…${row.id.slice(-4)}</code></th><td>${row.model}</td><td>${row.owner}</td><td>${row.state}</td>
-        <td><progress max=${row.steps} value=${row.step} aria-label="progress"></progress> ${row.step}/${row.steps}</td>
-        <td class="num">${row.state === "queued" ? row.position + 1 : ""}</td><td class="num">${seconds(row.eta_s)}</td>
-        <td class="num">${seconds(row.age_s)}</td><td>${row.worker ?? ""}</td></tr>`)}</tbody></table></div>
+    ${found?.tasks.length > 0 && html`<${Table} label="Tasks" columns=${["Task", "Model~", "Owner~", "State", "Progress", "#Place", "#Ready in", "#Age", "Worker~"]}>
+      ${found.tasks.map((row) => html`<tr key=${row.id}>
+        <th scope="row"><code>${row.id.slice(0, 8)}…${row.id.slice(-4)}</code></th><td class="wide" title=${row.model}>${row.model}</td><td class="wide" title=${row.owner}>${row.owner}</td><td>${row.state}</td>
+        <td class="num start"><${Progress} of=${row} /></td>
+        <td class="num">${row.state === "queued" ? number(row.position + 1) : ""}</td><td class="num">${seconds(row.eta_s)}</td>
+        <td class="num">${seconds(row.age_s)}</td><td class="wide">${row.worker ?? ""}</td></tr>`)}<//>`}
     ${found && found.total > found.limit && html`<p class="muted">The first ${found.limit} of ${number(found.total)}.</p>`}
-    ${found?.total === 0 && html`<p class="muted">Nothing waits or runs.</p>`}
+    ${found?.total === 0 && html`<p class="muted">Nothing waits or runs. Requests appear here while they do.</p>`}
   </section>`;
 }
 
+const STATES = ["queued", "running", "done", "failed", "cancelled"];
+
 function Jobs({ model }) {
   const [found, problem, reload] = usePolled("/v1/jobs?limit=50");
-  const [state, setState] = useState("");
+  const [state, setState] = useState(""), [refusal, setRefusal] = useState(null);
   const end = async (job) => {
     const verb = isEnded(job) ? "Delete" : "Cancel";
-    if (confirm(`${verb} job ${job.id}?`)) { await request("DELETE", `/v1/jobs/${job.id}`).catch(() => {}); reload(); }
+    if (!confirm(`${verb} job ${job.id}?`)) return;
+    setRefusal(null);
+    await request("DELETE", `/v1/jobs/${job.id}`).catch((error) => setRefusal(error.message));
+    reload();
   };
   const jobs = (found?.data ?? []).filter((job) => (!model || job.model === model) && (!state || job.state === state));
   return html`<section class="card"><header class="bar"><h3>Jobs</h3>
       <label>State <select value=${state} onChange=${(event) => setState(event.target.value)}>
-        <option value="">all</option>${["queued", "running", "done", "failed", "cancelled"].map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select></label></header>
-    ${problem && html`<p class="bad" role="alert">${problem}</p>`}
-    <div class="scroll" tabindex="0" role="region" aria-label="Jobs"><table>
-      <thead><tr>${["Job", "Model", "State", "Created", "Progress", "Place", "Ready in", "Result", "Action"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
-      <tbody>${jobs.map((job) => html`<tr key=${job.id}>
-        <th scope="row"><code>${job.id}</code></th><td>${job.model}</td><td title=${job.error?.message}>${job.state}</td><td>${clock(job.created_at)}</td>
-        <td><progress max=${job.steps} value=${job.step} aria-label="progress"></progress> ${job.step}/${job.steps}</td>
-        <td class="num">${job.position ?? ""}</td><td class="num">${isEnded(job) ? "" : seconds(job.eta_s)}</td>
+        <option value="">all</option>${STATES.map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select></label></header>
+    ${[problem, refusal].filter(Boolean).map((each) => html`<p class="bad" role="alert" key=${each}>${each}</p>`)}
+    ${jobs.length > 0 && html`<${Table} label="Jobs" columns=${["Job", "Model~", "State", "Created", "Progress", "#Place", "#Ready in", "Result", "Action"]}>
+      ${jobs.map((job) => html`<tr key=${job.id}>
+        <th scope="row"><code>${job.id}</code></th><td class="wide" title=${job.model}>${job.model}</td>
+        <td class=${job.error ? "wrap" : ""}><span class=${job.state === "failed" ? "bad" : ""}>${job.state}</span>${job.error && html`: ${job.error.message}`}</td><td>${moment(job.created_at)}</td>
+        <td class="num start"><${Progress} of=${job} /></td>
+        <td class="num">${job.state === "queued" && job.position !== null ? number(job.position + 1) : ""}</td><td class="num">${isEnded(job) ? "" : seconds(job.eta_s)}</td>
         <td><${Thumbnails} job=${job} /></td>
-        <td><button class="quiet" onClick=${() => end(job)}>${isEnded(job) ? "Delete" : "Cancel"}</button></td></tr>`)}</tbody>
-    </table></div>
-    ${found && jobs.length === 0 && html`<p class="muted">No jobs. A request becomes one by <code>POST /v1/jobs</code>.</p>`}
+        <td><button type="button" class="quiet" aria-label=${`${isEnded(job) ? "Delete" : "Cancel"} ${job.id}`} onClick=${() => end(job)}>${isEnded(job) ? "Delete" : "Cancel"}</button></td></tr>`)}<//>`}
+    ${found && jobs.length === 0 && (found.data.length > 0 ? html`<p class="muted">No job of this model and state.</p>`
+      : html`<p class="muted">No jobs. A request becomes one by <code>POST /v1/jobs</code>; it goes on after a restart of the server.</p>`)}
   </section>`;
 }
+
+const Progress = ({ of: { step, steps } }) => html`<progress max=${steps || 1} value=${step} aria-label=${`${step} of ${steps} steps`}></progress> ${step}/${steps}`;
 
 const isEnded = (job) => ["done", "failed", "cancelled"].includes(job.state);
 
