@@ -15,18 +15,18 @@ import ssl
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, InvalidURL
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from wire.agents import AgentExchange, AgentStates
-from wire.scaling import ControllerReport, PendingCommands
+from wire.agents import AgentStates
+from wire.scaling import PendingCommands
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
+Answer_co = TypeVar("Answer_co", covariant=True)
 
 #: For requests of the control loop.
 _TIMEOUT_S = 2.0
@@ -40,8 +40,23 @@ class HttpAnswer(NamedTuple):
     body: bytes
 
 
+class Endpoint(NamedTuple, Generic[Answer_co]):
+    """An endpoint of the control loop, and the type of its answer."""
+
+    method: str
+    path: str
+    answer: type[Answer_co]
+
+
+SNAPSHOT = Endpoint("GET", "/internal/snapshot", Snapshot)
+#: It takes a `ControllerReport`.
+REPORT = Endpoint("POST", "/internal/controller", PendingCommands)
+#: It takes an `AgentExchange`: orders to the agents of machines.
+AGENTS = Endpoint("POST", "/internal/agents", AgentStates)
+
+
 class BalancerHttpClient:
-    """Sends requests to one balancer. `snapshot` and `exchange` return None on failure: the loop repeats them."""
+    """Sends requests to one balancer. `call` returns None on failure: the control loop repeats it."""
 
     def __init__(self, url: str, token: str, tls_cert: Path | None = None) -> None:
         """With `tls_cert`, trust that certificate only. Raises `ValueError` and `OSError` if it cannot be read.
@@ -52,29 +67,16 @@ class BalancerHttpClient:
         self._fingerprint = _fingerprint(tls_cert) if tls_cert else None
         self._headers = {"authorization": f"Bearer {token}"}
 
-    async def snapshot(self) -> Snapshot | None:
-        """Return the snapshot; None if the balancer does not answer with one."""
-        return await self._answer("GET", "/internal/snapshot", Snapshot)
-
-    async def exchange(self, report: ControllerReport) -> PendingCommands | None:
-        """Send the report and return the pending commands; None if the balancer does not accept it."""
-        return await self._answer("POST", "/internal/controller", PendingCommands, report)
-
-    async def exchange_with_agents(self, exchange: AgentExchange) -> AgentStates | None:
-        """Send orders to the agents of machines, and return what they have reported; None without an answer."""
-        return await self._answer("POST", "/internal/agents", AgentStates, exchange)
-
-    async def _answer(
-        self, method: str, path: str, shape: type[Answer], message: msgspec.Struct | None = None
-    ) -> Answer | None:
+    async def call(self, endpoint: Endpoint[Answer_co], message: msgspec.Struct | None = None) -> Answer_co | None:
+        """Send the message, and return the answer; None without a valid one."""
         body = None if message is None else msgspec.json.encode(message)
         try:
-            answer = await self.request(method, path, body, timeout_s=_TIMEOUT_S)
+            answer = await self.request(endpoint.method, endpoint.path, body, timeout_s=_TIMEOUT_S)
             if answer.status == 200:
-                return msgspec.json.decode(answer.body, type=shape)
-            log.debug("%s %s is answered %d", method, path, answer.status)
+                return msgspec.json.decode(answer.body, type=endpoint.answer)
+            log.debug("%s %s is answered %d", endpoint.method, endpoint.path, answer.status)
         except (HTTPException, OSError, msgspec.MsgspecError) as error:
-            log.debug("%s %s: %s", method, path, error)
+            log.debug("%s %s: %s", endpoint.method, endpoint.path, error)
         return None
 
     async def request(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from configs.devices import machine_of
 from configs.model_paths import make_absolute
 from configs.settings import Settings
-from controller.balancer_client import BalancerHttpClient
+from controller.balancer_client import AGENTS, BalancerHttpClient
 from controller.config_diff import generation
 from controller.launchers import Launcher
 from controller.launchers.agent import AgentLauncher
@@ -43,7 +43,7 @@ class MachinesLauncher:
 
     def __init__(self, local: LocalLauncher, settings: Settings, cluster: RayLauncher | None = None) -> None:
         self._local = local
-        self._cluster = cluster
+        self.cluster = cluster
         self._epoch = int(time.time())
         self._agents: dict[str, AgentLauncher] = {}
         #: What was logged last about each machine.
@@ -53,12 +53,14 @@ class MachinesLauncher:
     def update_settings(self, settings: Settings) -> None:
         """Start workers with these settings from now on. Raises `OSError` without a change."""
         self._local.update_settings(settings)
-        if self._cluster is not None:
-            self._cluster.update_settings(settings)
+        if self.cluster is not None:
+            self.cluster.update_settings(settings)
         self._use(settings)
 
     def _use(self, settings: Settings) -> None:
         self._settings = settings
+        #: Whether workers may run on other machines than this one.
+        self.has_remote = self.cluster is not None or settings.workers.listen is not None
         self._model_settings = model_settings(settings)
         self._generations = {model: generation(settings, model) for model in settings.models}
         for agent in self._agents.values():
@@ -81,8 +83,8 @@ class MachinesLauncher:
     def poll(self) -> PollResult:
         """Poll every process, including the balancer."""
         launchers: list[Launcher] = [self._local, *self._agents.values()]
-        if self._cluster is not None:
-            launchers.insert(1, self._cluster)
+        if self.cluster is not None:
+            launchers.insert(1, self.cluster)
         results = [launcher.poll() for launcher in launchers]
         return PollResult(
             [child for result in results for child in result.children],
@@ -94,8 +96,8 @@ class MachinesLauncher:
         machine = machine_of(device)
         if not machine:
             return self._local
-        if self._cluster is not None and self._cluster.has_machine(machine):
-            return self._cluster
+        if self.cluster is not None and self.cluster.has_machine(machine):
+            return self.cluster
         if machine not in self._agents:
             raise OSError(f"the machine {machine} is not connected")
         return self._agents[machine]
@@ -104,7 +106,7 @@ class MachinesLauncher:
         agent = self._agents.get(worker.partition(":")[0]) if ":" in worker else None
         if agent is not None:
             return agent
-        return self._cluster if self._cluster is not None and worker in self._cluster else self._local
+        return self.cluster if self.cluster is not None and worker in self.cluster else self._local
 
     def worker_name(self, device: str, name: str) -> str:
         """Return the worker's name on the device's machine: it begins with the name of its key.
@@ -112,29 +114,22 @@ class MachinesLauncher:
         Each worker on a Ray cluster has its own key.
         """
         machine = machine_of(device)
-        on_cluster = self._cluster is not None and self._cluster.has_machine(machine)
+        on_cluster = self.cluster is not None and self.cluster.has_machine(machine)
         return f"{machine}:{name}" if machine and not on_cluster else name
 
-    # ---- cluster
-
-    def request_workers(self, workers: int) -> None:
-        """Ask the cluster's autoscaler, if there is one, for room for so many workers."""
-        if self._cluster is not None:
-            self._cluster.request_workers(workers)
-
-    # ---- agents
+    # ---- other machines
 
     def machines(self) -> list[Machine]:
         """Return the machines with an agent that has reported, also silent ones, and the nodes of the cluster."""
         found = [machine for agent in self._agents.values() if (machine := agent.machine()) is not None]
-        return found if self._cluster is None else [*found, *self._cluster.machines(time.monotonic())]
+        return found if self.cluster is None else [*found, *self.cluster.machines(time.monotonic())]
 
     async def exchange(self, balancer: BalancerHttpClient) -> None:
         """Send the orders, and take in the reports. Without an answer nothing changes."""
         if self._settings.workers.listen is None:
             return
         orders = {name: orders for name, agent in self._agents.items() if (orders := agent.orders()) is not None}
-        states = await balancer.exchange_with_agents(AgentExchange(orders))
+        states = await balancer.call(AGENTS, AgentExchange(orders))
         if states is None:
             return
         for name in states.machines.keys() - self._agents.keys():

@@ -13,14 +13,14 @@ from configs.data_dir import DataDirCheck
 from configs.load import ConfigError
 from configs.paths import keys_file
 from controller.autoscaler.autoscaler import Autoscaler, TickResult
-from controller.balancer_client import BalancerHttpClient
+from controller.balancer_client import SNAPSHOT, BalancerHttpClient
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.launchers.machines import MachinesLauncher
 from controller.planning.machines import Machine
 from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_exit
 from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
-from controller.runtime.decision_logger import DecisionLogger, LogThrottle
+from controller.runtime.decision_log import LogThrottle
 from controller.runtime.executor import Executor, only_kills
 from controller.runtime.observe import WorkerTracker, count_starting
 from controller.runtime.shutdown import stop_processes
@@ -76,7 +76,6 @@ class ControlLoop:
         self._created_at = time.monotonic()
         self._reload_requested = False
         self._is_ready = False
-        self._decision_logger = DecisionLogger()
         self._data_dir_throttle = LogThrottle()
         #: Why nothing can be started now.
         self._data_dir_problem: str | None = None
@@ -89,10 +88,15 @@ class ControlLoop:
                 self._reload_requested = False
                 self._reload()
             is_due = time.monotonic() >= next_tick
-            if is_due:
+            if is_due and self._machines.has_remote:
                 await self._machines.exchange(self._balancer)
             now = time.monotonic()  # no event of the exchange is later
-            is_due |= self._poll_processes(now)
+            self._children, exits = self._machines.poll()
+            for ended in exits:
+                self._on_exit(ended)
+                is_due = True
+            if not any(child.id == BALANCER and child.drained_at is None for child in self._children):
+                self._restart_balancer(now)
             if is_due:
                 await self._tick(now)
                 next_tick = now + (_TICK_INTERVAL_S if self._is_ready else _POLL_INTERVAL_S)
@@ -128,27 +132,29 @@ class ControlLoop:
         await self._report(observed.snapshot, result, now)
 
     async def _observe(self, now: float) -> _Observed:
-        snapshot = await self._balancer.snapshot()
-        if snapshot is not None and (new := self._workers.update(snapshot, now)):
+        snapshot = await self._balancer.call(SNAPSHOT)
+        machines: Sequence[Machine] = ()
+        if self._machines.has_remote:
+            machines = self._machines.machines()
+            self._control_plane.update_machines(machines)
+        models = self._workers.observe(self._autoscaler.models, self._children, snapshot, now, time.time())
+        replicas = (replica.process for observed in models.values() for replica in observed.replicas)
+        if new := [child for child in replicas if child.ready_at == now]:
             self._log_ready_workers(new, now)
-        machines, wall = self._machines.machines(), time.time()
-        self._control_plane.refresh(machines)
-        observations = self._workers.observe(self._autoscaler.models, self._children, snapshot, now, wall)
-        return _Observed(snapshot, observations, machines)
+        return _Observed(snapshot, models, machines)
 
     async def _apply(self, result: TickResult) -> None:
-        # A cluster grows and shrinks with the desired numbers of workers.
-        self._machines.request_workers(sum(demand.decision.desired for demand in result.demands))
+        if (cluster := self._machines.cluster) is not None:  # it grows and shrinks with the desired numbers
+            cluster.request_workers(sum(demand.decision.desired for demand in result.demands))
         plan = result.plan if self._data_dir_problem is None else only_kills(result.plan)
         if plan.actions:
             self._executor.apply(plan, count_starting(demand.observation for demand in result.demands))
             await self._machines.exchange(self._balancer)
 
     async def _report(self, snapshot: Snapshot | None, result: TickResult, now: float) -> None:
-        self._decision_logger.log(result, now)
         if not self._is_ready:
             self._show_progress(snapshot)
-        await self._control_plane.report(result, is_connected=snapshot is not None)
+        await self._control_plane.report(result, now, is_connected=snapshot is not None)
 
     def _reload(self) -> None:
         try:
@@ -158,21 +164,17 @@ class ControlLoop:
 
     # ---- processes
 
-    def _poll_processes(self, now: float) -> bool:
-        """Handle exits. Return whether there were any."""
-        children, exits = self._machines.poll()
-        self._children = children
-        for ended in exits:
-            if ended.process.id == BALANCER:
-                self._supervisor.on_exit(ended)
-            else:
-                self._on_worker_exit(dataclasses.replace(ended, process=self._workers.forget(ended.process)))
-        balancer = next((child for child in children if child.id == BALANCER), None)
+    def _restart_balancer(self, now: float) -> None:
+        """Start the balancer, or end the one that drains."""
+        balancer = next((child for child in self._children if child.id == BALANCER), None)
         if balancer is not None or self._data_dir_problem is None:
             self._supervisor.ensure_running(balancer, now)
-        return bool(exits)
 
-    def _on_worker_exit(self, ended: Exit) -> None:
+    def _on_exit(self, ended: Exit) -> None:
+        if ended.process.id == BALANCER:
+            self._supervisor.on_exit(ended)
+            return
+        ended = dataclasses.replace(ended, process=self._workers.forget(ended.process))
         child, how = ended.process, describe_exit(ended)
         if not self._autoscaler.on_exit(ended):
             log.info("worker %s has exited (%s)", child.id, how)
@@ -193,12 +195,11 @@ class ControlLoop:
 
     # ---- console
 
-    def _log_ready_workers(self, new: Sequence[str], now: float) -> None:
-        for child in self._children:
-            if child.id in new:
-                is_own = child.started_at >= self._created_at  # else an earlier controller has started it
-                after = f" after {now - child.started_at:.1f} s" if is_own else ""
-                self._console.line(f"worker {child.id} ready on {child.device}{after}")
+    def _log_ready_workers(self, new: Sequence[WorkerProcess], now: float) -> None:
+        for child in new:
+            is_own = child.started_at >= self._created_at  # else an earlier controller has started it
+            after = f" after {now - child.started_at:.1f} s" if is_own else ""
+            self._console.line(f"worker {child.id} ready on {child.device}{after}")
 
     def _show_progress(self, snapshot: Snapshot | None) -> None:
         """Print once that the server is ready: every model with `min_workers` above 0 has its first worker."""

@@ -23,13 +23,14 @@ from controller.autoscaler.overrides import (
     request_restart,
     request_worker_restart,
 )
-from controller.balancer_client import BalancerHttpClient
+from controller.balancer_client import REPORT, BalancerHttpClient
 from controller.config_diff import ConfigChange, diff_settings, generation
 from controller.launchers.machines import MachinesLauncher
 from controller.planning.machines import Machine
 from controller.planning.rolling_update import UpdatePolicy
+from controller.runtime.decision_log import DecisionLog
 from controller.runtime.inventory import join_time_s
-from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_report
+from controller.runtime.report import MAX_TEXT, ReportInput, build_report
 from controller.runtime.state_file import StateFile
 from controller.types import WorkerLimits
 from host.types import SetupError
@@ -88,8 +89,8 @@ class ControlPlaneAgent:
         self._restore()
         self._apply_overrides()
 
-    def refresh(self, machines: Sequence[Machine]) -> None:
-        """Give the models the devices of these machines, and remove the overrides whose time is over."""
+    def update_machines(self, machines: Sequence[Machine]) -> None:
+        """Give the models the devices of these machines."""
         self._machines = machines
         places = [
             (machine.name, tuple(device.name for device in machine.devices), tuple(machine.unusable_models))
@@ -99,8 +100,6 @@ class ControlPlaneAgent:
         if [awaits, *places] != self._built_for:
             self._built_for = [awaits, *places]
             self._update_slots(awaits)
-        if self._overrides != Overrides():
-            self._expire_overrides()
 
     def _update_slots(self, awaits: bool) -> None:
         try:
@@ -125,37 +124,46 @@ class ControlPlaneAgent:
         if self._is_unsaved and time.monotonic() - self._saved_at >= _SAVE_INTERVAL_S:
             self._save()
 
-    async def report(self, result: TickResult, *, is_connected: bool) -> None:
-        """Keep the decisions for the reports; if the balancer answers, report, and execute the commands in the answer.
+    async def report(self, result: TickResult, now: float, *, is_connected: bool) -> None:
+        """Keep and log the decisions. If the balancer answers, report, and execute the commands in the answer.
 
         This repeats while commands arrive: their senders wait for the result.
         """
+        if self._overrides != Overrides():
+            self._expire_overrides()
         offset = time.time() - time.monotonic()
-        for decision in result.decided:
-            self._decisions.add(decision, offset + decision.at)
+        for event in result.decided:
+            self._decisions.add(event, offset + event.at)
+        self._decisions.log_blocked(result.plan.blocked, now)
         self._is_unsaved |= bool(result.decided)
-        while is_connected and await self._exchange(result):
-            pass
-
-    async def _exchange(self, result: TickResult) -> bool:
-        """Send a report and execute the commands in the answer. Return whether there were new ones."""
-        now, wall = time.monotonic(), time.time()
         self._workers = frozenset(
             replica.process.id for demand in result.demands for replica in demand.observation.replicas
         )
-        state = ReportInput(self._autoscaler, result, self._overrides, self._device_names, now, wall, self._started_at)
-        answer = await self._balancer.exchange(
-            build_report(state, self._decisions, self._acked_decision, tuple(self._results.values()))
-        )
-        if answer is None:
-            return False
-        self._acked_decision = answer.last_decision
-        pending = {command.id for command in answer.commands}
-        self._results = {number: result for number, result in self._results.items() if number in pending}
-        new = [command for command in answer.commands if command.id not in self._results][:_MAX_COMMANDS]
-        for command in new:
-            self._results[command.id] = self._execute(command)
-        return bool(new)
+        is_due = is_connected
+        while is_due:
+            state = ReportInput(
+                self._autoscaler,
+                result,
+                self._overrides,
+                self._device_names,
+                time.monotonic(),
+                time.time(),
+                self._started_at,
+                self._decisions.latest,
+                self._decisions.after(self._acked_decision),
+                self._acked_decision,
+                self._decisions.last,
+                tuple(self._results.values()),
+            )
+            answer = await self._balancer.call(REPORT, build_report(state))
+            if answer is None:
+                return
+            self._acked_decision = answer.last_decision
+            pending = {command.id for command in answer.commands}
+            self._results = {number: result for number, result in self._results.items() if number in pending}
+            new = [command for command in answer.commands if command.id not in self._results][:_MAX_COMMANDS]
+            self._results |= {command.id: self._execute(command) for command in new}
+            is_due = bool(new)
 
     def close(self) -> None:
         """Save the state for the next controller."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from configs.devices import machine_of
 from controller.types import Observation, Queue, Replica, Stage
@@ -15,47 +16,54 @@ from wire.snapshot import Snapshot, WorkerStats
 _QUEUE_COUNTS = [field.name for field in dataclasses.fields(Queue) if field.name != "uptime_s"]
 
 
+class _Appearance(NamedTuple):
+    """When a worker first and last appeared in a snapshot, on the controller's clock, and how it started."""
+
+    ready_at: float
+    last_at: float
+    started_in_s: float
+    from_standby: bool
+
+
 class WorkerTracker:
-    """Records when each worker first and last appeared in a snapshot, on the controller's clock."""
+    """Records when each worker first and last appeared in a snapshot."""
 
     def __init__(self) -> None:
-        self._ready_at: dict[str, float] = {}
-        self._last_seen: dict[str, float] = {}
-
-    def update(self, snapshot: Snapshot, now: float) -> list[str]:
-        """Record a snapshot. Return the workers that are ready for the first time."""
-        present = [worker.worker for worker in snapshot.workers if worker.slots or worker.state == "draining"]
-        new = [worker for worker in present if worker not in self._ready_at]
-        self._ready_at |= dict.fromkeys(new, now)
-        self._last_seen |= dict.fromkeys(present, now)
-        return new
+        self._appearances: dict[str, _Appearance] = {}
 
     def forget(self, process: WorkerProcess) -> WorkerProcess:
         """Remove a worker that has exited. Return it with the time at which it became ready."""
-        self._last_seen.pop(process.id, None)
-        return dataclasses.replace(process, ready_at=self._ready_at.pop(process.id, None))
+        known = self._appearances.pop(process.id, None)
+        return dataclasses.replace(process, ready_at=known.ready_at if known is not None else None)
 
     def observe(
         self,
         models: Iterable[str],
-        children: Iterable[WorkerProcess],
+        children: Sequence[WorkerProcess],
         snapshot: Snapshot | None,
         now: float,
         unix_s: float | None = None,
     ) -> dict[str, Observation]:
-        """Combine the processes of each model with the balancer's statistics, if there are any."""
-        own = [dataclasses.replace(child, ready_at=self._ready_at.get(child.id)) for child in children]
-        known: dict[str, WorkerStats] = {}
+        """Combine the processes of each model with the balancer's statistics, if there are any.
+
+        A worker that appears for the first time is ready since now.
+        """
+        workers: dict[str, WorkerStats] = {}
         queues: dict[str, Queue] = {}
         if snapshot is not None:
-            known = {stats.worker: stats for stats in snapshot.workers}
+            for worker in snapshot.workers:
+                workers[worker.worker] = worker
+                if worker.slots or worker.state == "draining":
+                    known = self._appearances.get(worker.worker)
+                    known = known or _Appearance(now, now, worker.start.total_s, worker.start.standby)
+                    self._appearances[worker.worker] = known._replace(last_at=now)
             for stats in snapshot.models:
                 counts = {name: getattr(stats, name) for name in _QUEUE_COUNTS}
                 queues[stats.model] = Queue(**counts, uptime_s=snapshot.uptime_s)
         observations = {}
         for model in models:
-            present = [child for child in own if child.model == model]
-            replicas = [self._replica(each, known.get(each.id), snapshot, now) for each in present if not each.spare]
+            present = [child for child in children if child.model == model]
+            replicas = [self._replica(each, workers.get(each.id), snapshot, now) for each in present if not each.spare]
             spares = [child for child in present if child.spare]
             observations[model] = Observation(model, queues.get(model), replicas, spares=spares, unix_s=unix_s)
         return observations
@@ -63,34 +71,26 @@ class WorkerTracker:
     def _replica(
         self, child: WorkerProcess, stats: WorkerStats | None, snapshot: Snapshot | None, now: float
     ) -> Replica:
-        stage = Stage.STARTING if child.ready_at is None else Stage.READY
+        stage, known = Stage.STARTING, self._appearances.get(child.id)
+        if known is not None:
+            stage, child = Stage.READY, dataclasses.replace(child, ready_at=known.ready_at)
         # A worker that an operator drains is no capacity either.
         if child.drained_at is not None or (stats is not None and stats.state == "draining"):
             stage = Stage.DRAINING
-        is_present = stats is not None and stats.slots > 0
-        silent_since = None if is_present else self.silent_since(child.id, snapshot, now)
-        if stats is None:
-            return Replica(child, stage, silent_since=silent_since)
+        silent_since = None
+        if known is not None and snapshot is not None and known.last_at < now:
+            # Time without a balancer, or before the present balancer started, does not count.
+            silent_since = max(known.last_at, now - snapshot.uptime_s)
         return Replica(
             child,
             stage,
-            load=stats.assigned + stats.running,
+            load=stats.assigned + stats.running if stats is not None else 0,
             silent_since=silent_since,
-            stuck=stats.state == "stuck",
-            memory_bytes=stats.memory_bytes,
-            started_in_s=stats.start.total_s,
-            from_standby=stats.start.standby,
+            stuck=stats is not None and stats.state == "stuck",
+            memory_bytes=stats.memory_bytes if stats is not None else 0,
+            started_in_s=known.started_in_s if known is not None else 0.0,
+            from_standby=known is not None and known.from_standby,
         )
-
-    def silent_since(self, worker: str, snapshot: Snapshot | None, now: float) -> float | None:
-        """Return when a ready worker disappeared from the snapshots; None if it is present or was never ready.
-
-        Time without a balancer, or before the present balancer started, does not count.
-        """
-        last = self._last_seen.get(worker)
-        if snapshot is None or last is None or last >= now:
-            return None
-        return max(last, now - snapshot.uptime_s)
 
 
 def count_starting(observations: Iterable[Observation]) -> Counter[str]:

@@ -1,25 +1,22 @@
-"""Builds the controller's report to the balancer, and keeps the last decisions for it. Pure.
+"""Builds the controller's report to the balancer. Pure.
 
 Times inside are on the autoscaler's clock; the report carries Unix seconds.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.text import clip
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, TickResult
+from controller.autoscaler.autoscaler import Autoscaler, TickResult
 from controller.autoscaler.overrides import Overrides
 from controller.planning.plan import ModelDemand
 from controller.planning.rolling_update import describe_progress
 from controller.types import Replica, Stage
 from host.types import GpuSensors
 from wire.scaling import (
-    MAX_DECISIONS,
-    MAX_DECISIONS_PER_REPORT,
     CommandResult,
     ControllerReport,
     DecisionRecord,
@@ -32,44 +29,6 @@ from wire.scaling import (
 
 #: Longest text in a report. The balancer rejects a report with a longer one.
 MAX_TEXT = 4000
-_MAX_NAME, _MAX_INPUTS = 100, 50
-
-
-class DecisionLog:
-    """The last decisions, numbered without gaps."""
-
-    def __init__(self, last: int = 0) -> None:
-        """`last` is the number of the last decision of an earlier controller."""
-        self.last = last
-        self._ring: deque[DecisionRecord] = deque(maxlen=MAX_DECISIONS)
-
-    def add(self, event: DecisionEvent, wall: float) -> None:
-        """Add a decision made at `wall`, in Unix seconds."""
-        self.last += 1
-        decision = event.decision
-        self._ring.append(
-            DecisionRecord(
-                number=self.last,
-                time=wall,
-                model=event.model,
-                trigger=event.trigger,
-                provisioned=event.observation.provisioned,
-                ready=sum(replica.stage is Stage.READY for replica in event.observation.replicas),
-                desired=decision.desired,
-                valid=decision.valid,
-                reason=clip(decision.reason, MAX_TEXT),
-                inputs=_finite_numbers(decision.inputs),
-            )
-        )
-
-    def after(self, number: int) -> tuple[DecisionRecord, ...]:
-        """Return the oldest decisions above this number, at most `MAX_DECISIONS_PER_REPORT`."""
-        newer = [record for record in self._ring if record.number > number]
-        return tuple(newer[:MAX_DECISIONS_PER_REPORT])
-
-    def latest(self, model: str) -> DecisionRecord | None:
-        """Return the model's last decision."""
-        return next((record for record in reversed(self._ring) if record.model == model), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +43,20 @@ class ReportInput:
     now: float
     wall: float
     started_at: float
+    #: The last decision of each model, those that the balancer has not got yet, and their numbers.
+    latest: Mapping[str, DecisionRecord]
+    decisions: tuple[DecisionRecord, ...]
+    acked_decision: int
+    last_decision: int
+    command_results: tuple[CommandResult, ...] = ()
 
 
-def build_report(
-    state: ReportInput, decisions: DecisionLog, acked_decision: int, results: tuple[CommandResult, ...]
-) -> ControllerReport:
-    """Build a report with the oldest decisions after `acked_decision`."""
+def build_report(state: ReportInput) -> ControllerReport:
     demands = state.result.demands
     return ControllerReport(
         time=state.wall,
         uptime_s=state.now - state.started_at,
-        models=tuple(_model(state, demand, decisions.latest(demand.observation.model)) for demand in demands),
+        models=tuple(_model(state, demand) for demand in demands),
         replicas=tuple(
             _replica(state, demand, replica)
             for demand in demands
@@ -105,18 +67,19 @@ def build_report(
         ),
         devices=tuple(_devices(state)),
         paused_since=state.overrides.paused_since,
-        decisions_after=acked_decision,
-        decisions=decisions.after(acked_decision),
-        last_decision=decisions.last,
-        command_results=results,
+        decisions_after=state.acked_decision,
+        decisions=state.decisions,
+        last_decision=state.last_decision,
+        command_results=state.command_results,
         swaps=state.autoscaler.swaps,
         machines=tuple(_machines(state)) if state.autoscaler.machines.reported else (),
     )
 
 
-def _model(state: ReportInput, demand: ModelDemand, latest: DecisionRecord | None) -> ModelRecord:
+def _model(state: ReportInput, demand: ModelDemand) -> ModelRecord:
     observed, old = demand.observation, demand.outdated
     name, model, plan = observed.model, state.autoscaler.models[observed.model], state.result.plan
+    latest = state.latest.get(name)
     hold, blocked = state.overrides.holds.get(name), plan.blocked.get(name)
     stages = Counter(replica.stage for replica in observed.replicas)
     return ModelRecord(
@@ -173,10 +136,10 @@ def _devices(state: ReportInput) -> list[DeviceRecord]:
     return [
         DeviceRecord(
             device=name,
-            name=clip(names.get(name, ""), MAX_TEXT),
+            name=names.get(name, ""),
             workers=tuple(ids),
             memory_bytes=known[name].memory if name in known else None,
-            unhealthy_reason=clip(known[name].fault, MAX_TEXT) if name in known else "",
+            unhealthy_reason=clip(known[name].fault, MAX_TEXT) if name in known and known[name].fault else "",
             **(sensors.get(name) or GpuSensors())._asdict(),
         )
         for name, ids in workers.items()
@@ -198,9 +161,3 @@ def _machines(state: ReportInput) -> list[MachineRecord]:
         )
         for machine in state.autoscaler.machines.reported
     ]
-
-
-def _finite_numbers(inputs: Mapping[str, object]) -> dict[str, float]:
-    """Return the inputs that a report can carry. A custom policy may return anything."""
-    numbers = {name[:_MAX_NAME]: float(value) for name, value in inputs.items() if isinstance(value, int | float)}
-    return {name: value for name, value in list(numbers.items())[:_MAX_INPUTS] if math.isfinite(value)}

@@ -16,7 +16,7 @@ from configs.load import load
 from configs.paths import internal_token
 from configs.settings import Settings
 from configs.yaml_file import dump_yaml
-from controller.balancer_client import BalancerHttpClient
+from controller.balancer_client import AGENTS, BalancerHttpClient
 from controller.config_diff import generation
 from controller.launchers import Launcher
 from controller.launchers.agent import AgentLauncher
@@ -116,7 +116,7 @@ class AgentSetup:
     def poll(self) -> PollResult:
         orders = self._agent.orders()
         exchange = AgentExchange({} if orders is None else {"box": orders})
-        states = asyncio.run(self._client.exchange_with_agents(exchange))
+        states = asyncio.run(self._client.call(AGENTS, exchange))
         if states is not None:
             self._agent.update(states.machines.get("box"), states.uptime_s)
         return self._agent.poll()

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from configs.paths import internal_token, keys_file
-from controller.balancer_client import BalancerHttpClient, url_of
+from controller.balancer_client import SNAPSHOT, BalancerHttpClient, url_of
 from loadbalancer.access import keys_cli
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, wait_until
@@ -258,11 +258,11 @@ async def test_https_works_and_controller_uses_it(tmp_path: Path) -> None:
         url = url_of("127.0.0.1", port, tls=True)
         right = BalancerHttpClient(url, token, mine.cert)
         assert url == f"https://127.0.0.1:{port}"
-        snapshot = await right.snapshot()
+        snapshot = await right.call(SNAPSHOT)
         assert snapshot is not None
         assert [model.model for model in snapshot.models] == ["m"]
-        assert await BalancerHttpClient(url, token, other.cert).snapshot() is None, "it is another's certificate"
-        assert await BalancerHttpClient(url_of("127.0.0.1", port, tls=False), token).snapshot() is None
+        assert await BalancerHttpClient(url, token, other.cert).call(SNAPSHOT) is None, "it is another's certificate"
+        assert await BalancerHttpClient(url_of("127.0.0.1", port, tls=False), token).call(SNAPSHOT) is None
     finally:
         child.kill()
         child.wait(PATIENCE_S)

@@ -48,7 +48,7 @@ def test_devices_are_shared_after_machines_had_time_to_join(tmp_path: Path) -> N
     )
 
     def shares() -> bool:
-        control_plane.refresh([])
+        control_plane.update_machines([])
         return models["m"].slots == ["sim:0", "sim:0"]
 
     wait_until(shares, "a second place on the only device")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.runtime.decision_logger import REPEAT_AFTER_S, LogThrottle
+from controller.runtime.decision_log import REPEAT_AFTER_S, LogThrottle
 
 TAKEN = ("taken", "2 more wanted, but every device is taken")
 FEWER = ("taken", "1 more wanted, but every device is taken")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import socket
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from controller.balancer_client import BalancerHttpClient, url_of
+from controller.balancer_client import SNAPSHOT, BalancerHttpClient, url_of
 from controller.runtime.observe import WorkerTracker
-from controller.types import Queue, Stage
+from controller.types import Queue, Replica, Stage
 from host.types import WorkerProcess
 from scripts.harness.processes import PATIENCE_S
-from wire.messages import WorkerCounters
+from wire.messages import StartupTimes, WorkerCounters
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 
 
@@ -46,10 +47,7 @@ def child(name: str, model: str = "m", drained_at: float | None = None) -> Worke
     ],
 )
 def test_worker_stage(own: WorkerProcess, present: Snapshot | None, stage: Stage, load: int) -> None:
-    tracker = WorkerTracker()
-    if present is not None:
-        tracker.update(present, 10.0)
-    observed = tracker.observe(["m"], [own, child("other", model="n")], present, 10.0)["m"]
+    observed = WorkerTracker().observe(["m"], [own, child("other", model="n")], present, 10.0)["m"]
     assert [(r.process.id, r.stage, r.load, r.silent_since) for r in observed.replicas] == [("w", stage, load, None)]
     assert observed.queue == (None if present is None else Queue(7, 3, uptime_s=1000.0))
 
@@ -76,37 +74,47 @@ def test_all_statistics_reach_the_policy() -> None:
 
 
 def test_stuck_and_silent_workers_differ() -> None:
-    tracker = WorkerTracker()
     model_snapshot = snapshot(stats("w", "stuck"), stats("v", "silent"))
-    tracker.update(model_snapshot, 10.0)
-    observed = tracker.observe(["m"], [child("w"), child("v")], model_snapshot, 10.0)["m"]
+    observed = WorkerTracker().observe(["m"], [child("w"), child("v")], model_snapshot, 10.0)["m"]
     assert [(r.process.id, r.stage, r.stuck) for r in observed.replicas] == [
         ("w", Stage.READY, True),
         ("v", Stage.READY, False),
     ]
 
 
+def replica_of(tracker: WorkerTracker, present: Snapshot | None, now: float) -> Replica:
+    [replica] = tracker.observe(["m"], [child("w")], present, now)["m"].replicas
+    return replica
+
+
 def test_worker_stays_ready_without_balancer() -> None:
     tracker = WorkerTracker()
-    assert tracker.update(snapshot(stats("w")), 10.0) == ["w"]
-    assert tracker.update(snapshot(stats("w")), 11.0) == [], "new only once"
-    [replica] = tracker.observe(["m"], [child("w")], None, 500.0)["m"].replicas
-    assert (replica.stage, replica.silent_since) == (Stage.READY, None)
+    assert replica_of(tracker, snapshot(stats("w")), 10.0).process.ready_at == 10.0
+    assert replica_of(tracker, snapshot(stats("w")), 11.0).process.ready_at == 10.0, "ready only once"
+    replica = replica_of(tracker, None, 500.0)
+    assert (replica.stage, replica.silent_since, replica.process.ready_at) == (Stage.READY, None, 10.0)
 
 
 def test_silence_counts_from_last_snapshot_or_balancer_start() -> None:
     tracker = WorkerTracker()
-    tracker.update(snapshot(stats("w")), 10.0)
-    tracker.update(snapshot(), 40.0)
-    assert tracker.silent_since("w", snapshot(), 40.0) == 10.0
-    assert tracker.silent_since("w", snapshot(uptime_s=5.0), 40.0) == 35.0
-    assert tracker.silent_since("w", None, 40.0) is None
-    assert tracker.silent_since("never", snapshot(), 40.0) is None
-    tracker.update(snapshot(stats("w")), 41.0)
-    assert tracker.silent_since("w", snapshot(), 41.0) is None
+    assert replica_of(tracker, snapshot(), 9.0).silent_since is None, "it was never there"
+    replica_of(tracker, snapshot(stats("w")), 10.0)
+    assert replica_of(tracker, snapshot(), 40.0).silent_since == 10.0
+    assert replica_of(tracker, snapshot(uptime_s=5.0), 40.0).silent_since == 35.0
+    assert replica_of(tracker, None, 40.0).silent_since is None
+    assert replica_of(tracker, snapshot(stats("w")), 41.0).silent_since is None
     assert tracker.forget(child("w")).ready_at == 10.0
     assert tracker.forget(child("w")).ready_at is None, "it is forgotten"
-    assert tracker.update(snapshot(stats("w")), 42.0) == ["w"]
+    assert replica_of(tracker, snapshot(stats("w")), 42.0).process.ready_at == 42.0
+
+
+def test_start_of_a_worker_is_kept_while_it_is_absent() -> None:
+    started = msgspec.structs.replace(stats("w"), start=StartupTimes(1.0, 2.0, 4.0, 8.0, 16.0, standby=True))
+    tracker = WorkerTracker()
+    assert replica_of(tracker, snapshot(), 9.0).started_in_s == 0.0
+    for present in (snapshot(started), snapshot(), None):
+        replica = replica_of(tracker, present, 10.0)
+        assert (replica.started_in_s, replica.from_standby) == (31.0, True)
 
 
 @pytest.mark.parametrize(
@@ -139,11 +147,12 @@ async def test_invalid_answer_gives_no_snapshot() -> None:
     app.router.add_get("/internal/snapshot", handle)
     async with TestServer(app) as server:
         url = f"http://127.0.0.1:{server.port}"
-        found = {token: await BalancerHttpClient(url, token).snapshot() for token in answers}
-    assert [token for token, answer in found.items() if answer is not None] == ["good"]
-    assert found["good"] is not None
-    assert found["good"].models[0].queued == 1
-    assert await BalancerHttpClient(url, "good").snapshot() is None, "the server has stopped"
+        found = {}
+        for token in answers:
+            if (answer := await BalancerHttpClient(url, token).call(SNAPSHOT)) is not None:
+                found[token] = answer.models[0].queued
+    assert found == {"good": 1}
+    assert await BalancerHttpClient(url, "good").call(SNAPSHOT) is None, "the server has stopped"
 
 
 async def test_silent_balancer_ends_the_request_and_its_thread() -> None:

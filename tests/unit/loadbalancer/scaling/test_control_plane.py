@@ -18,7 +18,8 @@ from controller.autoscaler.overrides import Override, Overrides
 from controller.planning.plan import Blocked, ModelDemand, Plan
 from controller.planning.rolling_update import UpdatePolicy, outdated
 from controller.policies import queue_depth
-from controller.runtime.report import DecisionLog, ReportInput, build_report
+from controller.runtime.decision_log import DecisionLog
+from controller.runtime.report import ReportInput, build_report
 from controller.types import CrashBackoff, Decision, Observation, Queue, Replica, Stage, WorkerLimits
 from host.types import WorkerProcess
 from loadbalancer.scaling.control_plane import (
@@ -255,8 +256,12 @@ def test_a_report_tells_how_everything_stands() -> None:
         now,
         10.0,
         900.0,
+        chronicle.latest,
+        chronicle.after(0),
+        0,
+        chronicle.last,
     )
-    told = build_report(view, chronicle, 0, ())
+    told = build_report(view)
     assert (told.time, told.uptime_s, told.paused_since, told.last_decision) == (10.0, 100.0, 8.0, 42)
     [record] = told.models
     assert (record.ready, record.starting, record.draining, record.provisioned, record.spares) == (1, 1, 0, 3, 1)
@@ -277,5 +282,5 @@ def test_a_report_tells_how_everything_stands() -> None:
     ]
     [made] = told.decisions
     assert (made.number, made.time, made.trigger, made.provisioned, made.desired) == (42, 9.0, "tick", 3, 2)
-    assert build_report(view, chronicle, 42, ()).decisions == ()
-    assert build_report(replace(view, result=TickResult(Plan([], {}), [])), chronicle, 42, ()).models == ()
+    assert chronicle.after(42) == ()
+    assert build_report(replace(view, result=TickResult(Plan([], {}), []))).models == ()
