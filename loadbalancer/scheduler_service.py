@@ -24,7 +24,7 @@ from loadbalancer.scheduling.events import (
     Tick,
     WorkerLost,
 )
-from loadbalancer.scheduling.model_counters import Totals
+from loadbalancer.scheduling.model_statistics import Totals
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEnded, TaskUpdate
 from loadbalancer.tracing.tracer import Tracer
@@ -212,7 +212,7 @@ class SchedulerService:
         return self._scheduler
 
     def totals(self, model: str) -> Totals:
-        return self._scheduler.model_counters[model].totals()
+        return self._scheduler.statistics[model].totals()
 
     def snapshot(self) -> Snapshot:
         now = time.monotonic()

@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 
 from loadbalancer.metrics.histograms import add_histogram
 from loadbalancer.scheduling.histogram import Histogram
-from loadbalancer.scheduling.task_statistics import ModelStatistics, OwnerStatistics
+from loadbalancer.scheduling.model_statistics import ModelStatistics
+from loadbalancer.scheduling.owner_usage import OwnerStatistics
 
 
 class TaskHistogram(NamedTuple):

@@ -17,7 +17,7 @@ from loadbalancer.page.live_state import Tables, changes, decision_row, live_sta
 from loadbalancer.page.usage import UsageHistory, list_usage, totals_by_owner
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
-from loadbalancer.scheduling.model_counters import Totals
+from loadbalancer.scheduling.model_statistics import Totals
 from loadbalancer.schema.page import UsagePage
 from wire.scaling import ModelRecord
 from wire.snapshot import ModelStats

@@ -6,9 +6,9 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from loadbalancer.scheduling.owner_usage import OwnerUsage
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.task_statistics import OwnerUsage
 from loadbalancer.schema.page import OwnerRow, UsagePage
 
 #: Owners that the page lists, those with the most work first.

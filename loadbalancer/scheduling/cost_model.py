@@ -14,9 +14,9 @@ import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from loadbalancer.scheduling.worker_pool import Worker, full_batch_step_cost
+from loadbalancer.scheduling.step_times import full_batch_step_cost
+from loadbalancer.scheduling.worker_pool import Worker, remember
 from wire.inputs import NO_SHAPE, Shape
 from wire.messages import Heartbeat
 
@@ -25,13 +25,8 @@ _MEAN_WEIGHT = 0.05
 #: Bounds the time of a task outside of its steps, as a multiple of its steps, where time is short: one slow task
 #: must not expire all that follow.
 _MAX_OVERHEAD = 1.0
-#: Shapes that are remembered; requests may come in any.
-_MAX_SHAPES = 256
 #: Cost of every step until one was measured: only the number of steps counts then.
 _UNMEASURED_STEP_S = 1.0
-
-
-_Measured = TypeVar("_Measured")
 
 
 @dataclass(slots=True)
@@ -93,7 +88,7 @@ class CostModel:
             return None
         self._heartbeats = heartbeats
         self._update_curves([worker for worker in workers if worker.heartbeat.curves])
-        usual_s = full_batch_step_cost(workers, NO_SHAPE)
+        usual_s = full_batch_step_cost((worker.step_times for worker in workers), NO_SHAPE)
         if not usual_s:
             return None
         is_first = self._usual_full_batch_s is None
@@ -114,7 +109,7 @@ class CostModel:
                 if curve.points:
                     single[curve.shape].append(min(curve.points)[1])
         for shape, seconds in single.items():
-            _remember(self._single_s, shape, sum(seconds) / len(seconds))
+            remember(self._single_s, shape, sum(seconds) / len(seconds))
 
     def on_start(self, task: str, worker: Worker, now: float) -> None:
         """Start to measure the work of a task in the worker's batch."""
@@ -128,8 +123,11 @@ class CostModel:
         meter.start_readings[task] = meter.work_s
         self._worker_of[task] = worker.id
 
-    def on_stop(self, task: str, now: float) -> float:
-        """Return the seconds of work since the task started; 0 if it did not run."""
+    def on_stop(self, task: str, now: float, sample: tuple[Shape, int] | None = None) -> float:
+        """Return the seconds of work since the task started; 0 if it did not run.
+
+        `sample`: shape and steps of a task that has finished and run all the time. Its work is a sample of their cost.
+        """
         worker = self._worker_of.pop(task, None)
         if worker is None:
             return 0.0
@@ -138,18 +136,15 @@ class CostModel:
         work_s = meter.work_s - meter.start_readings.pop(task)
         if not meter.start_readings:
             del self._meters[worker]
+        if sample is not None and sample[1] > 0 and work_s > 0:
+            shape, steps = sample
+            finished = self._finished_s.get(shape) or _RunningMean()
+            remember(self._finished_s, shape, finished)
+            finished.add(work_s / steps)
+            single_s = self._single_s.get(shape) or self._scaled_step_s(shape)
+            if single_s:
+                self._overhead.add(work_s / (steps * single_s))
         return work_s
-
-    def record_task(self, shape: Shape, steps: int, work_s: float) -> None:
-        """Learn from the work of one finished task."""
-        if steps <= 0 or work_s <= 0:
-            return
-        finished = self._finished_s.get(shape) or _RunningMean()
-        _remember(self._finished_s, shape, finished)
-        finished.add(work_s / steps)
-        single_s = self._single_s.get(shape) or self._scaled_step_s(shape)
-        if single_s:
-            self._overhead.add(work_s / (steps * single_s))
 
     def _advance(self, meter: _WorkMeter, now: float) -> None:
         if meter.heartbeat is not meter.worker.heartbeat:
@@ -177,10 +172,10 @@ class CostModel:
             return _UNMEASURED_STEP_S
         step_s = self._full_batch_s.get(shape)
         if step_s is None:
-            step_s = full_batch_step_cost(self._workers, shape) or self._usual_full_batch_s
-            self._full_batch_s[shape] = step_s
-            if len(self._full_batch_s) > _MAX_SHAPES:
-                del self._full_batch_s[next(iter(self._full_batch_s))]
+            step_s = (
+                full_batch_step_cost((worker.step_times for worker in self._workers), shape) or self._usual_full_batch_s
+            )
+            remember(self._full_batch_s, shape, step_s)
         return step_s
 
     def single_step_s(self, shape: Shape) -> float | None:
@@ -200,7 +195,7 @@ class CostModel:
 
         None where the worker has not measured that shape.
         """
-        step_s = worker.batch_step_s(shape, tasks)
+        step_s = worker.step_times.batch_step_s(shape, tasks)
         return step_s * self.overhead(shape) if step_s > 0 else None
 
     def overhead(self, shape: Shape) -> float:
@@ -215,15 +210,7 @@ class CostModel:
         return self._single_s[self._usual] * shape.volume / self._usual.volume
 
 
-def _remember(measured: dict[Shape, _Measured], shape: Shape, value: _Measured) -> None:
-    """Note a measurement of the shape. Of too many, the one whose last measurement is the oldest is forgotten."""
-    measured.pop(shape, None)
-    measured[shape] = value
-    if len(measured) > _MAX_SHAPES:
-        del measured[next(iter(measured))]
-
-
 def _slowdown(worker: Worker, shape: Shape, tasks: int) -> float:
     """Return t(tasks) / t(1) of the worker, at least 1; 0 if it has not measured it."""
-    single_s = worker.batch_step_s(shape, 1)
-    return max(worker.batch_step_s(shape, max(tasks, 1)) / single_s, 1.0) if single_s > 0 else 0.0
+    single_s = worker.step_times.batch_step_s(shape, 1)
+    return max(worker.step_times.batch_step_s(shape, max(tasks, 1)) / single_s, 1.0) if single_s > 0 else 0.0

@@ -1,43 +1,17 @@
-"""Deadlines: which tasks are late, and which cannot finish in time. Pure."""
+"""Deadlines: which worker finishes a task in time, and which cannot. Pure."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 
-#: Entries of ended tasks are removed when they are the majority, and above this number.
-_CLEAN_UP_ABOVE = 1024
 #: Safety factor while others wait for the same slot: the head of the queue is close to its deadline then, and would
 #: otherwise often miss it narrowly.
 _MARGIN = 1.1
-
-
-class DeadlineHeap:
-    """The tasks by deadline. Entries of ended tasks are skipped, so that none has to be removed."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, str]] = []
-
-    def __repr__(self) -> str:
-        return f"<DeadlineHeap of {len(self._heap)} tasks>"
-
-    def add(self, task: Task) -> None:
-        heapq.heappush(self._heap, (task.deadline, task.id))
-
-    def pop_late(self, tasks: Mapping[str, Task], now: float) -> Iterator[Task]:
-        """Yield each of the unfinished `tasks` whose deadline has passed, once."""
-        if len(self._heap) > 2 * len(tasks) + _CLEAN_UP_ABOVE:
-            self._heap = [entry for entry in self._heap if entry[1] in tasks]
-            heapq.heapify(self._heap)
-        while self._heap and self._heap[0][0] <= now:
-            task = tasks.get(heapq.heappop(self._heap)[1])
-            if task is not None:
-                yield task
 
 
 def worker_in_time(
@@ -59,7 +33,7 @@ def worker_in_time(
     remaining_s = task.deadline - now
     if slack is None or remaining_s <= 0:
         return first_available if remaining_s > 0 else None
-    _, longest_s = first_available.step_bounds_s(task.shape)
+    _, longest_s = first_available.step_times.bounds_s(task.shape, first_available.slots)
     steps = task.remaining_steps * costs.overhead(task.shape)
     if steps * longest_s * _MARGIN <= remaining_s and steps * longest_s <= slack * remaining_s:
         return first_available

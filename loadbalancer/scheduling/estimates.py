@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.request_queue import ModelQueue
+from loadbalancer.scheduling.step_times import full_batch_step_cost
 from loadbalancer.scheduling.task import Task, TaskEstimate
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.text_work import PromptSteps, TextWork
-from loadbalancer.scheduling.worker_pool import WorkerPool, full_batch_step_cost
+from loadbalancer.scheduling.worker_pool import WorkerPool
 from wire.inputs import NO_SHAPE, Shape, TextInputs
 
 
@@ -24,7 +25,7 @@ def estimate(task: Task, queue: ModelQueue, workers: WorkerPool) -> TaskEstimate
         return TaskEstimate(task.state, position, None)
     # The work before it is estimated from its position: the exact sum would take the length of the queue each time.
     before_s = queue_s * position / max(queue.count, 1)
-    own_s = task.remaining_steps * max(worker.full_batch_step_s(task.shape) for worker in workers)
+    own_s = task.remaining_steps * max(worker.step_times.full_batch_step_s(task.shape) for worker in workers)
     return TaskEstimate(task.state, position, before_s + own_s)
 
 
@@ -48,7 +49,7 @@ def _next_free_slot_s(workers: WorkerPool, tasks: Mapping[str, Task]) -> float |
         for worker in workers
         if not worker.draining
         for name in worker.assigned
-        if (task := tasks.get(name)) is not None and (step_s := worker.full_batch_step_s(task.shape)) > 0
+        if (task := tasks.get(name)) is not None and (step_s := worker.step_times.full_batch_step_s(task.shape)) > 0
     )
     return min(remaining, default=None)
 
@@ -80,7 +81,7 @@ def queued_work_s(queue: ModelQueue, workers: WorkerPool) -> float | None:
     """Return the seconds of one worker for the waiting tasks in full batches; None if not measured."""
     work_s = 0.0
     for shape, steps in queue.steps.items():
-        step_s = full_batch_step_cost(list(workers), shape)
+        step_s = full_batch_step_cost((worker.step_times for worker in workers), shape)
         if not step_s:
             return None
         work_s += steps * step_s

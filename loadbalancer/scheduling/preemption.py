@@ -149,11 +149,11 @@ def _fill(worker: Worker) -> tuple[float, str]:
 
 
 def _is_measured(worker: Worker, tasks: Sequence[Task]) -> bool:
-    return all(worker.batch_step_s(task.shape, 1) > 0 for task in tasks)
+    return all(worker.step_times.batch_step_s(task.shape, 1) > 0 for task in tasks)
 
 
 def _total_time_s(worker: Worker, tasks: Sequence[Task]) -> float:
     """Return the sum of the tasks' seconds to their ends if none leaves; sizes take turns, one batch each."""
     shapes = Counter(task.shape for task in tasks)
-    turn_s = sum(worker.batch_step_s(shape, count) for shape, count in shapes.items())
+    turn_s = sum(worker.step_times.batch_step_s(shape, count) for shape, count in shapes.items())
     return turn_s * sum(task.remaining_steps for task in tasks)

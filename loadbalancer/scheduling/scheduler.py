@@ -58,8 +58,6 @@ from wire.snapshot import LinkBytes, Snapshot
 from wire.text import TaskTokens
 
 _ABOUT_TASK = (Finished, Progress, Started, Chunk, Failed, Preempted)
-#: A worker that sends one of these has freed the task's slot.
-_RELEASING = (Finished, Failed, Preempted)
 _NO_LINKS: Mapping[str, LinkBytes] = MappingProxyType({})
 
 
@@ -86,8 +84,7 @@ class Scheduler:
         self.store = store = TaskStore(models, queue, self.registry, hold_s)
         self.tasks, self.queues, self.counters = store.tasks, store.queues, store.counters
         self._admission = WorkerAdmission(self.queues, workers.heartbeat_s, self.counters)
-        self.model_counters, self.costs = store.model_counters, store.costs
-        self.statistics, self.owners = store.statistics, store.owners
+        self.costs, self.statistics, self.owners = store.costs, store.statistics, store.owners
         #: Queue the tasks of one request and fill free slots, as `handle` does for `TasksSubmitted`.
         self.submit = store.submit
         #: Fill free slots, after one or more calls of `apply` or `receive`.
@@ -119,9 +116,9 @@ class Scheduler:
                 return self._on_tick(now)
             case RequestProxied(model, shape, steps, count):
                 work_s = self.costs[model].work_s(shape, steps)
-                self.model_counters[model].on_proxied(shape, steps, count, now, work_s)
+                self.statistics[model].on_proxied(shape, steps, count, now, work_s)
             case ProxyFinished(model, count):
-                self.model_counters[model].on_proxy_finished(count)
+                self.statistics[model].on_proxy_finished(count)
         return []
 
     # ---- questions
@@ -218,20 +215,19 @@ class Scheduler:
         if worker is None:
             return self._admission.on_unknown_worker(name, message, now)
         model = worker.hello.model
-        pool = self.registry.pools[model]
-        pool.touch(worker, now)
+        holds = self.registry.pools[model].on_message(worker, message, now)
         self.store.note_change(model)
         if isinstance(message, Tokens):
-            return [effect for each in message.tasks for effect in self._on_task_message(worker, each, (), now)]
+            effects: list[Effect] = []
+            for each in message.tasks:
+                holds = worker.assigned.get(each.task) == each.attempt
+                effects += self._on_task_message(worker, each, (), now, holds=holds)
+            return effects
         if isinstance(message, _ABOUT_TASK):
-            return self._on_task_message(worker, message, envelope.frames, now)
+            return self._on_task_message(worker, message, envelope.frames, now, holds=holds)
         if isinstance(message, Bye):
             return self._on_worker_lost(name, clean_text(message.reason), now, crashed=message.crashed)
-        if isinstance(message, Heartbeat):
-            pool.on_heartbeat(worker, message, now)
-            return [SendMessage(name, Ack(self._heartbeat_s))]
-        pool.set_capacity(worker, message.slots, message.ahead)
-        return []
+        return [SendMessage(name, Ack(self._heartbeat_s))] if isinstance(message, Heartbeat) else []
 
     def _on_hello(self, name: str, hello: Hello, now: float) -> list[Effect]:
         if rejection := self._admission.on_hello(name, hello):
@@ -255,9 +251,11 @@ class Scheduler:
         message: Started | Progress | Chunk | TaskTokens | Finished | Failed | Preempted,
         frames: Sequence[Frame],
         now: float,
+        *,
+        holds: bool,
     ) -> list[Effect]:
-        pool, released = self.registry.pools[worker.hello.model], isinstance(message, _RELEASING)
-        if not pool.on_task_message(worker, message.task, message.attempt, now, released=released):
+        """Process a message about one task. `holds`: it is about the attempt that the worker was assigned."""
+        if not holds:
             self.counters["stale"] += 1
             return []
         task, store = self.tasks.get(message.task), self.store

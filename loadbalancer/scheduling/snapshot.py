@@ -26,7 +26,7 @@ def snapshot(
 
 
 def _model_stats(model: str, store: TaskStore, now: float, uptime_s: float) -> ModelStats:
-    queue, counters, costs = store.queues[model], store.model_counters[model], store.costs[model]
+    queue, counters, costs = store.queues[model], store.statistics[model], store.costs[model]
     workers = store.registry.serving(model)
     oldest = queue.oldest()
     running = [task for worker in workers for task in running_tasks(worker, store.tasks)]

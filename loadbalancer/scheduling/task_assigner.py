@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.deadlines import worker_in_time
 from loadbalancer.scheduling.events import Effect, SendMessage
+from loadbalancer.scheduling.model_statistics import ModelStatistics
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.task_statistics import ModelStatistics
 from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame

@@ -6,6 +6,7 @@ holds.
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -13,16 +14,15 @@ from configs.scaling import Scaling
 from configs.sections import Queue
 from loadbalancer.scheduling.admission_control import AdmissionControl
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.deadlines import DeadlineHeap
 from loadbalancer.scheduling.estimates import expect_text, prompt_steps
 from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
-from loadbalancer.scheduling.model_counters import ModelCounters
+from loadbalancer.scheduling.model_statistics import ModelStatistics, MoveCause
+from loadbalancer.scheduling.owner_usage import OwnerStatistics
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted
 from loadbalancer.scheduling.task_assigner import TaskAssigner
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.task_statistics import ModelStatistics, MoveCause, OwnerStatistics
 from loadbalancer.scheduling.text_work import TextWork
 from loadbalancer.scheduling.worker_pool import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
@@ -33,6 +33,8 @@ from wire.text import TokenOutput
 
 #: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
 _MAX_CLAIMED_ATTEMPT = 1_000_000
+#: Deadlines of ended tasks are removed when they are the majority, and above this number.
+_CLEAN_UP_ABOVE = 1024
 # Python 3.11 takes long to find a member of an enumeration by its name.
 _RUNNING, _DONE = TaskState.RUNNING, TaskState.DONE
 
@@ -48,12 +50,8 @@ class TaskStore:
         self.tasks: dict[str, Task] = {}
         #: A `Counter` adds four times as slowly.
         self.counters: defaultdict[str, int] = defaultdict(int)
-        self.model_counters = {model: ModelCounters(scaling) for model, scaling in models.items()}
         self.owners = OwnerStatistics()
-        self.statistics = {
-            model: ModelStatistics(model, counters.waits, self.owners)
-            for model, counters in self.model_counters.items()
-        }
+        self.statistics = {model: ModelStatistics(model, scaling, self.owners) for model, scaling in models.items()}
         self.costs = {model: CostModel() for model in models}
         self.text_work = {model: TextWork() for model in models}
         self.queues = {
@@ -62,7 +60,8 @@ class TaskStore:
         }
         self._config = config
         self._admission = AdmissionControl(config)
-        self._deadlines = DeadlineHeap()
+        #: Deadline and id of the tasks, as a heap. Entries of ended tasks are skipped.
+        self._deadlines: list[tuple[float, str]] = []
         self._assigner = assigner = TaskAssigner(
             self.tasks,
             self.queues,
@@ -96,10 +95,10 @@ class TaskStore:
         if not already_counted:
             shape, steps = first.shape, first.remaining_work
             work_s = self.costs[model].work_s(shape, steps)
-            self.model_counters[model].on_arrival(shape, steps, len(tasks), now, work_s)
+            self.statistics[model].on_arrival(shape, steps, len(tasks), now, work_s)
         for task in tasks:
             self.tasks[task.id] = task
-            self._deadlines.add(task)
+            heapq.heappush(self._deadlines, (task.deadline, task.id))
         return self._assigner.place(tasks, now)
 
     # ---- workers that connect again
@@ -163,7 +162,7 @@ class TaskStore:
         task.preempt_requested = False  # it was to go back only if it had not started
         if task.first_started is None:
             task.first_started = now
-            self.model_counters[task.model].on_start(now - task.created)
+            self.statistics[task.model].on_start(now - task.created)
         worker = None if ends else self.registry.workers.get(task.worker or "")
         if worker is not None:
             self.costs[task.model].on_start(task.id, worker, now)
@@ -200,7 +199,7 @@ class TaskStore:
             queue.charge(task, task.remaining_work - work)
             expected = task.steps
         update = task.on_tokens(output)
-        self.model_counters[task.model].tokens_total += len(output.tokens)
+        self.statistics[task.model].tokens_total += len(output.tokens)
         if task.steps != expected:
             queue.charge(task, task.steps - expected)
         return [NotifyListener(update)]
@@ -292,12 +291,9 @@ class TaskStore:
         effects = self.mark_started(task, now, ends=True)
         started = task.first_started if task.first_started is not None else now
         task.transition(_DONE, now, "finished")
-        self.model_counters[task.model].on_complete(now)
         effects.append(self._remove(task, "done", now))
         if task.tokens:
             self.text_work[task.model].on_result(task.owner, len(task.tokens))
-        if task.uninterrupted:
-            self.costs[task.model].record_task(task.shape, task.steps, task.work_s)
         waited_s, ran_s, parts = started - task.created, now - started, message.parts
         update = TaskCompleted(task.id, frames, waited_s, ran_s, message.flagged, parts, message.truncated_tokens)
         return [*effects, NotifyListener(update)]
@@ -314,9 +310,15 @@ class TaskStore:
     def expire(self, now: float) -> list[Effect]:
         """End the tasks whose deadline has passed, in any state."""
         effects: list[Effect] = []
-        for task in self._deadlines.pop_late(self.tasks, now):
-            reason = f"not done {now - task.created:.1f} s after it arrived ({task.state.value})"
-            effects += self._expire(task, reason, now)
+        tasks, heap = self.tasks, self._deadlines
+        if len(heap) > 2 * len(tasks) + _CLEAN_UP_ABOVE:
+            heap[:] = [entry for entry in heap if entry[1] in tasks]
+            heapq.heapify(heap)
+        while heap and heap[0][0] <= now:
+            task = tasks.get(heapq.heappop(heap)[1])
+            if task is not None:
+                reason = f"not done {now - task.created:.1f} s after it arrived ({task.state.value})"
+                effects += self._expire(task, reason, now)
         return effects
 
     def _expire(self, task: Task, reason: str, now: float) -> list[Effect]:
@@ -339,7 +341,8 @@ class TaskStore:
         return [*effects, record, NotifyListener(TaskEnded(task.id, state, kind, message, status))]
 
     def _remove(self, task: Task, counted_as: str, now: float) -> RecordTask:
-        task.work_s += self.costs[task.model].on_stop(task.id, now)
+        sample = (task.shape, task.steps) if task.uninterrupted and task.state is _DONE else None
+        task.work_s += self.costs[task.model].on_stop(task.id, now, sample)
         self.counters[counted_as] += 1
         self.statistics[task.model].on_end(task, now)
         if task.isolated:

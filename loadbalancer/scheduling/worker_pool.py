@@ -8,14 +8,28 @@ twice. Tasks beyond `slots` are held ahead: they wait there for the next step bo
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from loadbalancer.scheduling.step_times import StepTimes
 from loadbalancer.scheduling.task import Task
 from wire.inputs import Shape
-from wire.messages import EngineInfo, Heartbeat, Hello, StepCurve
+from wire.messages import (
+    Capacity,
+    Chunk,
+    EngineInfo,
+    Failed,
+    Finished,
+    Heartbeat,
+    Hello,
+    Preempted,
+    Progress,
+    Started,
+    ToBalancer,
+    Tokens,
+)
 from wire.snapshot import WorkerState
 
 _MAX_SLOTS = 4096
@@ -23,6 +37,10 @@ _MAX_SLOTS = 4096
 _CLEAN_UP_ABOVE = 64
 #: Shapes whose rates are remembered; requests may come in any.
 _MAX_SHAPES = 256
+_ABOUT_TASKS = (Finished, Progress, Tokens, Started, Chunk, Failed, Preempted)
+#: A worker that sends one of these has freed the task's slot.
+_RELEASING = (Finished, Failed, Preempted)
+_Value = TypeVar("_Value")
 
 
 @dataclass(slots=True)
@@ -47,16 +65,13 @@ class Worker:
     #: Tasks that it takes beyond its slots, once no worker has a free slot.
     ahead: int = 0
     id: str = field(init=False)
-    #: Measured step times by shape.
-    _curves: dict[Shape, StepCurve] = field(default_factory=dict)
-    #: The largest measured batch within the curve's cap, by shape: tasks, seconds of a step.
-    _full_batches: dict[Shape, tuple[int, float]] = field(default_factory=dict)
-    #: The shortest and the longest step of a batch that its slots allow, by shape, and for how many slots.
-    _bounds: dict[Shape, tuple[int, float, float]] = field(default_factory=dict)
+    #: Those of the heartbeat.
+    step_times: StepTimes = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = self.hello.worker
         self.progress_at = self.last_message_at
+        self.step_times = StepTimes(self.heartbeat)
 
     @property
     def free_slots(self) -> int:
@@ -83,18 +98,17 @@ class Worker:
 
     # ---- changes
 
-    def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
-        """Take in a heartbeat. The step loop runs in another thread, so only changed counters show progress."""
-        before, after = self.heartbeat.counters, heartbeat.counters
+    def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> bool:
+        """Take in a heartbeat; return whether step times have changed.
+
+        The step loop runs in another thread, so only changed counters show progress.
+        """
+        last, before, after = self.heartbeat, self.heartbeat.counters, heartbeat.counters
         if (before.steps, before.finished, before.failed) != (after.steps, after.finished, after.failed):
             self.progress_at = now
         self.heartbeat = heartbeat
-        self._curves = {curve.shape: curve for curve in reversed(heartbeat.curves)}
-        self._bounds.clear()
-        self._full_batches = {
-            shape: max((point for point in curve.points if point[0] <= curve.cap), default=(0, 0.0))
-            for shape, curve in self._curves.items()
-        }
+        self.step_times = StepTimes(heartbeat)
+        return (last.step_s, last.batch, last.curves) != (heartbeat.step_s, heartbeat.batch, heartbeat.curves)
 
     def on_result(self, *, valid: bool) -> None:
         self.invalid_results = 0 if valid else self.invalid_results + 1
@@ -106,55 +120,6 @@ class Worker:
 
     def mark_stuck(self, now: float) -> None:
         self.stuck_at = now
-
-    # ---- measured step times
-
-    def steps_per_s(self, shape: Shape) -> float:
-        """Return the task-steps per second of full batches of this shape; 0 if not measured.
-
-        For a shape without a curve, the rate of the present batch or of the first curve is used.
-        """
-        if shape not in self._full_batches:
-            if self.heartbeat.step_s > 0:
-                return self.heartbeat.batch / self.heartbeat.step_s
-            if not self.heartbeat.curves:
-                return 0.0
-            shape = self.heartbeat.curves[0].shape
-        tasks, seconds = self._full_batches[shape]
-        return tasks / seconds if seconds > 0 else 0.0
-
-    def full_batch_step_s(self, shape: Shape) -> float:
-        """Return the seconds of a step of a full batch of this shape, or of its recent steps; 0 if not measured."""
-        _, seconds = self._full_batches.get(shape, (0, 0.0))
-        return seconds or self.heartbeat.step_s
-
-    def batch_step_s(self, shape: Shape, tasks: int) -> float:
-        """Return the seconds of a step of a batch of `tasks`, interpolated or extrapolated; 0 if not measured."""
-        curve = self._curves.get(shape)
-        points = curve.points if curve else []
-        if not points:
-            return 0.0
-        for (fewer, lower_s), (more, upper_s) in itertools.pairwise(points):
-            if fewer <= tasks <= more:
-                return lower_s + (upper_s - lower_s) * (tasks - fewer) / (more - fewer)
-        largest, seconds = points[-1]
-        return seconds * tasks / largest if tasks > largest else points[0][1]
-
-    def step_bounds_s(self, shape: Shape) -> tuple[float, float]:
-        """Return the seconds of the shortest and of the longest step of 1 to `slots` tasks; 0 if not measured."""
-        bounds = self._bounds.get(shape)
-        if bounds is None or bounds[0] != self.slots:
-            curve = self._curves.get(shape)
-            seconds = [step_s for _, step_s in curve.points] if curve else []
-            seconds.append(self.batch_step_s(shape, max(self.slots, 1)))
-            bounds = self._bounds[shape] = self.slots, min(seconds), max(seconds)
-        return bounds[1], bounds[2]
-
-    @property
-    def max_step_s(self) -> float:
-        """Seconds of the slowest measured step; 0 if not measured."""
-        slowest_s = max((seconds for _, seconds in self._full_batches.values()), default=0.0)
-        return slowest_s or self.heartbeat.step_s
 
 
 class WorkerPool:
@@ -201,37 +166,34 @@ class WorkerPool:
 
     # ---- messages
 
-    def touch(self, worker: Worker, now: float) -> None:
-        """Note the time of a message. Silent time does not count as stuck: the process may have been stopped."""
+    def on_message(self, worker: Worker, message: ToBalancer, now: float) -> bool:
+        """Take in what a message says of the worker. False: it is about an attempt that the worker does not hold."""
+        holds, may_gain = True, False
         silence_s = now - worker.last_message_at
         worker.last_message_at = now
-        if silence_s > self._silent_after_s:
+        if silence_s > self._silent_after_s:  # no time to count as stuck: the process may have been stopped
             worker.progress_at = min(worker.progress_at + silence_s, now)
-            self.offer(worker)  # while it was silent, it may have been passed over
-
-    def set_capacity(self, worker: Worker, slots: int, ahead: int = 0) -> None:
-        """Take in the numbers of slots and of tasks ahead that the worker offers; 0 slots drain it."""
-        worker.slots = min(max(slots, 0), _MAX_SLOTS)
-        worker.ahead = min(max(ahead, 0), _MAX_SLOTS) if worker.slots else 0
-        worker.draining = slots == 0
-        self.offer(worker)
-
-    def on_task_message(self, worker: Worker, task: str, attempt: int, now: float, *, released: bool) -> bool:
-        """Return whether the worker holds this attempt, and free its slot if it is `released`."""
-        was_stuck, worker.progress_at = worker.progress_at < worker.stuck_at, now
-        holds = worker.assigned.get(task) == attempt
-        if holds and released:
-            del worker.assigned[task]
-        if released or was_stuck:
+            may_gain = True  # it may have been passed over
+        if isinstance(message, Capacity):
+            worker.slots, worker.draining = min(message.slots, _MAX_SLOTS), message.slots == 0
+            worker.ahead = min(message.ahead, _MAX_SLOTS) if worker.slots else 0
+            may_gain = True
+        elif isinstance(message, Heartbeat):
+            if worker.on_heartbeat(message, now):
+                self.forget_rates()
+            may_gain = True
+        elif isinstance(message, _ABOUT_TASKS):
+            may_gain |= worker.progress_at < worker.stuck_at
+            worker.progress_at = now
+            if not isinstance(message, Tokens):
+                holds = worker.assigned.get(message.task) == message.attempt
+                if isinstance(message, _RELEASING):
+                    may_gain = True
+                    if holds:
+                        del worker.assigned[message.task]
+        if may_gain:
             self.offer(worker)
         return holds
-
-    def on_heartbeat(self, worker: Worker, heartbeat: Heartbeat, now: float) -> None:
-        before = worker.heartbeat
-        worker.on_heartbeat(heartbeat, now)
-        if (before.step_s, before.batch, before.curves) != (heartbeat.step_s, heartbeat.batch, heartbeat.curves):
-            self.forget_rates()
-        self.offer(worker)
 
     # ---- free slots
 
@@ -257,7 +219,9 @@ class WorkerPool:
             if listed.get(name) == listed_load:
                 worker = self._workers[name]
                 load = worker.load
-                if load is not None and worker.state(now, self._silent_after_s) == "ready":
+                # Whether it is ready: a worker that drains has no room.
+                is_silent = now - worker.last_message_at > self._silent_after_s
+                if load is not None and not is_silent and worker.progress_at >= worker.stuck_at:
                     if load == listed_load:
                         return worker
                     listed[name] = load
@@ -282,23 +246,25 @@ class WorkerPool:
         """Return the task-steps per second of full batches of this shape on all workers; 0 if not measured."""
         rate = self._rates.get(shape)
         if rate is None:
-            rate = _remember(self._rates, shape, sum(worker.steps_per_s(shape) for worker in self))
+            rate = sum(worker.step_times.steps_per_s(shape) for worker in self)
+            remember(self._rates, shape, rate)
         return rate
 
     def fastest_step_s(self, shape: Shape) -> float:
         """Return the seconds of a step of a batch of one on the fastest worker; 0 if not measured."""
         step_s = self._fastest.get(shape)
         if step_s is None:
-            measured = (single_s for worker in self if (single_s := worker.batch_step_s(shape, 1)) > 0)
-            step_s = _remember(self._fastest, shape, min(measured, default=0.0))
+            measured = (single_s for worker in self if (single_s := worker.step_times.batch_step_s(shape, 1)) > 0)
+            step_s = min(measured, default=0.0)
+            remember(self._fastest, shape, step_s)
         return step_s
 
     def shortest_step_s(self, shape: Shape) -> float:
         """Return the seconds of the shortest step of any batch on any worker; 0 if a worker has not measured it."""
         step_s = self._shortest.get(shape)
         if step_s is None:
-            step_s = min((worker.step_bounds_s(shape)[0] for worker in self), default=0.0)
-            _remember(self._shortest, shape, step_s)
+            step_s = min((worker.step_times.bounds_s(shape, worker.slots)[0] for worker in self), default=0.0)
+            remember(self._shortest, shape, step_s)
         return step_s
 
 
@@ -308,14 +274,9 @@ def running_tasks(worker: Worker, tasks: Mapping[str, Task]) -> list[Task]:
     return [task for task in assigned if task is not None and task.worker == worker.id]
 
 
-def full_batch_step_cost(workers: Sequence[Worker], shape: Shape) -> float:
-    """Return the seconds of one worker per forward pass of this shape in full batches; 0 if not measured."""
-    rates = [rate for worker in workers if (rate := worker.steps_per_s(shape)) > 0]
-    return len(rates) / sum(rates) if rates else 0.0
-
-
-def _remember(known: dict[Shape, float], shape: Shape, value: float) -> float:
-    if len(known) >= _MAX_SHAPES:
-        known.clear()
+def remember(known: dict[Shape, _Value], shape: Shape, value: _Value) -> None:
+    """Note a value of the shape. Of too many shapes, the one that was noted the longest ago is forgotten."""
+    known.pop(shape, None)
     known[shape] = value
-    return value
+    if len(known) > _MAX_SHAPES:
+        del known[next(iter(known))]

@@ -95,7 +95,7 @@ class WorkerRegistry:
             if worker.assigned
             and worker.progress_at >= worker.stuck_at
             and now - worker.last_message_at <= self._silent_after_s
-            and now - worker.progress_at > max(factor * worker.max_step_s, min_s)
+            and now - worker.progress_at > max(factor * worker.step_times.max_step_s, min_s)
         ]
 
     def available(self, model: str, now: float) -> list[Worker]:

@@ -9,15 +9,16 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
+from configs.scaling import Scaling, Slo
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.scaling import ScalingCollector
 from loadbalancer.metrics.storage import StorageCollector
 from loadbalancer.metrics.tasks import TaskCollector
 from loadbalancer.scaling.control_plane import ControlPlane
+from loadbalancer.scheduling.model_statistics import ModelStatistics
+from loadbalancer.scheduling.owner_usage import OwnerStatistics
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.task_statistics import ModelStatistics, OwnerStatistics
-from loadbalancer.scheduling.waiting_times import WaitingTimes
 from wire.inputs import ImageInputs, Shape
 from wire.messages import StartupTimes, StepCurve, WorkerCounters
 from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, MachineRecord, ModelRecord
@@ -92,13 +93,12 @@ def _snapshot() -> Snapshot:
 
 def _tasks() -> TaskCollector:
     owners = OwnerStatistics()
-    waits = WaitingTimes(5.0)
-    statistics = ModelStatistics(MODEL, waits, owners)
+    statistics = ModelStatistics(MODEL, Scaling(slo=Slo(max_wait_s=5.0)), owners)
     task = Task("t", MODEL, ImageInputs("", 64, 64, 4, 7.5, 0, "ddim"), 0.0, 60.0, owner=OWNER)
     task.state, task.first_started = TaskState.DONE, 1.0
     statistics.refused["queue_full"] += 1
     statistics.on_move("worker_lost", 1)
-    waits.observe(1.0)
+    statistics.on_start(1.0)
     statistics.on_end(task, 2.0)
     statistics.on_worker_start("m-0", 1, StartupTimes(load_s=1.0))
     return TaskCollector({MODEL: statistics}, owners)

@@ -12,7 +12,7 @@ from typing import Any
 from loadbalancer import __main__ as loadbalancer
 from loadbalancer.context.request_context import RequestContext
 from loadbalancer.metrics.requests import RouteMetrics
-from loadbalancer.scheduling.task_statistics import ModelStatistics
+from loadbalancer.scheduling.model_statistics import ModelStatistics
 
 #: What observes, and the beginning of the names of its hooks.
 OBSERVERS: tuple[tuple[type, str], ...] = (

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from loadbalancer.page.usage import MAX_OWNERS, OwnerTotals, UsageHistory, list_usage, totals_by_owner
+from loadbalancer.scheduling.owner_usage import OwnerStatistics
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.task_statistics import OwnerStatistics
 
 HOUR = 3600.0
 

@@ -91,33 +91,39 @@ def test_worker_without_a_curve_uses_the_last_slowdown() -> None:
     assert known.on_stop("a", 8.0) == pytest.approx(6.0), "a third of the way from 1 to 2 times"
 
 
+def finish(known: CostModel, shape: Shape, steps: int, work_s: float) -> None:
+    """Let a task run alone until it has finished."""
+    known.on_start("finished", worker("its own"), 0.0)
+    assert known.on_stop("finished", work_s, (shape, steps)) == work_s
+
+
 def test_finished_images_correct_the_curve_for_all_sizes() -> None:
     known = costs()
     for _ in range(3):
-        known.record_task(USUAL, steps=10, work_s=1.5)  # 1.0 by the curve
+        finish(known, USUAL, steps=10, work_s=1.5)  # 1.0 by the curve
     assert known.work_s(USUAL, 1) == pytest.approx(0.15)
     assert known.work_s(Shape("128x64", 8192), 1) == pytest.approx(0.3), "half as much again, as the others"
-    known.record_task(Shape("128x64", 8192), steps=10, work_s=5.0)
+    finish(known, Shape("128x64", 8192), steps=10, work_s=5.0)
     assert known.work_s(Shape("128x64", 8192), 1) == pytest.approx(0.5), "its own counts, once there is one"
     for _ in range(100):
-        known.record_task(USUAL, steps=10, work_s=3.0)
+        finish(known, USUAL, steps=10, work_s=3.0)
     assert known.work_s(USUAL, 1) == pytest.approx(0.3, rel=0.01), "what is newer counts for more"
 
 
 def test_unmeasured_engine_is_known_by_finished_images() -> None:
     known = CostModel()
     assert (known.is_measured, known.work_s(USUAL, 1)) == (False, None)
-    known.record_task(USUAL, steps=0, work_s=1.0)
-    known.record_task(USUAL, steps=5, work_s=0.0)
+    finish(known, USUAL, steps=0, work_s=1.0)
+    finish(known, USUAL, steps=5, work_s=0.0)
     assert known.work_s(USUAL, 1) is None
-    known.record_task(USUAL, steps=5, work_s=1.0)
+    finish(known, USUAL, steps=5, work_s=1.0)
     assert (known.is_measured, known.work_s(USUAL, 1), known.work_s(Shape("8x8", 64), 1)) == (True, 0.2, None)
 
 
 def test_number_of_remembered_sizes_is_bounded() -> None:
     known = costs()
     for number in range(1000):
-        known.record_task(Shape(f"{8 * number + 8}x64", 1), steps=1, work_s=1.0)
+        finish(known, Shape(f"{8 * number + 8}x64", 1), steps=1, work_s=1.0)
     assert known.work_s(Shape("8000x64", 1), 1) == pytest.approx(1.0)
     assert "1 shapes measured" in repr(known)
     assert known.work_s(Shape("8x64", 512), 1) != 1.0
@@ -147,5 +153,5 @@ def test_work_of_all_tasks_adds_up_to_their_workers(moves: list[tuple[int, int, 
 
 def test_worker_that_reports_no_time_for_a_step_breaks_nothing() -> None:
     known = costs(worker("w", StepCurve(USUAL, 1, [(1, 0.0)])))
-    known.record_task(USUAL, 4, 2.0)
+    finish(known, USUAL, 4, 2.0)
     assert known.work_s(USUAL, 1) == 0.5

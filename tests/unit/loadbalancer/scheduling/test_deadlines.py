@@ -64,7 +64,7 @@ class Machine:
                     self.apply(receive(self.core, "w", Finished(update.task, attempt, IMAGE), self.now))
 
     def step(self) -> None:
-        self.now += self.slower * worker().batch_step_s(SIZE, max(len(self.batch), 1))
+        self.now += self.slower * worker().step_times.batch_step_s(SIZE, max(len(self.batch), 1))
         self.apply(self.core.handle(Tick(), self.now))
         for name, (attempt, step) in list(self.batch.items()):
             if name not in self.batch:
@@ -188,7 +188,7 @@ def test_only_measured_costs_expire_a_task(
     one, place = task("t", timeout_s=has_s), worker(measured=measured)
     one.steps = steps
     expires = cannot_finish_in_time(one, place, beside, CostModel(), crowded=crowded, slack=slack, now=0.0)
-    takes_s = steps * place.batch_step_s(SIZE, beside + 1)
+    takes_s = steps * place.step_times.batch_step_s(SIZE, beside + 1)
     if has_s <= 0:
         assert expires
     elif slack is None or not measured or takes_s * 1.2 < has_s or (not crowded and takes_s < has_s):
@@ -202,8 +202,9 @@ def test_only_measured_costs_expire_a_task(
 def test_one_slow_image_does_not_expire_the_next_ones() -> None:
     costs, place = CostModel(), worker()
     costs.update([place])
-    costs.record_task(SIZE, STEPS, 60.0)
-    takes_s = STEPS * place.batch_step_s(SIZE, 1)
+    costs.on_start("slow", place, 0.0)
+    costs.on_stop("slow", 60.0, (SIZE, STEPS))
+    takes_s = STEPS * place.step_times.batch_step_s(SIZE, 1)
     enough = task("t", timeout_s=2.5 * takes_s)
     assert not cannot_finish_in_time(enough, place, 0, costs, crowded=True, slack=1.5, now=0.0)
     short = task("t", timeout_s=1.5 * takes_s)

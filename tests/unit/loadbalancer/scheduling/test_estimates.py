@@ -118,7 +118,7 @@ def test_wait_ignores_completed_steps_and_draining() -> None:
 
 def test_proxied_request_counts_as_arrivals_only() -> None:
     core = new_scheduler()
-    counters = core.model_counters["m"]
+    counters = core.statistics["m"]
     core.handle(RequestProxied("m", Shape("64x64", 4096), 20, 3), 1.0)
     assert (
         counters.arrivals_short_window(1.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from configs.sections import Workers
-from loadbalancer.scheduling.model_counters import WINDOW_S, SlidingWindow
+from loadbalancer.scheduling.model_statistics import WINDOW_S, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_pool import Worker
@@ -82,7 +82,7 @@ def test_snapshot_converts_steps_to_seconds() -> None:
     core.registry.add(busy)
     core.queues["m"].push(task("a", created=4.0))
     core.queues["m"].push(task("b", created=5.0))
-    core.model_counters["m"].on_arrival(Shape("64x64", 4096), 20, 6, 9.0)
+    core.statistics["m"].on_arrival(Shape("64x64", 4096), 20, 6, 9.0)
     snapshot = core.snapshot(now=10.0, wall_time=1e9, uptime_s=10.0)
     [model], [stats] = snapshot.models, snapshot.workers
     assert (model.queued, model.running, model.oldest_wait_s) == (2, 3, 6.0)

@@ -10,7 +10,8 @@ from configs.scaling import Scaling, Slo
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.estimates import backlog_work_s
 from loadbalancer.scheduling.events import RecordTask, TasksCancelled, TasksSubmitted, Tick, WorkerLost
-from loadbalancer.scheduling.model_counters import ModelCounters, SlidingWindow
+from loadbalancer.scheduling.model_statistics import ModelStatistics, SlidingWindow
+from loadbalancer.scheduling.owner_usage import OwnerStatistics
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
@@ -53,7 +54,7 @@ def test_window_count_is_exact_to_a_second(steps: list[tuple[float, int]], silen
 
 
 def test_arrivals_are_counted_over_configured_periods() -> None:
-    rates = ModelCounters(Scaling(look_back_period_s=10, rate_window_s=100))
+    rates = ModelStatistics("m", Scaling(look_back_period_s=10, rate_window_s=100), OwnerStatistics())
     for second in range(200):
         rates.on_arrival(Shape("64x64", 4096), 20, 2, second + 0.5)
     assert (rates.arrivals_short_window(199.9), rates.arrivals_long_window(199.9)) == (20, 200)
@@ -63,7 +64,7 @@ def test_arrivals_are_counted_over_configured_periods() -> None:
 
 @pytest.mark.parametrize(("waits", "late"), [([], 0), ([0.0, 5.0], 0), ([5.1], 1), ([4.0, 6.0, 60.0], 2)])
 def test_late_starts_are_counted(waits: list[float], late: int) -> None:
-    rates = ModelCounters(Scaling(slo=Slo(max_wait_s=5.0)))
+    rates = ModelStatistics("m", Scaling(slo=Slo(max_wait_s=5.0)), OwnerStatistics())
     for wait in waits:
         rates.on_start(wait)
     assert (rates.waits.count, rates.waits.in_time) == (len(waits), len(waits) - late)
@@ -71,11 +72,12 @@ def test_late_starts_are_counted(waits: list[float], late: int) -> None:
 
 
 def test_mean_work_covers_the_last_200_arrivals() -> None:
-    rates, costs = ModelCounters(Scaling()), CostModel()
+    rates, costs = ModelStatistics("m", Scaling(), OwnerStatistics()), CostModel()
     assert rates.mean_work_s(costs) is None
     rates.on_arrival(Shape("64x64", 4096), 100, 300, 0.0)
     assert rates.mean_work_s(costs) is None, "no step was measured"
-    costs.record_task(Shape("64x64", 4096), steps=1, work_s=0.1)
+    costs.on_start("t", Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0), 0.0)
+    costs.on_stop("t", 0.1, (Shape("64x64", 4096), 1))
     assert rates.mean_work_s(costs) == pytest.approx(10.0)
     rates.on_arrival(Shape("64x64", 4096), 20, 100, 1.0)
     assert rates.mean_work_s(costs) == pytest.approx(6.0), "half of them are the new ones"
@@ -167,7 +169,7 @@ def test_interrupted_task_is_recorded_not_learned() -> None:
 
 @pytest.mark.parametrize("started", [1000.0, 1000.25, 1000.75])
 def test_arrivals_are_reported_by_second_of_uptime(started: float) -> None:
-    counters = ModelCounters(Scaling(interval_s=10))
+    counters = ModelStatistics("m", Scaling(interval_s=10), OwnerStatistics())
     for at, count, work_s in ((100.2, 2, 3.0), (100.6, 1, 5.0), (103.1, 1, None)):
         counters.on_arrival(Shape("64x64", 4096), 20, count, started + at, work_s)
     now = started + 104.9
@@ -182,7 +184,7 @@ def test_arrivals_are_reported_by_second_of_uptime(started: float) -> None:
 
 @pytest.mark.parametrize(("interval_s", "seconds"), [(10, 120), (30, 120), (100, 200)])
 def test_arrivals_are_reported_for_two_intervals(interval_s: float, seconds: int) -> None:
-    counters = ModelCounters(Scaling(interval_s=interval_s))
+    counters = ModelStatistics("m", Scaling(interval_s=interval_s), OwnerStatistics())
     for second in range(500):
         counters.on_arrival(Shape("64x64", 4096), 20, 1, second + 0.5, 1.0)
     reported = counters.recent_arrivals(500.0, 500.0)

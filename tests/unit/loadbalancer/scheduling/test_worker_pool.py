@@ -11,7 +11,7 @@ from loadbalancer.scheduling.worker_pool import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from tests.support.scheduler import CURVES, task
 from wire.inputs import NO_SHAPE, Shape
-from wire.messages import PROTOCOL, Heartbeat, Hello, StepCurve
+from wire.messages import PROTOCOL, Bye, Capacity, Finished, Heartbeat, Hello, Started, StepCurve
 
 NAMES = st.sampled_from("abcd")
 CURVE = CURVES[0]
@@ -27,13 +27,13 @@ class Registry(RuleBasedStateMachine):
     def worker(self, name: str) -> Worker | None:
         worker = self.registry.workers.get(name)
         if worker is not None:
-            self.registry.pools["m"].touch(worker, self.now)
+            self.registry.pools["m"].on_message(worker, Bye(""), self.now)
         return worker
 
     @rule(name=NAMES, slots=st.integers(0, 3), ahead=st.integers(0, 2))
     def connect(self, name: str, slots: int, ahead: int) -> None:
         worker, _ = self.registry.connect(Hello(PROTOCOL, name, "m", "sim:0", 1), self.now)
-        self.registry.pools["m"].set_capacity(worker, slots, ahead)
+        self.registry.pools["m"].on_message(worker, Capacity(slots, ahead), self.now)
 
     @rule(name=NAMES)
     def disconnect(self, name: str) -> None:
@@ -42,7 +42,7 @@ class Registry(RuleBasedStateMachine):
     @rule(name=NAMES, slots=st.integers(0, 3), ahead=st.integers(0, 2))
     def change_capacity(self, name: str, slots: int, ahead: int) -> None:
         if (worker := self.worker(name)) is not None:
-            self.registry.pools["m"].set_capacity(worker, slots, ahead)
+            self.registry.pools["m"].on_message(worker, Capacity(slots, ahead), self.now)
 
     @rule(count=st.integers(1, 40))
     def assign(self, count: int) -> None:
@@ -58,12 +58,14 @@ class Registry(RuleBasedStateMachine):
         worker = self.worker(name)
         for held in list(worker.assigned)[:count] if worker is not None else ():
             assert worker is not None
-            assert self.registry.pools["m"].on_task_message(worker, held, 1, self.now, released=released)
+            message = Finished(held, 1, ()) if released else Started(held, 1)
+            assert self.registry.pools["m"].on_message(worker, message, self.now)
+            assert self.registry.pools["m"].on_message(worker, message, self.now) is not released
 
     @rule(name=NAMES, speed=st.sampled_from([0.1, 0.5]))
     def beat(self, name: str, speed: float) -> None:
         if (worker := self.worker(name)) is not None:
-            self.registry.pools["m"].on_heartbeat(
+            self.registry.pools["m"].on_message(
                 worker, Heartbeat(0, curves=[StepCurve(CURVE.shape, 2, [(1, speed)])]), self.now
             )
 
@@ -95,10 +97,10 @@ class Registry(RuleBasedStateMachine):
         pool, workers = self.registry.pools["m"], self.registry.serving("m")
         assert pool.slots == sum(worker.slots for worker in workers)
         for shape in (CURVE.shape, NO_SHAPE, Shape("other", 2)):
-            assert pool.steps_per_s(shape) == sum(worker.steps_per_s(shape) for worker in workers)
-            single = [step_s for worker in workers if (step_s := worker.batch_step_s(shape, 1)) > 0]
+            assert pool.steps_per_s(shape) == sum(worker.step_times.steps_per_s(shape) for worker in workers)
+            single = [step_s for worker in workers if (step_s := worker.step_times.batch_step_s(shape, 1)) > 0]
             assert pool.fastest_step_s(shape) == min(single, default=0.0)
-            shortest = [worker.step_bounds_s(shape)[0] for worker in workers]
+            shortest = [worker.step_times.bounds_s(shape, worker.slots)[0] for worker in workers]
             assert pool.shortest_step_s(shape) == min(shortest, default=0.0)
 
 
@@ -116,17 +118,17 @@ def test_unknown_models_have_no_workers_and_leave_no_trace() -> None:
 def test_outdated_entries_do_not_pile_up() -> None:
     registry = WorkerRegistry(Workers())
     worker, _ = registry.connect(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
-    registry.pools["m"].set_capacity(worker, 4, 0)
+    registry.pools["m"].on_message(worker, Capacity(4, 0), 0.0)
     for number in range(1000):
         worker.assign(f"t{number}", 1, 0.0)
-        assert registry.pools["m"].on_task_message(worker, f"t{number}", 1, 0.0, released=True)
+        assert registry.pools["m"].on_message(worker, Finished(f"t{number}", 1, ()), 0.0)
     assert len(registry.pools["m"]._free) < 100
 
 
 def test_silent_worker_is_available_with_its_next_message() -> None:
     registry = WorkerRegistry(Workers())
     worker, _ = registry.connect(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
-    registry.pools["m"].set_capacity(worker, 1, 0)
+    registry.pools["m"].on_message(worker, Capacity(1, 0), 0.0)
     assert registry.pools["m"].first_available(100.0) is None
-    registry.pools["m"].touch(worker, 100.0)
+    registry.pools["m"].on_message(worker, Bye(""), 100.0)
     assert registry.pools["m"].first_available(100.0) is worker

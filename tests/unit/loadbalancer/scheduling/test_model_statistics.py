@@ -11,10 +11,10 @@ from configs.scaling import Scaling, Slo
 from configs.sections import Queue
 from loadbalancer.scheduling.events import TasksCancelled, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.histogram import FOLD_EVERY, SECONDS, Histogram, merged
+from loadbalancer.scheduling.owner_usage import MAX_PAIRS, REMAINDER
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import QueueFull
 from loadbalancer.scheduling.task_state import TaskState
-from loadbalancer.scheduling.task_statistics import MAX_PAIRS, REMAINDER
 from loadbalancer.scheduling.waiting_times import WaitingTimes
 from tests.support.scheduler import IMAGE, INPUTS, PNG, connect, new_scheduler, receive, task
 from wire.messages import PROTOCOL, Failed, Finished, Hello, Preempted, Progress, Started, StartupTimes
