@@ -138,8 +138,12 @@ class CostModel:
             del self._meters[worker]
         if sample is not None and sample[1] > 0 and work_s > 0:
             shape, steps = sample
-            finished = self._finished_s.get(shape) or _RunningMean()
-            remember(self._finished_s, shape, finished)
+            finished = self._finished_s.pop(shape, None)
+            if finished is None:
+                finished = _RunningMean()
+                remember(self._finished_s, shape, finished)
+            else:  # the latest measured ones come last
+                self._finished_s[shape] = finished
             finished.add(work_s / steps)
             single_s = self._single_s.get(shape) or self._scaled_step_s(shape)
             if single_s:
@@ -172,9 +176,8 @@ class CostModel:
             return _UNMEASURED_STEP_S
         step_s = self._full_batch_s.get(shape)
         if step_s is None:
-            step_s = (
-                full_batch_step_cost((worker.step_times for worker in self._workers), shape) or self._usual_full_batch_s
-            )
+            times = (worker.step_times for worker in self._workers)
+            step_s = full_batch_step_cost(times, shape) or self._usual_full_batch_s
             remember(self._full_batch_s, shape, step_s)
         return step_s
 
