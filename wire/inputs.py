@@ -80,6 +80,7 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
 
     @property
     def shape(self) -> Shape:
+        """Its key is WIDTHxHEIGHT in pixels."""
         return Shape(f"{self.width}x{self.height}", self.width * self.height)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from configs.model_sections import Batching
 from wire.inputs import NO_SHAPE, Shape, TaskInputs
@@ -17,8 +17,6 @@ from wire.messages import Assignment
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, Row
 
-#: Interval of checkpoints in `auto` mode: the work that a lost worker may cost a task.
-CHECKPOINT_EVERY_S = 2.0
 #: Longer keys are cut.
 _MAX_KEY_CHARS = 200
 #: Weight of the newest step in the moving averages.
@@ -85,11 +83,6 @@ class Member:
     #: Time and step of its last checkpoint.
     saved_at: float = 0.0
     saved_step: int = 0
-
-    def is_checkpoint_due(self, now: float, every: int | Literal["auto", "never"]) -> bool:
-        if every == "auto":
-            return now - self.saved_at >= CHECKPOINT_EVERY_S
-        return every != "never" and self.row.step - self.saved_step >= every
 
     def on_checkpoint(self, now: float) -> None:
         self.saved_at, self.saved_step = now, self.row.step

@@ -74,6 +74,8 @@ class PostProcessor:
         self._lock = threading.Lock()
         #: Attempts of the tasks whose final result is being made. Others only read it.
         self.finishing: dict[str, int] = {}
+        #: The pool is so far behind that no further task should start.
+        self.is_full = False
         self._saving: set[str] = set()
         self._unacked = UnackedResults()
         #: Tasks that the loop can hold; 0 until it has said so.
@@ -87,10 +89,6 @@ class PostProcessor:
         self.failed = 0
         #: Set when the device failed in the pool: the loop has to end.
         self.lost: DeviceLost | None = None
-
-    def is_full(self) -> bool:
-        """Return whether the pool is so far behind that no further task should start."""
-        return len(self.finishing) >= 2 * max(self._loop_slots, 1)
 
     def can_send(self, size: int) -> bool:
         """Return whether the balancer accepts a result or a checkpoint of so many bytes."""
@@ -257,9 +255,10 @@ class PostProcessor:
 
     def _send_with_capacity(self, envelopes: Sequence[WorkerEnvelope], *, is_short: bool = False) -> None:
         """Send the envelopes, after the capacity if it has changed. The caller holds the lock."""
-        slots, ahead = self._loop_slots, self._ahead
+        slots, ahead, finishing = self._loop_slots, self._ahead, len(self.finishing)
+        self.is_full = finishing >= 2 * max(slots, 1)
         if slots:
-            slots += len(self.finishing)
+            slots += finishing
         else:
             ahead = 0
         sent = self._sent

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from configs.model_settings import Model
-from wire.codec import BalancerEnvelope, Frame, WorkerEnvelope
+from wire.codec import Frame, WorkerEnvelope
 from wire.inputs import reports_tokens
 from wire.messages import (
     Ack,
@@ -22,6 +22,7 @@ from wire.messages import (
     Reject,
     ServerStopping,
     Started,
+    ToWorker,
     WorkerCounters,
 )
 from worker.batch_scheduler import BatchScheduler, StepClock, StepRecord, TimedStep, WaitingTask, shape_of
@@ -166,8 +167,10 @@ class StepLoop:
                 self._on_drain_request(received)
             elif isinstance(received.message, Reject) and not received.message.fatal:
                 unknown = received.message.reason
+            elif isinstance(received.message, Assign):
+                self._accept(received.message.tasks, received.frames)
             else:
-                self._on_message(received)
+                self._on_control_message(received.message)
         if unknown:  # once for all rejections, and after the other messages
             log.info("sending Hello again: %s", unknown)
             self.send_hello()
@@ -176,10 +179,8 @@ class StepLoop:
         if self._drain is not None and time.monotonic() >= self._drain_by:
             self._hand_back(list(self._scheduler.running), with_checkpoint=True)
 
-    def _on_message(self, envelope: BalancerEnvelope) -> None:
-        match envelope.message:
-            case Assign(tasks):
-                self._accept(tasks, envelope.frames)
+    def _on_control_message(self, message: ToWorker) -> None:
+        match message:
             case Cancel(tasks):
                 self._hand_back(tasks, with_checkpoint=False)
             case Preempt(tasks, unstarted):
@@ -302,7 +303,7 @@ class StepLoop:
 
     def _step(self) -> None:
         scheduler, post, received = self._scheduler, self._post, time.monotonic()
-        is_full = post.is_full()
+        is_full = post.is_full
         news = self._join(received) if scheduler.waiting and not is_full else []
         started = time.monotonic()
         group = scheduler.next_group(started)

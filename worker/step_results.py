@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 from configs.model_sections import Batching
 from wire.codec import WorkerEnvelope
@@ -16,6 +18,15 @@ from worker.transport import Transport
 
 #: Minimum interval of progress reports.
 _REPORT_EVERY_S = 0.1
+#: Interval of checkpoints in `auto` mode: the work that a lost worker may cost a task.
+CHECKPOINT_EVERY_S = 2.0
+
+
+def checkpoint_interval(every: int | Literal["auto", "never"]) -> tuple[float, float]:
+    """Return the seconds and the steps, one of which must pass from one checkpoint of a task to the next."""
+    if every == "auto":
+        return CHECKPOINT_EVERY_S, math.inf
+    return math.inf, math.inf if every == "never" else every
 
 
 class StepResults:
@@ -31,7 +42,7 @@ class StepResults:
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
-        self._checkpoint_every = batching.checkpoint_every
+        self._checkpoints = checkpoint_interval(batching.checkpoint_every)
         self._transport = transport
         self._post = post
         info = engine.info()
@@ -78,7 +89,8 @@ class StepResults:
             image = render(self._engine, member)
             if callable(image):  # results that are ready are of tasks without previews
                 self._post.preview(task, image, row.step, row.steps)
-        if member.is_checkpoint_due(now, self._checkpoint_every):
+        after_s, after_steps = self._checkpoints
+        if now - member.saved_at >= after_s or row.step - member.saved_step >= after_steps:
             member.on_checkpoint(now)
             state = save(self._engine, member)
             if state is not None:

@@ -133,14 +133,15 @@ class _EventWriter:
 
     def _image_event(self, update: TaskProgress | TaskCompleted) -> PartialImage | CompletedImage | None:
         job, index, created = self._source.job, self._indexes[update.task], int(time.time())
+        size, output_format = job.inputs[0].shape.key, job.inputs[0].output_format
         if isinstance(update, TaskCompleted):
             timings = Timings(update.waited_s, update.ran_s)
             seed = job.inputs[index].seed
             return CompletedImage(
                 base64_json(update.image),
                 created,
-                job.inputs[0].output_format,
-                job.size,
+                output_format,
+                size,
                 index,
                 seed,
                 job.model,
@@ -152,6 +153,4 @@ class _EventWriter:
         if update.preview is None or update.step in sent_steps:
             return None
         sent_steps.append(update.step)
-        return PartialImage(
-            base64_json(update.preview), len(sent_steps) - 1, created, job.inputs[0].output_format, job.size, index
-        )
+        return PartialImage(base64_json(update.preview), len(sent_steps) - 1, created, output_format, size, index)

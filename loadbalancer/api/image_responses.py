@@ -14,6 +14,7 @@ from loadbalancer.schema.media_types import JSON, MediaRange, choose
 from loadbalancer.schema.requests import OpenAIImageRequest, PredictRequest
 from loadbalancer.schema.responses import ImageData, ImagesAnswer, Timings, base64_json
 from loadbalancer.storage.records import StoredImage
+from wire.codec import Frame
 from wire.inputs import ImageFormat, ImageInputs
 
 #: The types of images, the default first.
@@ -59,14 +60,15 @@ def images_answer(
 ) -> ImagesAnswer:
     """The response of the Images API; `images`, and `urls` if they are answered, are in the order of the inputs."""
     data = [
-        image_data(image, inputs.seed, None if urls is None else urls[index])
+        image_data(image.frames[0], image, inputs.seed, None if urls is None else urls[index])
         for index, (image, inputs) in enumerate(zip(images, spec.inputs, strict=True))
     ]
-    return ImagesAnswer(int(created), data, spec.model, spec.size, spec.inputs[0].output_format)
+    first = spec.inputs[0]
+    return ImagesAnswer(int(created), data, spec.model, first.shape.key, first.output_format)
 
 
-def image_data(image: TaskCompleted | StoredImage, seed: int, url: str | None = None) -> ImageData:
-    """The image as base64, or as its URL."""
+def image_data(file: Frame, image: TaskCompleted | StoredImage, seed: int, url: str | None = None) -> ImageData:
+    """The image file as base64, or as its URL, with what is known of the image."""
     timings = Timings(image.waited_s, image.ran_s)
-    data = base64_json(image.image) if url is None else msgspec.UNSET
+    data = base64_json(file) if url is None else msgspec.UNSET
     return ImageData(data, seed, timings, image.flagged, url or msgspec.UNSET, image.truncated_tokens)

@@ -87,7 +87,7 @@ async def _images(
     link: Callable[[int], Awaitable[str]] | None,
 ) -> AsyncIterator[bytes]:
     spec, inputs = GenerationSpec(record.order.model, record.order.images, 0.0, 0), record.order.images
-    answer = ImagesAnswer(int(record.ended or 0), [], spec.model, spec.size, inputs[0].output_format)
+    answer = ImagesAnswer(int(record.ended or 0), [], spec.model, inputs[0].shape.key, inputs[0].output_format)
     before, _, after = _encoder.encode(answer).partition(_EMPTY_DATA)
     yield before + _EMPTY_DATA[:-1]
     for item, each in enumerate(inputs):
@@ -95,5 +95,5 @@ async def _images(
             yield b","
             image = await load(item)
         url = None if link is None else await link(item)
-        yield _encoder.encode(image_data(image, each.seed, url))
+        yield _encoder.encode(image_data(image.image, image, each.seed, url))
     yield b"]" + after

@@ -14,13 +14,9 @@ from loadbalancer.tracing.tracer import Tracer
 
 #: Paths of the controller, which asks every second.
 _INTERNAL = "/internal/"
+#: Ids of requests are 32 hexadecimal digits: those of this process, and a number. They are unique, and no secret.
 _id_prefix = os.urandom(12).hex()
 _id_numbers = itertools.count(int.from_bytes(os.urandom(3)))
-
-
-def new_request_id() -> str:
-    """Return 32 hexadecimal digits: those of this process, and a number. They are unique, and no secret."""
-    return f"{_id_prefix}{next(_id_numbers) & 0xFFFFFFFF:08x}"
 
 
 class RequestRecorder:
@@ -37,7 +33,8 @@ class RequestRecorder:
 
         A request that creates or ends something is traced, and any other whose client sends `traceparent`.
         """
-        tracer, traceparent, request_id = self._tracer, head.traceparent, head.given_id or new_request_id()
+        tracer, traceparent = self._tracer, head.traceparent
+        request_id = head.given_id or f"{_id_prefix}{next(_id_numbers) & 0xFFFFFFFF:08x}"
         if tracer is None:
             return RequestContext(request_id, parse_traceparent(traceparent) if traceparent else None)
         if not traceparent and (method not in ("POST", "DELETE") or path.startswith(_INTERNAL)):

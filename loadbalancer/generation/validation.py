@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from configs.model_sections import Defaults, Limits, Quality
+from configs.model_sections import Defaults, Limits
 from configs.model_settings import Model
 from configs.pipeline_defaults import PipelineDefaults, complete_defaults
 from configs.samplers import canonical_sampler, sampler_names
@@ -36,7 +36,6 @@ from wire.messages import EngineInfo
 Number = TypeVar("Number", int, float)
 #: Values of `quality` that mean the same in different models of OpenAI.
 _SAME_QUALITY = {"standard": "medium", "hd": "high", "medium": "standard", "high": "hd"}
-_NO_PRESET = Quality()
 #: The caller where keys are off.
 ANYONE = Caller()
 #: Forms of web pages send unused fields empty.
@@ -56,6 +55,11 @@ class ImageModel(NamedTuple):
     loras: Collection[str]
     #: The defaults of requests, all set: as configured, as the engine says, or as the checkpoint's files say.
     defaults: Defaults
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    #: Width and height; None where the limits do not allow the default.
+    size: Size | None
 
 
 def image_model(
@@ -64,7 +68,16 @@ def image_model(
     """Return the model with its defaults. It holds until the engine changes."""
     found = engine.defaults if engine is not None else None
     known = PipelineDefaults(found.steps, found.guidance_scale, found.side) if found is not None else None
-    return ImageModel(name, settings, engine, loras, complete_defaults(settings, known))
+    defaults = complete_defaults(settings, known)
+    assert defaults.size is not None
+    assert defaults.steps is not None
+    assert defaults.guidance_scale is not None
+    try:
+        size = _size(None, defaults.size, settings.limits)
+    except InvalidRequest:
+        size = None
+    usual = defaults.steps, defaults.guidance_scale, defaults.scheduler
+    return ImageModel(name, settings, engine, loras, defaults, *usual, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +95,6 @@ class GenerationSpec:
     weight: float = 1.0
     #: True if it was counted as an arrival when an upstream server was tried.
     already_counted: bool = False
-
-    @property
-    def size(self) -> str:
-        """WIDTHxHEIGHT."""
-        return f"{self.inputs[0].width}x{self.inputs[0].height}"
 
 
 def resolve_images(
@@ -174,24 +182,23 @@ def resolve_request(
     quality: str | None = None,
 ) -> GenerationSpec:
     """The specification of any request, by default of `POST /predict`. Raises `InvalidRequest`."""
-    name, settings, engine, _, defaults = model
-    limits = settings.limits
-    preset = _preset(quality, settings) if settings.quality else _NO_PRESET
-    negative_prompt = _checked_prompts(request, server.max_prompt_chars)
+    settings, engine, limits, prompt = model.settings, model.engine, model.settings.limits, request.prompt
+    if settings.quality:
+        model = _with_preset(model, quality)
+    negative_prompt = request.negative_prompt or ""
+    for param, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        if len(text) > server.max_prompt_chars:
+            _reject(param, text, f"It has {len(text)} characters; at most {server.max_prompt_chars} are allowed")
+    if not prompt.strip():
+        _reject("prompt", prompt, "Must not be empty")
     if not has_source_image and engine is not None and "text" not in engine.modes:
-        raise _unsupported("text", name, engine)
-    assert defaults.size is not None  # `defaults` are complete
-    width, height = _size(request.size, defaults.size, limits)
-    usual_steps, usual_guidance = preset.steps or defaults.steps, preset.guidance_scale
-    if usual_guidance is None:
-        usual_guidance = defaults.guidance_scale
-    assert usual_steps is not None
-    assert usual_guidance is not None
-    steps = _bounded("num_inference_steps", request.num_inference_steps, usual_steps, 1, limits.max_steps)
-    guidance = _bounded("guidance_scale", request.guidance_scale, usual_guidance, 0, limits.max_guidance_scale)
+        raise _unsupported("text", model.name, engine)
+    usual_size = model.size if request.size in _DEFAULT_SIZE else None
+    width, height = usual_size or _size(request.size, model.defaults.size, limits)
+    steps = _bounded("num_inference_steps", request.num_inference_steps, model.steps, 1, limits.max_steps)
+    guidance = _bounded("guidance_scale", request.guidance_scale, model.guidance_scale, 0, limits.max_guidance_scale)
     timeout_s = _bounded("timeout_s", request.timeout_s, server.timeout_s, 0, server.max_timeout_s)
-    usual_scheduler = preset.scheduler or defaults.scheduler
-    scheduler = canonical_sampler(request.scheduler) if request.scheduler else usual_scheduler
+    scheduler = canonical_sampler(request.scheduler) if request.scheduler else model.scheduler
     if scheduler is None:
         _reject("scheduler", request.scheduler, f"Supported: {', '.join(sampler_names())}")
     loras = _loras(request.loras, model) if request.loras else ()
@@ -199,7 +206,7 @@ def resolve_request(
         _reject("reproducible", True, f"The model's engine ({engine.pipeline}) cannot promise equal bytes")
     seed = random_seed if request.seed is None else request.seed
     inputs = ImageInputs(
-        prompt=request.prompt,
+        prompt=prompt,
         width=width,
         height=height,
         steps=steps,
@@ -214,27 +221,20 @@ def resolve_request(
         reproducible=bool(request.reproducible) or settings.reproducible,
     )
     images = [msgspec.structs.replace(inputs, seed=(seed + i) % SEEDS) for i in range(n)]
-    return GenerationSpec(name, images, timeout_s, request.priority or 0, owner=caller.owner, weight=caller.weight)
+    return GenerationSpec(
+        model.name, images, timeout_s, request.priority or 0, owner=caller.owner, weight=caller.weight
+    )
 
 
-def _checked_prompts(request: BaseImageRequest, max_chars: int) -> str:
-    """Return the negative prompt. Raises `InvalidRequest` for an empty prompt, or one that is too long."""
-    negative_prompt = request.negative_prompt or ""
-    for param, text in (("prompt", request.prompt), ("negative_prompt", negative_prompt)):
-        if len(text) > max_chars:
-            _reject(param, text, f"It has {len(text)} characters; at most {max_chars} are allowed")
-    if not request.prompt.strip():
-        _reject("prompt", request.prompt, "Must not be empty")
-    return negative_prompt
-
-
-def _preset(quality: str | None, model: Model) -> Quality:
-    """The settings that the model gives to this quality."""
+def _with_preset(model: ImageModel, quality: str | None) -> ImageModel:
+    """The model with the defaults that it gives to this quality."""
     for name in (quality, _SAME_QUALITY.get(quality or "")):
-        for each, preset in model.quality.items():
+        for each, preset in model.settings.quality.items():
             if each == name:
-                return preset
-    return _NO_PRESET
+                guidance = model.guidance_scale if preset.guidance_scale is None else preset.guidance_scale
+                scheduler = preset.scheduler or model.scheduler
+                return model._replace(steps=preset.steps or model.steps, guidance_scale=guidance, scheduler=scheduler)
+    return model
 
 
 def _loras(requested: Sequence[LoraRequest], model: ImageModel) -> tuple[Lora, ...]:
@@ -291,9 +291,9 @@ def model_not_found(name: str, settings: Settings) -> ModelNotFound:
     return ModelNotFound(f"The model {shorten(name)} does not exist. Served: {served}.", param="model")
 
 
-def _size(requested: str | None, default: str, limits: Limits) -> Size:
+def _size(requested: str | None, default: str | None, limits: Limits) -> Size:
     """Width and height in pixels."""
-    match = _SIZE.fullmatch(default if requested in _DEFAULT_SIZE else requested)
+    match = _SIZE.fullmatch((default if requested in _DEFAULT_SIZE else requested) or "")
     if match is None:
         _reject("size", requested, "Must be 'auto' or WIDTHxHEIGHT in pixels, such as '512x512'")
     width, height = int(match[1]), int(match[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from loadbalancer.api.http_helpers import encode_json
-from loadbalancer.api.request_recorder import new_request_id
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.parse_queue import TASK_COST
 from loadbalancer.http_server.request_parser import BoundedRequestParser
@@ -145,7 +145,7 @@ class OrderedResponses(BoundedRequestParser):
         """Answer with the error, and close."""
         body = encode_json(error.body)
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-        headers["x-request-id"] = new_request_id()
+        headers["x-request-id"] = os.urandom(16).hex()
         lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         self.transport.write(b"".join((STATUS_LINE[error.status], self.config.default_lines, *lines, b"\r\n", body)))
         self._close()

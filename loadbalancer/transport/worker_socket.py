@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -112,7 +113,7 @@ class WorkerSocket:
             if self._listener is not None:
                 self._remote = self._new_socket()
                 self._listener.open(self._context, self._remote)
-                self.agents.open(self._remote, self._check_unread)
+                self.agents.open(self._remote, partial(self.send, {}))
         except CannotListen:
             self._context.destroy()
             raise
@@ -157,7 +158,10 @@ class WorkerSocket:
             self.agents.keep_only(self._listener.agent_names())
 
     def send(self, outbox: Mapping[str, Sequence[BalancerEnvelope]]) -> None:
-        """Send each worker its messages as one multipart message."""
+        """Send each worker its messages as one multipart message.
+
+        Then receives what arrived meanwhile: descriptors are edge-triggered, and sending swallows edges.
+        """
         for worker, envelopes in outbox.items():
             route, socket, identity = self._routes.routes.get(worker), self._local, worker.encode()
             if route is not None:
@@ -172,17 +176,13 @@ class WorkerSocket:
                 self._sent_bytes[worker] += sum(map(len, frames)) + len(last)
             except zmq.ZMQError as error:  # EHOSTUNREACH: disconnected; EAGAIN: it does not read
                 self._loop.call_soon(self._on_worker_lost, worker, f"cannot be reached: {error}")
-        self._check_unread()
+        for socket in self._sockets:
+            if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                self._loop.call_soon(self._drain, socket)
 
     def bytes_of(self, worker: str) -> LinkBytes:
         """Return the bytes of the worker's messages since it connected."""
         return LinkBytes(self._received_bytes[worker], self._sent_bytes[worker])
-
-    def _check_unread(self) -> None:
-        """Receive what arrived while something was sent: descriptors are edge-triggered, and sending swallows edges."""
-        for socket in self._sockets:
-            if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                self._loop.call_soon(self._drain, socket)
 
     def drain(self) -> None:
         """Receive what has arrived."""

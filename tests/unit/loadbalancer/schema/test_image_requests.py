@@ -197,7 +197,7 @@ def test_source_images_set_mode_strength_and_size(
 ) -> None:
     job = complete(sources, n=2, seed=5, **body)
     assert job.sources == sources.frames
-    assert job.size == "64x32"
+    assert job.inputs[0].shape.key == "64x32"
     for seed, inputs in zip((5, 6), job.inputs, strict=True):
         assert (inputs.mode, inputs.strength, inputs.seed) == (mode, strength, seed)
         assert (inputs.width, inputs.height) == (64, 32)

@@ -62,7 +62,7 @@ def resolve_body(body: Any, random_seed: int) -> GenerationSpec:
 def test_absent_fields_take_configured_defaults() -> None:
     job = resolve(prompt="a seven")
     (inputs,) = job.inputs
-    assert (job.model, job.timeout_s, job.priority, job.size, job.inputs[0].output_format) == (
+    assert (job.model, job.timeout_s, job.priority, job.inputs[0].shape.key, job.inputs[0].output_format) == (
         "first",
         30.0,
         0,
@@ -110,7 +110,7 @@ def test_unset_defaults_are_those_of_the_engine() -> None:
 
 
 def test_limits_are_those_of_the_requested_model() -> None:
-    assert resolve(prompt="a", model="second", size="512x512").size == "512x512"
+    assert resolve(prompt="a", model="second", size="512x512").inputs[0].shape.key == "512x512"
     with pytest.raises(InvalidRequest, match="at most 65536"):
         resolve(prompt="a", model="first", size="512x512")
     with pytest.raises(ModelNotFound, match="Served: 'first', 'second'"):
