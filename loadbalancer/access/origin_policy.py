@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from loadbalancer.schema.errors import Forbidden
+from loadbalancer.schema.errors import Forbidden, InvalidRequest
 
+#: A header `Host` (RFC 9110, section 7.2).
+_HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -37,7 +40,13 @@ class OriginPolicy:
         self.check = functools.lru_cache(maxsize=64)(self._check)
 
     def _check(self, host: str | None, origin: str | None, *, keyless: bool) -> None:
-        """Raise `Forbidden` if a header is not accepted; None is an absent header. `keyless`: no key is required."""
+        """Raise `Forbidden` if a header is not accepted; None is an absent header. `keyless`: no key is required.
+
+        Raise `InvalidRequest` for a `Host` that is none.
+        """
+        if host is not None and not _HOST.fullmatch(host):
+            text = "The header Host must be a name or an address, and may have a port."
+            raise InvalidRequest(text, code="malformed_request")
         if host is not None and (self._loopback or self._hosts or keyless):
             name, _ = _address(f"http://{host}")
             if name not in self._hosts and not is_loopback(name) and not self._is_of_machine(name):

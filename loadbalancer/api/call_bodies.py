@@ -17,7 +17,7 @@ from loadbalancer.api.uploads import FormParser, invalid_form
 from loadbalancer.schema.errors import InvalidRequest, UnsupportedMediaType
 from loadbalancer.schema.media_types import BYTES, JSON, MEDIA_TYPE
 from loadbalancer.schema.parsing import shorten
-from loadbalancer.schema.raw_json import is_json
+from loadbalancer.schema.raw_json import invalid_reason
 from loadbalancer.schema.struct_parsing import invalid_json, unknown_parameter
 from wire.codec import Frame
 from wire.inputs import Part
@@ -52,8 +52,8 @@ def is_json_type(kind: str) -> bool:
 def json_body(request: HotRequest) -> CallBody:
     """The body as one JSON value, which is not decoded. Raises `InvalidRequest`."""
     body = request.json()
-    if not is_json(body):
-        raise invalid_json("it is not one value in UTF-8", body)
+    if reason := invalid_reason(body):
+        raise invalid_json(reason, body)
     return CallBody(_JSON_PARTS, [body])
 
 

@@ -158,7 +158,8 @@ class MessageParser(asyncio.Protocol, abc.ABC):
         if name == b"expect":
             if value != b"100-continue":
                 raise self._failure(ExpectationFailed("The only supported expectation is 100-continue."))
-            self._expects_continue = True
+            # HTTP/1.0 does not know the answer (RFC 9110, section 10.1.1).
+            self._expects_continue = self._parser.get_http_version() != "1.0"
         else:
             if value != b"chunked":
                 raise self._failure(UnknownTransferCoding("The only supported Transfer-Encoding is chunked."))

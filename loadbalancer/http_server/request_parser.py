@@ -47,7 +47,10 @@ def _reason(error: httptools.HttpParserError) -> str:
     if isinstance(error, httptools.HttpParserCallbackError):
         return ""
     text = str(error)
-    return ": HTTP/2 is not supported" if text.startswith("Pause") else f": {text[:1].lower()}{text[1:]}"
+    if text.startswith("Pause"):
+        return ": HTTP/2 is not supported"
+    is_header = "-" in text.partition(" ")[0]
+    return f": {text if is_header else text[:1].lower() + text[1:]}"
 
 
 class BoundedRequestParser(MessageParser):

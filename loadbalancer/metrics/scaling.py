@@ -99,7 +99,8 @@ class ScalingCollector(Collector):
 
 
 def _crashes_and_blocked(report: ControllerReport) -> Iterator[Metric]:
-    crashes = CounterMetricFamily("muster_worker_crashes", "Crashed workers by kind.", labels=("model", "kind"))
+    text = "Crashed workers by kind: start_failed, killed (as if main memory is short), signal, exit_status or unknown."
+    crashes = CounterMetricFamily("muster_worker_crashes", text, labels=("model", "kind"))
     blocked = GaugeMetricFamily(
         "muster_scaling_blocked_kind",
         "1 while workers of the model cannot be placed, by the kind of the reason.",

@@ -51,13 +51,20 @@ def _bounded_decoder(max_items: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(bounded)
 
 
-def is_json(value: bytes | bytearray | memoryview) -> bool:
-    """Return whether the bytes are one JSON value in UTF-8. No object is made of it."""
+def invalid_reason(value: bytes | bytearray | memoryview) -> str:
+    """Return why the bytes are not one JSON value in UTF-8; empty if they are. No object is made of it."""
     try:
         _value_decoder.decode(value)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return is_utf8(value)
+    except msgspec.DecodeError as error:
+        return str(error)
+    except RecursionError:
+        return "it is nested too deeply"
+    return "" if is_utf8(value) else "it is not UTF-8"
+
+
+def is_json(value: bytes | bytearray | memoryview) -> bool:
+    """Return whether the bytes are one JSON value in UTF-8. No object is made of it."""
+    return not invalid_reason(value)
 
 
 def is_utf8(value: bytes | bytearray | memoryview) -> bool:

@@ -23,6 +23,15 @@ _ANY_NAME = "[...]"
 _ENUM = re.compile(r"Invalid (?:enum )?value (.*)\Z", re.DOTALL)
 #: The first half of a character without the second, as JavaScript writes a text that was cut within an emoji.
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
+_HALF_A_CHARACTER = "a text in it has half a character, a surrogate without its pair"
+#: What the parsers of msgspec and pydantic say, by a part of it.
+_PLAIN_REASONS = {
+    "surrogate": _HALF_A_CHARACTER,
+    "recursion limit exceeded": "it is nested too deeply",
+    "invalid unicode code point": "it is not UTF-8",
+}
+#: What they say where the second half of a character would begin, and of anything else that is cut there.
+_CUT_ESCAPES = ("truncated", "end of hex escape")
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 #: A body that begins with so many blanks is empty, too, as far as an error is concerned.
 _MAX_BLANKS = 1000
@@ -54,19 +63,23 @@ def parse_struct(decoder: msgspec.json.Decoder[Parsed], body: bytes | memoryview
     except UnicodeDecodeError:
         raise invalid_json("it is not UTF-8", body) from None
     except msgspec.DecodeError as error:
-        reason = str(error)
-        if "surrogate" in reason or ("truncated" in reason and _HALF_CHARACTER.search(body)):
-            reason = "a text in it has half a character, a surrogate without its pair"
-        raise invalid_json(reason.removeprefix("JSON is malformed: "), body) from None
+        raise invalid_json(str(error), body) from None
 
 
 def invalid_json(reason: str, body: bytes | memoryview | None = None) -> InvalidRequest:
-    """The error of a body that is no JSON. Where the body is given, one that is empty or UTF-16 is named so."""
+    """The error of a body that is no JSON. `reason` may be a parser's; frequent ones are told in plain words.
+
+    Where the body is given, one that is empty or UTF-16 is named so.
+    """
+    reason = reason.removeprefix("JSON is malformed: ")
+    reason = next((plain for part, plain in _PLAIN_REASONS.items() if part in reason), reason)
     if body is not None:
         if not bytes(body[:_MAX_BLANKS]).strip():
             return InvalidRequest("The request body is empty; JSON is expected.", code="invalid_json")
         if bytes(body[:2]) in _UTF_16_MARKS or b"\0" in bytes(body[:2]):
             reason = "it is UTF-16 or UTF-32; JSON must be UTF-8"
+        elif any(part in reason for part in _CUT_ESCAPES) and _HALF_CHARACTER.search(body):
+            reason = _HALF_A_CHARACTER
     return InvalidRequest(f"The request body is not valid JSON: {clip(reason, 200)}.", code="invalid_json")
 
 

@@ -77,3 +77,59 @@ def test_methods_of_proxies(shared: Server, line: bytes, status: int, code: str)
     found, headers, body = exchange(shared, line + b"\r\n" + HOST + CLOSE + b"\r\n")
     assert (found, error_code(body)) == (status, code)
     assert ("allow: GET, HEAD" in headers) is (status == 405)
+
+
+GET = b"GET /healthz HTTP/1.1\r\n" + CLOSE
+POST = b"POST /echo HTTP/1.1\r\n" + HOST + CLOSE
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "fragment"),
+    [
+        (GET + b"Host: localhost/path\r\n\r\n", 400, "The header Host must be a name or an address"),
+        (GET + b"Host: localhost, evil.example\r\n\r\n", 400, "The header Host must be"),
+        (GET + HOST + HOST + b"\r\n", 400, "more than one Host header"),
+        (GET + HOST + b"X-A: a\r\n b\r\n\r\n", 400, "unexpected whitespace after header value"),
+        (GET + HOST + b"X-A : a\r\n\r\n", 400, "invalid header token"),
+        (POST + b"Content-Length: +2\r\n\r\n{}", 400, "invalid character in Content-Length"),
+        (POST + b"Content-Length: 2, 2\r\n\r\n{}", 400, "invalid character in Content-Length"),
+        (POST + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", 400, "duplicate Content-Length"),
+        (POST + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n{}", 400, ": Content-Length overflow."),
+        (POST + b"Content-Length: " + b"9" * 15 + b"\r\n\r\n{}", 413, "larger than"),
+        (POST + b"Expect: 100-continue\r\nContent-Length: " + b"9" * 15 + b"\r\n\r\n", 413, "larger than"),
+        (CHUNKED + b"-1\r\n", 400, "invalid character in chunk size"),
+        (CHUNKED + b"F" * 20 + b"\r\n", 400, "chunk size overflow"),
+        (CHUNKED + b"2\n{}\n0\n\n", 400, "missing expected CR"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\nContent-Length: 5\r\n\r\n", 400, "with Transfer-Encoding"),
+        (b"GET /healthz HTTP/1.1\nHost: localhost\n\n", 400, "expected CRLF after version"),
+        (b"GET /healthz\r\n" + HOST + b"\r\n", 505, "HTTP/0.9 is not supported"),
+        (GET.replace(b"/healthz", b"//v1/models") + HOST + b"\r\n", 404, "Did you mean /v1/models?"),
+        (GET.replace(b"/healthz", b"/v1/../healthz") + HOST + b"\r\n", 404, "Unknown path"),
+        (GET.replace(b"/healthz", b"/v1/models/%00") + HOST + b"\r\n", 404, "does not exist"),
+        (GET.replace(b"/healthz", b"/v1/models/%ff%zz") + HOST + b"\r\n", 404, "does not exist"),
+    ],
+)
+def test_odd_requests_are_told_why(shared: Server, request_: bytes, status: int, fragment: str) -> None:
+    found, _, body = exchange(shared, request_)
+    assert found == status
+    assert error_code(body)
+    assert fragment in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        CHUNKED + b'2;a=b;c="d"\r\n{}\r\n0;x\r\nX-Trailer: 1\r\n\r\n',
+        CHUNKED + b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+        POST + b"Content-Length: 0002\r\n\r\n{}",
+        b"\r\n\r\n" + POST + b"Content-Length: 2\r\n\r\n{}",
+        POST + b"Content-Length: 5\r\n\r\n\xef\xbb\xbf{}",
+        POST.replace(b"/echo", b"/%65cho") + b"Content-Length: 2\r\n\r\n{}",
+        POST.replace(b"/echo", b"http://localhost/echo?") + b"Content-Length: 2\r\n\r\n{}",
+        b"POST /echo HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: keep-alive\r\n\r\n{}",
+    ],
+)
+def test_odd_requests_that_are_right(shared: Server, request_: bytes) -> None:
+    status, _, body = exchange(shared, request_)
+    assert (status, body) == (200, b"{}")

@@ -68,6 +68,7 @@ def post(body: bytes, headers: bytes = LAST, path: bytes = b"/") -> bytes:
         (b"GET / HTTP/0.9\r\n" + LAST + b"\r\n", [505]),
         (post(b"x", LAST + b"Expect: 200-ok\r\n"), [417]),
         (post(b"x", LAST + b"Expect: 100-Continue\r\n"), [100, 200]),
+        (b"POST / HTTP/1.0\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\nx", [200]),
         (post(b"x", LAST + b"Transfer-Encoding: chunked\r\n"), [400]),
         (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", [501]),
         (get(HOST) * 50 + get(), [200] * 51),
