@@ -25,9 +25,11 @@ def test_scopes_decide_what_is_shown(browser: Any, tmp_path_factory: pytest.Temp
     with running(folder, {"sim": sim()}, 1, access={"keys_file": str(keys)}) as server:
         page = browser.new_context().new_page()
         page.goto(server.base_url)
+        page.get_by_text("This server asks for an API key.").wait_for(timeout=PATIENCE_MS)
+        assert page.get_by_role("alert").count() == 0  # nothing was wrong yet
         page.get_by_label("API key").fill("sk-wrong")
         page.get_by_role("button", name="Enter").click()
-        page.get_by_text("Incorrect API key provided.").wait_for(timeout=PATIENCE_MS)
+        page.get_by_role("alert").get_by_text("Incorrect API key provided.").wait_for(timeout=PATIENCE_MS)
         page.get_by_label("API key").fill("sk-painter")
         page.get_by_role("button", name="Enter").click()
         page.get_by_role("tab", name="Playground").wait_for(timeout=PATIENCE_MS)

@@ -1,7 +1,7 @@
 // The page: who is looking, the live state, and the tabs.
 
 import { html, render, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
-import { ApiError, getJson, setKey } from "./api.js";
+import { ApiError, getJson, hasKey, setKey } from "./api.js";
 import { clock } from "./format.js";
 import { watch } from "./live.js";
 import { Now } from "./now.js";
@@ -100,18 +100,23 @@ function useTab() {
 }
 
 function Entrance({ problem, onKey }) {
-  const [key, setTyped] = useState("");
+  const [key, setTyped] = useState(""), field = useRef(null);
+  useEffect(() => { field.current?.select(); }, [problem]);
   if (!problem) return html`<p class="loading" role="status">Muster</p>`;
   const needsKey = problem instanceof ApiError && (problem.status === 401 || problem.status === 403);
+  // Without a key there is no mistake yet.
+  const isRefused = hasKey() || problem.status !== 401;
   return html`<main class="entrance"><form class="card" onSubmit=${(event) => { event.preventDefault(); onKey(key); }}>
     <h1>Muster</h1>
     ${needsKey ? html`
+      <p>This server asks for an API key. Its administrator makes one with <code>scripts/keys add NAME</code>; with <code>--scope admin</code> it shows everything.</p>
       <label for="key">API key</label>
-      <input id="key" type="password" autocomplete="off" spellcheck=${false} value=${key} onInput=${(event) => setTyped(event.target.value)} autofocus />
-      <p class="muted">It stays in the memory of this tab, and is gone when the tab closes.</p>
-      <p class="bad" role="alert">${problem.message}</p>
+      <input id="key" ref=${field} type="password" autocomplete="off" spellcheck=${false} value=${key} onInput=${(event) => setTyped(event.target.value)}
+        aria-invalid=${isRefused} aria-describedby="refused" autofocus />
+      <div id="refused">${isRefused && html`<p class="fault" role="alert">${problem.message}</p>`}</div>
+      <p class="muted">It stays in the memory of this tab, and is gone when the tab closes or is reloaded.</p>
       <button class="primary" disabled=${!key.trim()}>Enter</button>`
-    : html`<p class="bad" role="alert">The server does not answer: ${problem.message}</p><button class="primary">Try again</button>`}
+    : html`<p class="fault" role="alert">${problem.status ? problem.message : "The server does not answer. Is it running, and is the address right?"}</p><button class="primary">Try again</button>`}
   </form></main>`;
 }
 

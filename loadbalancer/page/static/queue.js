@@ -34,7 +34,7 @@ export function Queue({ session, isAdmin }) {
         <option value="">all</option>${session.models.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select></label>
     </div>
     ${isAdmin && html`<${Tasks} query=${query} />`}
-    ${session.scopes.includes("jobs") && html`<${Jobs} model=${model} />`}`;
+    ${session.scopes.includes("jobs") ? html`<${Jobs} model=${model} />` : html`<p class="notice">This key has no scope <code>jobs</code>: it has no jobs to show.</p>`}`;
 }
 
 function Tasks({ query }) {

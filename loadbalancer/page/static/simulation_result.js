@@ -4,6 +4,7 @@ import { html, useMemo, useState } from "./vendor/preact.js";
 import { Chart } from "./chart.js";
 import { CopyButton } from "./copy.js";
 import { number, seconds } from "./format.js";
+import { Table } from "./table.js";
 
 const COLORS = { measured: "--muted", current: "--accent", A: "--orange", B: "--good", C: "--extra", D: "--bad" };
 const LINES = { measured: "solid", current: "solid", A: "dashed", B: "dotted", C: "dashed", D: "dotted" };
@@ -24,21 +25,20 @@ export function Outcome({ found, price }) {
     <p class="muted">${number(traffic.requests)} ${found.isInvented ? "invented requests" : `request${traffic.requests === 1 ? "" : "s"}`} of ${found.model} in ${seconds(hours * 3600)},
       each ${seconds(traffic.mean_work_s)} of a worker's time on average.</p>
     <ul class="verdicts">${others.map((run) => html`<li key=${run.name}><${Verdict} run=${run} current=${current} /></li>`)}</ul>
-    <div class="scroll" tabindex="0" role="region" aria-label="Outcome by settings"><table>
-      <thead><tr>${["", "In time", "Wait, median", "Wait, 99 %", "Never served", "Worker hours", ...(price ? ["Cost"] : []), "Starts", "Busy"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
-      <tbody>${rows.map((row) => html`<tr key=${row.name}>
+    <${Table} label="Outcome by settings" columns=${["Settings", "#In time", "#Wait, median", "#Wait, 99 %", "#Never served", "#Worker hours", ...(price ? ["#Cost"] : []), "#Starts", "#Busy"]}>
+      ${rows.map((row) => html`<tr key=${row.name}>
         <th scope="row"><span class=${`key key-${row.name}`}></span>${TITLES[row.name] ?? `Settings ${row.name}`}</th>
         <td class="num">${share(row.in_time)} <span class="muted">within ${number(row.max_wait_s)} s</span></td>
         <td class="num">${seconds(row.wait_p50_s)}</td><td class="num">${row.wait_p99_s === null ? "never" : seconds(row.wait_p99_s)}</td>
         <td class="num">${number(row.unserved)}</td>
         <td class="num">${number(row.worker_hours)} ${row.name !== "current" && html`<${Change} value=${row.worker_hours} base=${current.worker_hours} />`}</td>
         ${price ? html`<td class="num">${row.worker_hours === null ? "–" : (row.worker_hours * price).toFixed(2)}</td>` : ""}
-        <td class="num">${number(row.starts)}</td><td class="num">${row.utilisation === null ? "–" : share(row.utilisation)}</td></tr>`)}</tbody></table></div>
+        <td class="num">${number(row.starts)}</td><td class="num">${row.utilisation === null ? "–" : share(row.utilisation)}</td></tr>`)}<//>
     ${traffic.measured && traffic.measured.known_share < KNOWN_SHARE && html`<p class="muted">The server remembers its workers
       for ${share(traffic.measured.known_share)} of this time only: since its start, and for a day at most.</p>`}
     <p class="muted">A simulation has one model on its own devices, and workers that never fail. Compare the settings with “present settings, simulated” first; the
       distance of that row to what really happened shows how far it can be trusted.</p>
-    <div class="charts">
+    <div class="charts two">
       <${Chart} title="Workers, ready and starting" series=${series} data=${data} isCount />
       <${Chart} title="Requests per minute" series=${ARRIVALS} data=${data} />
     </div>

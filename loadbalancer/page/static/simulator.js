@@ -95,14 +95,14 @@ function Settings({ columns, present, onChange }) {
   const set = (at, name, value) => onChange(columns.map((column, index) => (index === at ? { ...column, [name]: value } : column)));
   const remove = (at) => onChange(columns.filter((_, index) => index !== at));
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Settings to compare"><table class="settings">
-    <thead><tr><th scope="col">Setting</th><th scope="col">Now</th>
+    <thead><tr><th scope="col">Setting</th><th scope="col" class="num">Now</th>
       ${columns.map((_, at) => html`<th scope="col" key=${at}>${LETTERS[at]}
         ${columns.length > 1 && html`<button type="button" class="quiet" aria-label=${`Remove settings ${LETTERS[at]}`} onClick=${() => remove(at)}>×</button>`}</th>`)}
       <th>${columns.length < LETTERS.length && html`<button type="button" class="quiet" onClick=${() => onChange([...columns, {}])}>Add settings</button>`}</th></tr></thead>
     <tbody>${FIELDS.map(({ id, label, ...limits }) => html`<tr key=${id}><th scope="row">${label}</th><td class="num">${number(present[id], 6)}</td>
       ${columns.map((column, at) => html`<td key=${at}><input type="number" ...${limits} aria-label=${`${label}, settings ${LETTERS[at]}`}
         placeholder=${present[id] ?? ""} value=${column[id] ?? ""} onInput=${(event) => set(at, id, event.target.value)} /></td>`)}<td></td></tr>`)}
-      <tr><th scope="row">Policy</th><td>${present.policy ?? "–"}</td>
+      <tr><th scope="row">Policy</th><td class="num">${present.policy ?? "–"}</td>
         ${columns.map((column, at) => html`<td key=${at}><select aria-label=${`Policy, settings ${LETTERS[at]}`} value=${column.policy ?? ""} onChange=${(event) => set(at, "policy", event.target.value)}>
           <option value="">as now</option>${POLICIES.map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select></td>`)}<td></td></tr>
     </tbody></table></div>`;
