@@ -121,20 +121,13 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a worker."""
+    """Start a worker. A standby worker loads the model and waits for a device of a kind (`cuda`, `cpu`, `sim`)."""
 
     model: str
+    #: The device, or the kind.
     device: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartSpare:
-    """Start a process that loads the model and waits for a device of this kind (`cuda`, `cpu`, `sim`)."""
-
-    model: str
-    kind: str
-    reason: str
+    standby: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +156,7 @@ class Kill:
     reason: str
 
 
-Action = Start | StartSpare | Activate | Drain | Kill
+Action = Start | Activate | Drain | Kill
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from controller.types import (
     Replica,
     Stage,
     Start,
-    StartSpare,
     WorkerLimits,
 )
 from host.types import WorkerProcess
@@ -158,4 +157,4 @@ def _adjust(target: StandbyTarget, spares: Sequence[WorkerProcess], *, busy: boo
         kind = _next_kind(target, staying)
         if kind is not None:
             text = f"{len(staying)} standby workers, standby is {target.count}"
-            yield StartSpare(target.observation.model, kind, text)
+            yield Start(target.observation.model, kind, text, standby=True)

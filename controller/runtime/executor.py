@@ -13,7 +13,7 @@ from configs.devices import machine_of
 from controller.autoscaler.autoscaler import Autoscaler
 from controller.launchers.machines import MachinesLauncher
 from controller.planning.plan import Plan
-from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
+from controller.types import Action, Activate, Drain, Kill, Start
 
 log = logging.getLogger("controller")
 
@@ -44,9 +44,9 @@ class Executor:
             try:
                 self._execute(action)
             except OSError as error:
-                if not isinstance(action, Start | StartSpare | Activate):
+                if not isinstance(action, Start | Activate):
                     raise
-                spare = isinstance(action, StartSpare)
+                spare = isinstance(action, Start) and action.standby
                 reason = f"its worker process cannot be started: {error}"
                 self._autoscaler.on_start_failed(action.model, time.monotonic(), reason, spare=spare)
                 log.error("%s: the worker cannot be started: %s", action.model, error)
@@ -54,14 +54,10 @@ class Executor:
     def _execute(self, action: Action) -> None:
         """Raises `OSError` if a process cannot be started."""
         match action:
-            case Start(model, device, reason):
+            case Start(model, device, reason, standby):
                 name = self._launcher.worker_name(device, _new_name(model))
-                log.info("starting worker %s on %s: %s", name, device, reason)
-                self._launcher.start(name, model, device)
-            case StartSpare(model, kind, reason):
-                name = self._launcher.worker_name(kind, _new_name(model))
-                log.info("starting standby %s: %s", name, reason)
-                self._launcher.start(name, model, kind, standby=True)
+                log.info("starting %s: %s", f"standby {name}" if standby else f"worker {name} on {device}", reason)
+                self._launcher.start(name, model, device, standby=standby)
             case Activate(worker, _, device, reason):
                 log.info("activating standby %s on %s: %s", worker, device, reason)
                 self._launcher.activate(worker, device)
@@ -80,8 +76,8 @@ def bounded_starts(actions: Sequence[Action], limit: int, starting: Mapping[str,
     """
     started, allowed = Counter(starting), []
     for action in actions:
-        if isinstance(action, Start | StartSpare):
-            machine = machine_of(action.device if isinstance(action, Start) else action.kind)
+        if isinstance(action, Start):
+            machine = machine_of(action.device)
             if started[machine] >= limit:
                 continue
             started[machine] += 1

@@ -19,7 +19,7 @@ from configs.scaling import Scaling
 from controller.simulator.agents import ScalingAgent, ScalingTarget
 from controller.simulator.cluster import SimCluster
 from controller.simulator.model_sim import ModelSim
-from controller.types import Activate, Drain, Kill, Observation, Queue, Start, StartSpare
+from controller.types import Activate, Drain, Kill, Observation, Queue, Start
 from host.types import WorkerProcess
 
 #: The mean work of a request is taken over this number of arrivals.
@@ -207,14 +207,14 @@ class Simulation:
         changed_models = set()
         for action in plan.actions:
             match action:
+                case Start(model, kind, _, standby=True):
+                    cluster.start_spare(model, kind, now)
                 case Start(model, device, _):
                     cluster.start(model, device, now)
                     changed_models.add(model)
                 case Activate(spare, model, device, _):
                     cluster.activate(spare, model, device, now)
                     changed_models.add(model)
-                case StartSpare(model, kind, _):
-                    cluster.start_spare(model, kind, now)
                 case Drain(worker, _):
                     if worker in cluster.workers:
                         changed_models.add(cluster.workers[worker].process.model)

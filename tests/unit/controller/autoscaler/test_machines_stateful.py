@@ -26,7 +26,6 @@ from controller.types import (
     Replica,
     Stage,
     Start,
-    StartSpare,
     WorkerLimits,
 )
 from host.types import Exit, WorkerProcess
@@ -108,12 +107,9 @@ class MachinesMachine(RuleBasedStateMachine):
                     self.processes[worker] = replace(child, drained_at=self.now)
                     if isinstance(action, Kill):
                         self.end(worker, -9)
-                case Start(model, device):
+                case Start(model, device, standby=standby):
                     assert machine_of(device) not in unused
-                    self.start(model, device)
-                case StartSpare(model, kind):
-                    assert machine_of(kind) not in unused
-                    self.start(model, kind, spare=True)
+                    self.start(model, device, spare=standby)
                 case Activate(worker, _, device):
                     child = self.processes[worker]
                     assert child.device == device.partition(":")[0], "it stays on its machine"

@@ -23,7 +23,6 @@ from controller.types import (
     Replica,
     Stage,
     Start,
-    StartSpare,
     WorkerLimits,
 )
 from host.types import Exit, WorkerProcess
@@ -76,7 +75,8 @@ class Machine(RuleBasedStateMachine):
             for name, replica in self.replicas.items()
             if replica.stage is Stage.STARTING and name not in drained
         }
-        starting |= {action.model for action in actions if isinstance(action, Start | Activate)}
+        starting |= {each.model for each in actions if isinstance(each, Activate)}
+        starting |= {each.model for each in actions if isinstance(each, Start) and not each.standby}
         for action in actions:
             match action:
                 case Kill(name):
@@ -88,10 +88,10 @@ class Machine(RuleBasedStateMachine):
                     self.replicas[name] = replace(
                         old, stage=Stage.DRAINING, process=replace(old.process, drained_at=self.now)
                     )
-                case Start(model, device):
+                case Start(model, device, standby=False):
                     child = self.new(model, device, spare=False)
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
-                case StartSpare(model, kind):
+                case Start(model, kind):
                     assert model not in starting, "a worker comes first"
                     assert self.models[model].standby_crashes.retry_at <= self.now
                     child = self.new(model, kind, spare=True)

@@ -23,7 +23,6 @@ from controller.types import (
     Replica,
     Stage,
     Start,
-    StartSpare,
     WorkerLimits,
 )
 from host.types import WorkerProcess
@@ -177,7 +176,9 @@ def test_standby_workers_are_spread(
     waiting = [spare(f"s{n}", device) for n, device in enumerate(spares)]
     target = standby(len(spares) + 1, waiting, [worker(f"w{n}", d) for n, d in enumerate(devices)], **changes)
     actions = with_standby(Plan([], {}), [target], NOW).actions
-    assert [action.kind for action in actions if isinstance(action, StartSpare)] == ([kind] if kind else [])
+    assert [action.device for action in actions if isinstance(action, Start) and action.standby] == (
+        [kind] if kind else []
+    )
 
 
 def test_standby_worker_is_activated_on_its_own_machine() -> None:

@@ -20,7 +20,6 @@ from controller.types import (
     Replica,
     Stage,
     Start,
-    StartSpare,
     WorkerLimits,
 )
 from host.types import WorkerProcess
@@ -52,7 +51,7 @@ def plan_actions(actions: Sequence[Action], *models: StandbyTarget) -> list[Acti
 
 START = Start("m", "cuda:0", "why")
 SECOND = Start("m", "cuda:1", "why")
-MORE = StartSpare("m", "cuda", "0 standby workers, standby is 1")
+MORE = Start("m", "cuda", "0 standby workers, standby is 1", standby=True)
 
 
 def activation(name: str, start: Start = START) -> Activate:
@@ -66,7 +65,7 @@ def activation(name: str, start: Start = START) -> Activate:
         ([START], target(0, []), [START]),
         ([], target(1, []), [MORE]),
         ([], target(1, [spare("a")]), []),
-        ([], target(3, [spare("a")]), [StartSpare("m", "cuda", "1 standby workers, standby is 3")]),
+        ([], target(3, [spare("a")]), [Start("m", "cuda", "1 standby workers, standby is 3", standby=True)]),
         # One starts at a time.
         ([], target(3, [spare("a", loaded=False, age_s=5)]), []),
         # Workers have priority: no standby worker starts while a worker starts or is activated.

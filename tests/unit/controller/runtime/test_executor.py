@@ -6,11 +6,12 @@ import pytest
 
 from controller.planning.plan import Plan
 from controller.runtime.executor import bounded_starts, only_kills
-from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
+from controller.types import Action, Activate, Drain, Kill, Start
 
 A, B, C = (Start("m", f"cpu:{number}", "why") for number in range(3))
-FAR, FAR_SPARE = Start("m", "box/cuda:0", "why"), StartSpare("m", "box/cuda", "why")
-SPARE, DRAIN, ACTIVATE = StartSpare("m", "cpu", "why"), Drain("w", "why"), Activate("s", "m", "cpu:0", "why")
+FAR, FAR_SPARE = Start("m", "box/cuda:0", "why"), Start("m", "box/cuda", "why", standby=True)
+SPARE, DRAIN = Start("m", "cpu", "why", standby=True), Drain("w", "why")
+ACTIVATE = Activate("s", "m", "cpu:0", "why")
 
 
 @pytest.mark.parametrize(
