@@ -40,6 +40,8 @@ class Exchange(msgspec.Struct, eq=False):
     call: DirectCall | None = None
     headers: Sequence[tuple[bytes, bytes]] = ()
     keep_alive: bool = True
+    #: HTTP/1.0 has no chunks: the close ends a response without Content-Length.
+    has_chunks: bool = True
     #: The client sends the body when it is told to continue.
     waiting_for_100_continue: bool = False
     #: An error that is answered when it is its turn.
@@ -55,6 +57,8 @@ class Exchange(msgspec.Struct, eq=False):
     _has_news: bool = False
     _event: asyncio.Event | None = None
     _head: bytes = b""
+    #: The response has a body without Content-Length, and it is sent in chunks.
+    _is_unbounded: bool = False
     _is_chunked: bool = False
     #: The body of a direct call is written part by part, and more may follow.
     _is_streaming: bool = False
@@ -167,14 +171,16 @@ class Exchange(msgspec.Struct, eq=False):
         self.body_bytes += len(data)
         if self._is_chunked:
             data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
+        elif head:
+            data = head + data
         connection.transport.write(data)
         return connection.transport.get_write_buffer_size() if connection.flow.write_paused else 0
 
     def finish(self) -> None:
         if self._is_streaming:
             self._is_streaming = False
-            if self._is_chunked:
-                self._connection.transport.write(self._head + b"0\r\n\r\n")
+            if end := self._head + (b"0\r\n\r\n" if self._is_chunked else b""):
+                self._connection.transport.write(end)
             if not self._connection.flow.write_paused:
                 self.continue_call()
 
@@ -247,7 +253,7 @@ class Exchange(msgspec.Struct, eq=False):
         kind = message["type"]
         if not self.response_started and kind == "http.response.start":
             self._head = self._encode_head(message["status"], message.get("headers", ()))
-            if self._is_chunked:  # the first part may take long
+            if self._is_unbounded:  # the first part may take long
                 connection.transport.write(self._head)
                 self._head = b""
         elif self.response_started and not self.response_complete and kind == "http.response.body":
@@ -264,7 +270,7 @@ class Exchange(msgspec.Struct, eq=False):
         elif self._is_chunked:
             start, end = b"%x\r\n" % size if size else b"", b"\r\n" if size else b""
             body = b"".join((start, body, end if more else end + b"0\r\n\r\n"))
-        else:
+        elif not self._is_unbounded:
             self._remaining -= size
         if self._remaining < 0 or (self._remaining and not more):
             raise RuntimeError("the response is longer or shorter than its Content-Length")
@@ -285,17 +291,18 @@ class Exchange(msgspec.Struct, eq=False):
     def _encode_head(self, status: int, headers: RawHeaders) -> bytes:
         """The status line and the headers. Raises `RuntimeError` for a header that would break the response."""
         connection = self._connection
-        self._is_chunked = self.method != "HEAD" and status not in _WITHOUT_BODY
+        self._is_unbounded = self.method != "HEAD" and status not in _WITHOUT_BODY
         lines = [STATUS_LINE[status], connection.config.default_lines]
         for name, value in headers:
             if not value.isalnum() and _INVALID(value):  # names are those of this program
                 raise RuntimeError("invalid HTTP header")
             if name == b"content-length":
-                self._is_chunked, self._remaining = False, int(value)
+                self._is_unbounded, self._remaining = False, int(value)
             elif name == b"connection" and value.lower() == b"close":
                 self.keep_alive = False
                 continue
             lines += (name, b": ", value, b"\r\n")
+        self._is_chunked = self._is_unbounded and self.has_chunks
         if self._is_chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")

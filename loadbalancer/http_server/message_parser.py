@@ -201,13 +201,21 @@ class MessageParser(asyncio.Protocol, abc.ABC):
         if direct is not None and self._length <= MAX_DIRECT_BYTES and not (self._is_chunked or self._expects_continue):
             head = direct.find(method, self.url, self.headers)
         # On a restricted connection a client does not hold its place with further requests.
-        keep_alive = version != "1.0" and not self.restricted and self._parser.should_keep_alive()
+        has_chunks = version != "1.0"
+        keep_alive = has_chunks and not self.restricted and self._parser.should_keep_alive()
         if keep_alive:
             self._direct_head = head
         call, scope = (None, self._scope(method, version)) if head is None else (head.new_call(self.headers), None)
         name, expects = method.decode("ascii"), self._expects_continue
         exchange = self._last = Exchange(
-            self, name, scope, call, self.headers, keep_alive=keep_alive, waiting_for_100_continue=expects
+            self,
+            name,
+            scope,
+            call,
+            self.headers,
+            keep_alive=keep_alive,
+            has_chunks=has_chunks,
+            waiting_for_100_continue=expects,
         )
         active = self._active
         if active is None or active.response_complete:

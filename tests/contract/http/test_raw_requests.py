@@ -11,6 +11,7 @@ import pytest
 from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S
 from tests.support.http_server import read_all
+from tests.support.texts import CHAT
 
 HOST = b"Host: localhost\r\n"
 CLOSE = b"Connection: close\r\n"
@@ -133,3 +134,25 @@ def test_odd_requests_are_told_why(shared: Server, request_: bytes, status: int,
 def test_odd_requests_that_are_right(shared: Server, request_: bytes) -> None:
     status, _, body = exchange(shared, request_)
     assert (status, body) == (200, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "end"),
+    [
+        (
+            CHAT,
+            b'{"model": "words", "max_tokens": 2, "messages": [{"role": "user", "content": "a"}]',
+            b"data: [DONE]\n\n",
+        ),
+        ("/v1/images/generations", b'{"model": "quick", "prompt": "a", "response_format": "b64_json"', b"}\n\n"),
+    ],
+)
+def test_stream_to_http_1_0_has_no_chunks(shared: Server, path: str, content: bytes, end: bytes) -> None:
+    """RFC 9112, section 6.1. The close ends it."""
+    body = content + b', "stream": true}'
+    head = b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
+    status, headers, events = exchange(shared, head + body)
+    assert (status, "connection: close" in headers, "transfer-encoding" in headers) == (200, True, False)
+    lines = events.split(b"\n")
+    assert all(line.partition(b":")[0] in (b"", b"event", b"data") for line in lines)
+    assert events.endswith(end)
