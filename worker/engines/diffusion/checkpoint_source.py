@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import diffusers
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 
-from configs.model_parts import BUILTIN_DIR, builtin_folder
 from configs.model_settings import Model
 from worker.engine import UnsupportedModel
+from worker.engines.model_location import local_path
 
 
 class Source(NamedTuple):
@@ -69,19 +69,10 @@ def locate_model(model: Model) -> Source:
 
 def locate(path: str) -> Source:
     """Find the checkpoint. Raises `UnsupportedModel`, or `OSError` for an unreadable file."""
-    if (folder := builtin_folder(path)) is not None:
-        if not (folder / "model_index.json").is_file():
-            there = sorted(index.parent.name for index in BUILTIN_DIR.glob("*/model_index.json"))
-            raise UnsupportedModel(f"no built-in model {folder.name!r}; built in: {', '.join(there)}")
-        return Source(str(folder), local=True)
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return Source(str(place), local=True)
-    if place.is_file():
-        return _single_file(place)
-    if path.startswith(("/", ".", "~")) or place.suffix == ".safetensors":
-        raise UnsupportedModel(f"no such folder or file: {path}")
-    return Source(path, local=False)
+    place = local_path(path, "model_index.json")
+    if place is None:
+        return Source(path, local=False)
+    return Source(str(place), local=True) if place.is_dir() else _single_file(place)
 
 
 def _single_file(file: Path) -> Source:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs.model_parts import BUILTIN_DIR, builtin_folder
 from configs.model_settings import Model
 from worker.engine import UnsupportedModel
+from worker.engines.model_location import local_path
 
 
 class ModelFiles(NamedTuple):
@@ -35,21 +34,11 @@ class ModelFiles(NamedTuple):
 
 def locate_files(model: Model) -> ModelFiles:
     """Find the model's files. Raises `UnsupportedModel` for a path with none."""
-    path = model.path
-    if (folder := builtin_folder(path)) is not None:
-        if not (folder / "config.json").is_file():
-            there = sorted(file.parent.name for file in BUILTIN_DIR.glob("*/config.json"))
-            raise UnsupportedModel(
-                f"no built-in language model {folder.name!r}; built in: {', '.join(there) or 'none'}"
-            )
-        return ModelFiles(str(folder), local=True)
-    place = Path(path).expanduser()
+    place = local_path(model.path, "config.json")
+    if place is None:
+        return ModelFiles(model.path, local=False, revision=model.revision)
     if place.is_dir():
         return ModelFiles(str(place), local=True)
-    if place.is_file() and place.suffix == ".gguf":
+    if place.suffix == ".gguf":
         return ModelFiles(str(place.parent), local=True, gguf=place.name)
-    if place.is_file():
-        raise UnsupportedModel(f"{path} is not supported: a language model is a folder, a hub id or a .gguf file")
-    if path.startswith(("/", ".", "~")) or place.suffix in {".gguf", ".safetensors"}:
-        raise UnsupportedModel(f"no such folder or file: {path}")
-    return ModelFiles(path, local=False, revision=model.revision)
+    raise UnsupportedModel(f"{place} is not supported: a language model is a folder, a hub id or a .gguf file")

@@ -45,7 +45,15 @@ def test_path_is_builtin_folder_or_hub_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["builtin:nothing", "/no/such/folder", "./nor-this", "~/nor-that-folder", "no/such/file.safetensors"]
+    "path",
+    [
+        "builtin:nothing",
+        "/no/such/folder",
+        "./nor-this",
+        "~/nor-that-folder",
+        "no/such/file.safetensors",
+        "no/such/model.gguf",
+    ],
 )
 def test_missing_path_reported_without_hub_request(path: str) -> None:
     with pytest.raises(UnsupportedModel, match=r"built in: digits|no such folder or file"):

@@ -195,7 +195,7 @@ def test_models_are_loaded_from_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("builtin:nothing", "no built-in language model 'nothing'"),
+        ("builtin:nothing", "no built-in model 'nothing'"),
         ("/nothing/here", "no such folder or file"),
         ("{folder}", "the tokenizer of .* cannot be read"),
         ("{folder}/weights.safetensors", "a language model is a folder, a hub id or a .gguf file"),
