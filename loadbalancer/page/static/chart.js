@@ -71,7 +71,7 @@ function options(width, height, { series, format, isCount }, latest, setAt) {
   return {
     width,
     height,
-    padding: [8, 8, 0, 0],
+    padding: [8, 26, 0, 0],
     cursor: { y: false, points: { size: 6 } },
     legend: { show: false },
     scales: { x: { time: true, range: (u, low, high) => times(low, high, latest.current.span) }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), ceiling(high)] } },

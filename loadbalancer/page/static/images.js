@@ -41,7 +41,7 @@ export function Images({ model, keys, samplers }) {
       await receive(response);
     } catch (error) {
       setProblem(abort.signal.aborted ? { message: "Stopped.", isCalm: true } : error);
-      setImages((before) => before.filter((each) => each.state === "done"));
+      setImages((before) => before.filter(({ url }) => url).map((each) => (each.state === "done" ? each : { ...each, state: "stopped" })));
     } finally { setRunning(false); }
   };
   const receive = async (response) => {

@@ -119,7 +119,7 @@ function Why({ row, decisions }) {
 
 // The policy's reason does not say where its number was limited.
 function bound({ desired, min_workers: min, max_workers: max, reason }) {
-  if (!desired || /;|_workers/.test(reason)) return "";
+  if (!desired || !/^\d[^;]*$/.test(reason)) return "";
   if (desired === max) return html` <span class="muted">(at most ${max}: max_workers)</span>`;
   return desired === min ? html` <span class="muted">(at least ${min}: min_workers)</span>` : "";
 }

@@ -11,6 +11,7 @@ export function Picture({ image, index, model, onEdit }) {
       ${isDone ? html`<span>seed ${image.seed}, waited ${seconds(image.timings.queued_s ?? image.timings.waited_s)}, ran ${seconds(image.timings.running_s ?? image.timings.ran_s)}</span>
           <span class="spacer"></span>${onEdit && html`<button type="button" class="quiet" onClick=${onEdit}>Edit</button>`}
           <a href=${image.url} download=${`${model.replace(/[^\w.-]+/g, "-")}-${image.seed}.${image.format}`} aria-label=${`Save image ${index + 1}`}>Save</a>`
+        : image.state === "stopped" ? html`<span>stopped at step ${image.step} of ${image.steps}</span>`
         : html`<progress max=${image.steps || 1} value=${image.step} aria-label=${`Progress of image ${index + 1}`}></progress> <span>${progress(image)}</span>`}
     </figcaption></figure>`;
 }
