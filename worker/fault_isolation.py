@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
@@ -27,6 +28,8 @@ from worker.engine import (
 from worker.task_fields import task_fields
 
 log = logging.getLogger(__name__)
+
+Saved = TypeVar("Saved")
 
 
 @dataclass
@@ -127,21 +130,19 @@ def result_now(engine: StepEngine, member: Member) -> TaskResult:
 
 def save(engine: StepEngine, member: Member) -> Callable[[], Checkpoint] | None:
     """Return the engine's callable for a checkpoint, or None: the task resumes from an earlier one, or starts again."""
-    try:
-        return engine.save(member.row)
-    except DeviceLost:
-        raise
-    except Exception:
-        task = member.assignment
-        log.exception("task %s: its state could not be saved", task.task, extra=task_fields(task))
-        return None
+    return _saved(member, lambda: engine.save(member.row))
 
 
 def save_now(engine: StepEngine, member: Member) -> Checkpoint | None:
     """Return a checkpoint, or None as `save` does."""
     state = save(engine, member)
+    return _saved(member, state) if state is not None else None
+
+
+def _saved(member: Member, make: Callable[[], Saved]) -> Saved | None:
+    """Return what `make` returns, or None where it fails."""
     try:
-        return state() if state is not None else None
+        return make()
     except DeviceLost:
         raise
     except Exception:

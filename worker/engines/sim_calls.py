@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import msgspec
-import psutil
 
-from configs.model_settings import Model
 from wire.inputs import CallInputs, Part
 from wire.messages import EngineInfo
 from worker.engine import (
@@ -30,6 +28,7 @@ from worker.engine import (
     TaskError,
     TaskResult,
 )
+from worker.engines.sleeping_engine import SleepingEngine
 
 _STREAM_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 #: Any JSON.
@@ -56,20 +55,8 @@ class SimCallRow:
         """It generates no text."""
 
 
-class SimCallEngine:
+class SimCallEngine(SleepingEngine):
     """Implements `StepEngine` by sleeping."""
-
-    def __init__(self, model: Model) -> None:
-        self._sim = model.sim
-
-    def fetch(self) -> None:
-        time.sleep(self._sim.load_s)
-
-    def load(self) -> None:
-        time.sleep(self._sim.activate_s)
-
-    def warm_up(self) -> None:
-        """Nothing to prepare."""
 
     def info(self) -> EngineInfo:
         return EngineInfo(
@@ -134,16 +121,6 @@ class SimCallEngine:
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
         del row
         return None
-
-    def release(self, row: Row) -> None:
-        del row
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def memory_bytes(self) -> int:
-        """Return the memory of this process."""
-        return int(psutil.Process().memory_info().rss)
 
 
 def _admit(inputs: CallInputs, frames: Sequence[bytes]) -> Row | TaskError:

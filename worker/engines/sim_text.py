@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import psutil
-
 from configs.model_settings import Model
 from wire.inputs import Sampling, TextInputs
 from wire.messages import EngineInfo
@@ -43,6 +41,7 @@ from worker.engine import (
     UnstreamedRow,
     context_exceeded,
 )
+from worker.engines.sleeping_engine import SleepingEngine
 
 _WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
 _CHARS_PER_TOKEN = 4
@@ -68,21 +67,13 @@ class SimTextRow(UnstreamedRow):
         return taken
 
 
-class SimTextEngine:
+class SimTextEngine(SleepingEngine):
     """Implements `StepEngine` by sleeping."""
 
     def __init__(self, model: Model) -> None:
-        self._sim, self._text = model.sim, model.text
+        super().__init__(model)
+        self._text = model.text
         self._counters = TextCounters()
-
-    def fetch(self) -> None:
-        time.sleep(self._sim.load_s)
-
-    def load(self) -> None:
-        time.sleep(self._sim.activate_s)
-
-    def warm_up(self) -> None:
-        """Nothing to prepare."""
 
     def info(self) -> EngineInfo:
         length = self._text.context_length
@@ -170,16 +161,6 @@ class SimTextEngine:
 
     def save(self, row: Row) -> None:
         """Its tokens are its state."""
-
-    def release(self, row: Row) -> None:
-        del row
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def memory_bytes(self) -> int:
-        """Return the memory of this process."""
-        return int(psutil.Process().memory_info().rss)
 
     def text_counters(self) -> TextCounters:
         return self._counters

@@ -41,6 +41,7 @@ from worker.engines.diffusion.admission import ImageAdmission
 from worker.engines.diffusion.checkpoint_source import describe_files
 from worker.engines.diffusion.cuda_graphs import PreparedForwardPass, make_forward_pass
 from worker.engines.diffusion.defaults import image_defaults, pipeline_defaults
+from worker.engines.diffusion.device_engine import DeviceEngine
 from worker.engines.diffusion.families.base import Family
 from worker.engines.diffusion.forward import ForwardPass
 from worker.engines.diffusion.image_encoding import encode_image
@@ -63,7 +64,7 @@ from worker.engines.weights import hold_weights, modules_of
 log = logging.getLogger(__name__)
 
 
-class DiffusionEngine:
+class DiffusionEngine(DeviceEngine):
     """A checkpoint of a supported family on one device."""
 
     _family: Family
@@ -145,9 +146,6 @@ class DiffusionEngine:
     def samples(self) -> list[EngineRequest]:
         return image_samples(self._model, self.info())
 
-    def close(self) -> None:
-        """The process ends, which frees the device."""
-
     @property
     def prepares_steps(self) -> bool:
         return isinstance(self._forward, PreparedForwardPass)
@@ -155,19 +153,6 @@ class DiffusionEngine:
     def end_preparation(self) -> None:
         if isinstance(self._forward, PreparedForwardPass):
             self._forward.seal()
-
-    def trim_memory(self) -> bool:
-        return devices.trim_memory(self._device)
-
-    def memory_bytes(self) -> int:
-        return devices.memory_bytes(self._device)
-
-    @property
-    def steps_ahead(self) -> bool:
-        return self._device.type == "cuda"
-
-    def synchronize(self) -> None:
-        devices.synchronize(self._device)
 
     # ---- admission
 

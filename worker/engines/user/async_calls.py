@@ -11,8 +11,9 @@ from typing import Any
 
 from configs.text import exception_line
 from worker.engine import TaskError
-from worker.engines.user.failures import is_failure, task_error
+from worker.engines.user.failures import task_error
 from worker.engines.user.rows import CallRow
+from worker.engines.user.runners import end_row
 from worker.engines.user.streams import Emit
 
 log = logging.getLogger(__name__)
@@ -129,10 +130,7 @@ class AsyncRunner:
             log.error("a call failed", exc_info=error)
             row.fail(task_error(error))
             return
-        if is_failure(output):
-            row.fail(task_error(output))
-        else:
-            row.finish(output)
+        end_row(row, output)
 
 
 class _Call:

@@ -53,10 +53,7 @@ class BatchRunner:
                 row.fail(TaskError("error", f"predict {problem}"))
             return
         for row, output in zip(rows, outputs, strict=True):
-            if is_failure(output):
-                row.fail(task_error(output))
-            else:
-                row.finish(output)
+            end_row(row, output)
 
 
 class ItemRunner(BatchRunner):
@@ -80,10 +77,15 @@ class ItemRunner(BatchRunner):
             output = self._predict(row.item)
         except BaseException as error:
             raise batch_error(error) from error
-        if is_failure(output):
-            row.fail(task_error(output))
-        else:
-            row.finish(output)
+        end_row(row, output)
+
+
+def end_row(row: CallRow, output: Any) -> None:
+    """End the call with the engine's output, which is an exception where the call has failed."""
+    if is_failure(output):
+        row.fail(task_error(output))
+    else:
+        row.finish(output)
 
 
 class IterativeRunner:
@@ -134,10 +136,7 @@ class IterativeRunner:
         except BaseException as error:
             row.fail(task_error(error))
             return
-        if is_failure(output):
-            row.fail(task_error(output))
-        else:
-            row.finish(output)
+        end_row(row, output)
 
     def _add_preview(self, row: CallRow) -> None:
         assert self._preview is not None

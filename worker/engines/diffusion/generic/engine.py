@@ -35,6 +35,7 @@ from worker.engine import (
 from worker.engines import torch_device as devices
 from worker.engines.diffusion.checkpoint_source import describe_files
 from worker.engines.diffusion.defaults import image_defaults, pipeline_defaults
+from worker.engines.diffusion.device_engine import DeviceEngine
 from worker.engines.diffusion.generic.arguments import PipelineArguments
 from worker.engines.diffusion.generic.call_batching import group_calls, run_calls
 from worker.engines.diffusion.generic.pipeline_copy import PipelineCopier, VaeProxy, is_autoencoder, is_denoiser
@@ -53,7 +54,7 @@ from worker.engines.weights import hold_weights, modules_of
 log = logging.getLogger(__name__)
 
 
-class GenericEngine:
+class GenericEngine(DeviceEngine):
     """Any diffusers pipeline on one device."""
 
     _pipeline: Any
@@ -157,22 +158,6 @@ class GenericEngine:
 
     def samples(self) -> list[EngineRequest]:
         return image_samples(self._model, self.info())
-
-    def close(self) -> None:
-        """The process ends, which frees the device."""
-
-    def trim_memory(self) -> bool:
-        return devices.trim_memory(self._device)
-
-    def memory_bytes(self) -> int:
-        return devices.memory_bytes(self._device)
-
-    @property
-    def steps_ahead(self) -> bool:
-        return self._device.type == "cuda"
-
-    def synchronize(self) -> None:
-        devices.synchronize(self._device)
 
     # ---- requests
 
