@@ -32,9 +32,18 @@ export function appended(past, latest, span) {
   return { step_s: past.step_s, times: [...past.times.slice(cut), time], columns };
 }
 
-// Counts per point as rates per second.
+const MEAN_S = 10;
+
+// Counts per point as rates per second: the mean of the last 10 seconds, as single seconds jump.
 export function rates(data, names) {
-  const columns = {};
-  for (const name of names) columns[name] = (data.columns[name] ?? []).map((value) => value / data.step_s);
+  const width = Math.max(Math.round(MEAN_S / data.step_s), 1), columns = {};
+  for (const name of names) {
+    let sum = 0;
+    const counts = data.columns[name] ?? [];
+    columns[name] = counts.map((count, at) => {
+      sum += count - (at >= width ? counts[at - width] : 0);
+      return sum / Math.min(at + 1, width) / data.step_s;
+    });
+  }
   return { ...data, columns };
 }
