@@ -87,7 +87,9 @@ class SchedulerService:
         # Questions that need no clock go to the scheduler itself.
         self.estimate, self.checkpoint = self._scheduler.estimate, self._scheduler.checkpoint
         self.expected_tokens = self._scheduler.expected_tokens
-        self.engine_info, self.step_curves = self._scheduler.engine_info, self._scheduler.step_curves
+        self.step_curves = self._scheduler.step_curves
+        #: The workers of each model, to be read only.
+        self.pools = self._scheduler.registry.pools
         #: Counts since the start, to be read only.
         self.statistics, self.owners = self._scheduler.statistics, self._scheduler.owners
         files = WeightFiles(settings.models)

@@ -15,7 +15,6 @@ import msgspec
 
 from worker.batch_scheduler import Member
 from worker.engine import (
-    BatchKey,
     Checkpoint,
     DeviceLost,
     EngineRequest,
@@ -67,15 +66,12 @@ def step(engine: StepEngine, members: Sequence[Member]) -> StepOutcome:
     return StepOutcome(advanced=list(members))
 
 
-def batch_key(engine: StepEngine, request: EngineRequest) -> BatchKey | TaskError:
-    """Return the engine's key for the request, or the error that ends it."""
-    try:
-        return engine.key(request)
-    except TaskError as error:
+def key_error(error: Exception) -> TaskError:
+    """Return the error of a task whose batch key could not be made."""
+    if isinstance(error, TaskError):
         return error
-    except Exception as error:
-        log.exception("a task has no batch key")
-        return TaskError("error", f"the request could not be prepared: {error}")
+    log.error("a task has no batch key", exc_info=error)
+    return TaskError("error", f"the request could not be prepared: {error}")
 
 
 def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | TaskError | OutOfMemory]:

@@ -39,7 +39,7 @@ from worker.engine import (
     StepsAhead,
     TaskError,
 )
-from worker.fault_isolation import StepOutcome, admit, batch_key, save_now, step
+from worker.fault_isolation import StepOutcome, admit, key_error, save_now, step
 from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import PostProcessor
 from worker.preparation import Preparation
@@ -205,11 +205,12 @@ class StepLoop:
             start += task.frames
             state = own[sources:]
             request = EngineRequest(inputs, own[:sources], Checkpoint(task.step, state) if state else None)
-            key = batch_key(self._engine, request)
-            if isinstance(key, TaskError):
-                self._results.fail(task, key)
-            else:
-                scheduler.add(WaitingTask(task, request, key, shape_of(inputs, key), now))
+            try:
+                key = self._engine.key(request)
+            except Exception as error:
+                self._results.fail(task, key_error(error))
+                continue
+            scheduler.add(WaitingTask(task, request, key, shape_of(inputs, key), now))
         if self._drain is not None:
             self._hand_back([task.task for task in tasks], with_checkpoint=True)
 

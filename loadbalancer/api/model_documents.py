@@ -70,7 +70,7 @@ def _interfaces(services: Services) -> list[ModelInterface]:
     found = []
     for name, model in services.settings.models.items():
         if model.task == "call":
-            engine = services.scheduler.engine_info(name)
+            engine = services.scheduler.pools[name].engine_info
             schemas = ("", "") if engine is None else (engine.input_schema, engine.output_schema)
             found.append(ModelInterface(name, model.api_path, *schemas))
     return found

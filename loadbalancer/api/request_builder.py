@@ -59,7 +59,7 @@ class RequestBuilder:
         settings, seed = self._settings, secrets.randbits(32)
         started = time.monotonic()
         name = request.model if request.model in self._models else resolve_model(request.model, settings)
-        model, engine = self._models.get(name), self._scheduler.engine_info(name)
+        model, engine = self._models.get(name), self._scheduler.pools[name].engine_info
         if model is None or model.engine is not engine:
             model = self._models[name] = image_model(name, settings.models[name], engine)
         if request.loras and model.settings.loras:

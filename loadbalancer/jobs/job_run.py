@@ -211,7 +211,7 @@ class JobRun:
         choice = self._texts.get(item)
         if choice is None:
             choice = self._texts[item] = TextChoice(item)
-            engine, options = self._scheduler.engine_info(self.record.order.model), self.record.order.text
+            engine, options = self._scheduler.pools[self.record.order.model].engine_info, self.record.order.text
             if engine is not None and engine.text is not None and options is not None:
                 wanted = OutputFormat(options.tools, options.reasoning, options.parallel_calls)
                 choice.parser = text_parser(engine.text, wanted)

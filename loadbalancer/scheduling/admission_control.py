@@ -49,9 +49,12 @@ class AdmissionControl:
             if rejection is not None:
                 return rejection
         if config.deadline_slack is not None:
-            remaining_s = first.deadline - now
+            remaining_s, finish_s = first.deadline - now, None
             enough_s = config.deadline_slack * remaining_s
-            finish_s = _earliest_finish_s(tasks, queue, workers, enough_s)
+            fastest_s = workers.fastest_step_s(first.shape)
+            # Only where nothing waits, a task needs no more than its own steps.
+            if queue.count or len(tasks) > 1 or (first.steps - first.step) * fastest_s > enough_s:
+                finish_s = _earliest_finish_s(tasks, queue, workers, fastest_s, enough_s)
             if finish_s is not None and finish_s > enough_s:
                 reason = f"it would take about {finish_s:.3g} s, the request allows {max(remaining_s, 0):.3g} s"
                 return DeadlineUnreachable(reason, _bounded_retry_s(finish_s - remaining_s), finish_s)
@@ -85,14 +88,16 @@ def _room_s(count: int, queue: ModelQueue, workers: WorkerPool) -> float:
     return count * sum(queue.steps.values()) / max(queue.count, 1) / rate if rate else _UNKNOWN_ROOM_S
 
 
-def _earliest_finish_s(tasks: Sequence[Task], queue: ModelQueue, workers: WorkerPool, enough_s: float) -> float | None:
+def _earliest_finish_s(
+    tasks: Sequence[Task], queue: ModelQueue, workers: WorkerPool, fastest_s: float, enough_s: float
+) -> float | None:
     """Return the seconds until tasks that are not queued yet would finish at the earliest; None if not measured.
 
     That is the waiting work before them in full batches, then their own steps in the smallest batches. Where even the
     last place in the queue finishes within `enough_s`, their own place is not computed, and that time is the result.
+    `fastest_s`: seconds of a step of a batch of one on the fastest worker.
     """
     first = tasks[0]
-    fastest_s = workers.fastest_step_s(first.shape)
     queue_s = drain_s(queue.steps, workers) if queue.steps else 0.0
     if not fastest_s or queue_s is None:
         return None

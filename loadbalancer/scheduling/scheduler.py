@@ -43,7 +43,6 @@ from wire.messages import (
     Bye,
     Cancel,
     Chunk,
-    EngineInfo,
     Failed,
     Finished,
     Heartbeat,
@@ -148,10 +147,6 @@ class Scheduler:
     def is_ready(self, model: str, now: float) -> bool:
         """Return whether some worker of the model accepts tasks."""
         return any(w.slots and self.registry.state(w, now) == "ready" for w in self.registry.pools[model])
-
-    def engine_info(self, model: str) -> EngineInfo | None:
-        """Return the capabilities of the model's engine; None while no worker is connected."""
-        return self.registry.pools[model].engine_info
 
     def step_curves(self, model: str) -> list[StepCurve]:
         """Return the step times by shape; of each shape, the curve of the worker with the largest cap."""

@@ -101,7 +101,7 @@ def _add_model_routes(routes: APIRouter, services: Services) -> None:
         if model not in models:
             check_is_no_call(request, model, "/infer", models)
             raise _version_error(model) or model_not_found(model, services.settings)
-        engine = services.scheduler.engine_info(model)
+        engine = services.scheduler.pools[model].engine_info
         return json_response(ModelMetadata(model, engine.pipeline if engine else models[model].engine))
 
 

@@ -188,7 +188,7 @@ class _JobsApi:
     def _text_spec(self, given: TextRequest, caller: Caller) -> TextSpec:
         settings = self._services.settings
         model = text_model(given.model, settings)
-        engine = self._services.scheduler.engine_info(model)
+        engine = self._services.scheduler.pools[model].engine_info
         return resolve_text(given, settings, engine, secrets.randbits(32), caller, model)
 
     async def find(self, request: Request, job: str) -> JobRecord:

@@ -41,7 +41,7 @@ def router(services: Services) -> APIRouter:
 
 async def _card(services: Services, name: str) -> ModelCard:
     model, scheduler = services.settings.models[name], services.scheduler
-    engine, is_image = scheduler.engine_info(name), model.task == "image"
+    engine, is_image = scheduler.pools[name].engine_info, model.task == "image"
     limits: dict[str, Any] = {"max_instances": services.settings.max_instances}
     if is_image:
         limits = model.limits.model_dump() | {"max_n": services.settings.server.max_n}

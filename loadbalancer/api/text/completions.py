@@ -46,7 +46,7 @@ class TextApi:
     def chat(self, request: HotRequest) -> Answer:
         given: ChatRequest = parse_text(CHAT_PATH, request.json())
         model = text_model(given.model, self._settings)
-        engine, seed = self._scheduler.engine_info(model), secrets.randbits(32)
+        engine, seed = self._scheduler.pools[model].engine_info, secrets.randbits(32)
         spec = chat_spec(given, self._settings, engine, seed, request.caller, model)
         id_, created = f"chatcmpl-{secrets.token_hex(16)}", int(time.time())
         if given.stream:
@@ -63,7 +63,7 @@ class TextApi:
     def completion(self, request: HotRequest) -> Answer:
         given: CompletionRequest = parse_text(COMPLETION_PATH, request.json())
         model = text_model(given.model, self._settings)
-        engine, seed = self._scheduler.engine_info(model), secrets.randbits(32)
+        engine, seed = self._scheduler.pools[model].engine_info, secrets.randbits(32)
         spec = completion_spec(given, self._settings, engine, seed, request.caller, model)
         id_, created = f"cmpl-{secrets.token_hex(16)}", int(time.time())
         if given.stream:

@@ -34,7 +34,7 @@ class ResponsesApi:
         """Return the response, or that of a stream when its first text has come. Raises `ApiError`."""
         given: ResponseRequest = parse_text(RESPONSE_PATH, request.json())
         model = text_model(given.model, self._settings)
-        engine, seed = self._scheduler.engine_info(model), secrets.randbits(32)
+        engine, seed = self._scheduler.pools[model].engine_info, secrets.randbits(32)
         spec = response_spec(given, self._settings, engine, seed, request.caller, model)
         writer = ResponseWriter(secrets.token_hex(16), int(time.time()), model, response_echo(given, spec.inputs[0]))
         if given.stream:

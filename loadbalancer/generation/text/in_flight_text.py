@@ -161,7 +161,7 @@ class InFlightTexts(ABC):
     def _add_parsers(self) -> None:
         """The engine is known, and with it the marks of its texts."""
         self._has_parsers = True
-        engine = self._tracker.scheduler.engine_info(self.job.model)
+        engine = self._tracker.scheduler.pools[self.job.model].engine_info
         info = None if engine is None else engine.text
         if info is not None:
             for choice in self.choices:
