@@ -175,13 +175,8 @@ class SchedulerService:
         for task, state in zip(tasks, checkpoints, strict=bool(checkpoints)):
             if state is not None:
                 task.resume_from(state)
+        effects = self._scheduler.submit(tasks, now, already_counted=already_counted)
         self._listeners.update(dict.fromkeys(names, listener))
-        try:
-            effects = self._scheduler.submit(tasks, now, already_counted=already_counted)
-        except Exception:
-            for name in names:
-                self._listeners.pop(name, None)
-            raise
         self._carry_out(effects, now)
         return names
 

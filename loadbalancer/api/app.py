@@ -17,11 +17,11 @@ from loadbalancer.api.hot_routes import HotRoutes
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware
 from loadbalancer.api.idempotency_keys import ReplayedPaths
+from loadbalancer.api.image_requests import RequestBuilder
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.api.model_documents import serve_document
 from loadbalancer.api.openapi import DESCRIPTION, DocumentedApp
 from loadbalancer.api.path_hints import method_hint, unknown_path
-from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.request_recorder import RequestRecorder
 from loadbalancer.api.routes import (
     calls,

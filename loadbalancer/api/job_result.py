@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from loadbalancer.api.call_json import json_of
 from loadbalancer.api.calls import bytes_headers, not_acceptable
 from loadbalancer.api.frame_response import FrameResponse
-from loadbalancer.api.image_responses import image_data
+from loadbalancer.api.image_requests import image_data
 from loadbalancer.generation.text.stored_text import StoredTexts
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.schema.call_results import response_type, unpack_result

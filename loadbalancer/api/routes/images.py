@@ -12,10 +12,9 @@ from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes, hot_request
 from loadbalancer.api.http_helpers import JSON, encode_json, read_json, run_while_connected
-from loadbalancer.api.image_responses import image_file, images_answer, requested_format
+from loadbalancer.api.image_requests import RequestBuilder, image_file, images_answer, requested_format
 from loadbalancer.api.openapi import content, event_stream, request_body, responses
 from loadbalancer.api.proxying import BodyFactory, form_content, json_content, try_upstream
-from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.uploads import Form, read_form
 from loadbalancer.generation.in_flight import InFlightRequest

@@ -15,10 +15,10 @@ from loadbalancer.api.call_stream import CallStream
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import json_response, read_json, run_while_connected
 from loadbalancer.api.idempotency_keys import HEADER, key_of_request, reused
+from loadbalancer.api.image_requests import RequestBuilder
 from loadbalancer.api.job_result import JobResult, job_bytes
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.query_parameters import check_query
-from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.storage_errors import stored
 from loadbalancer.api.text.job_stream import JobTextStream

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from loadbalancer.api.allowed_methods import check_is_no_call
 from loadbalancer.api.http_helpers import json_response
+from loadbalancer.api.image_requests import list_loras
 from loadbalancer.api.openapi import responses
-from loadbalancer.api.request_builder import list_loras
 from loadbalancer.generation.text.text_model import text_card
 from loadbalancer.generation.validation import endpoints, image_model, model_not_found
 from loadbalancer.schema.errors import NotFound
