@@ -86,7 +86,7 @@ def metrics_switch() -> Switch:
 
 def recorder_switch() -> Switch:
     """Return what switches all recorders that are made from now on, and what contexts note for them."""
-    notes = [(name, vars(RequestContext)[name]) for name in hooks(RequestContext, "on_")]
+    notes = [(name, vars(RequestContext)[name]) for name in hooks(RequestContext, ("on_",))]
     made: list[tuple[RequestRecorder, dict[str, Any]]] = []
     build = RequestRecorder.__init__
 

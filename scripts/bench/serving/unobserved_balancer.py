@@ -1,7 +1,7 @@
 """The load balancer without metrics and traces: `python -m scripts.bench.serving.unobserved_balancer [argument ...]`.
 
 It is what `observability` compares the product with, so it is for measurements only. The hooks through which requests
-and tasks are observed are still called, and do nothing. What the autoscaler needs is counted elsewhere, and stays.
+and tasks are observed are still called, and do nothing. Arrivals and starts, which the autoscaler needs, are counted.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from loadbalancer.context.request_context import RequestContext
 from loadbalancer.metrics.requests import RouteMetrics
 from loadbalancer.scheduling.model_statistics import ModelStatistics
 
-#: What observes, and the beginning of the names of its hooks.
-OBSERVERS: tuple[tuple[type, str], ...] = (
-    (RouteMetrics, "record"),
-    (RequestContext, "on_"),
-    (ModelStatistics, "on_"),
+#: What observes, and the beginnings of the names of its hooks.
+OBSERVERS: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (RouteMetrics, ("record",)),
+    (RequestContext, ("on_",)),
+    (ModelStatistics, ("on_end", "on_preview", "on_move", "on_worker_start")),
 )
 
 
-def hooks(observer: type, prefix: str) -> list[str]:
-    """Return the names of its hooks. Raises `RuntimeError` for one that has none any more."""
-    found = [name for name in vars(observer) if name.startswith(prefix)]
-    if not found:
-        raise RuntimeError(f"{observer.__name__} has no method that begins with {prefix}")
-    return found
+def hooks(observer: type, prefixes: tuple[str, ...]) -> list[str]:
+    """Return the names of its hooks. Raises `RuntimeError` for a beginning that none has any more."""
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in vars(observer)):
+            raise RuntimeError(f"{observer.__name__} has no method that begins with {prefix}")
+    return [name for name in vars(observer) if name.startswith(prefixes)]
 
 
 def do_nothing(*_: Any, **__: Any) -> None:

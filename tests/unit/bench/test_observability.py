@@ -16,14 +16,14 @@ from scripts.bench.serving.switched_balancer import Window, metrics_switch, reco
 from scripts.bench.serving.unobserved_balancer import OBSERVERS, hooks
 
 
-@pytest.mark.parametrize(("observer", "prefix"), OBSERVERS, ids=lambda value: getattr(value, "__name__", value))
-def test_every_observer_has_hooks(observer: type, prefix: str) -> None:
-    assert hooks(observer, prefix)
+@pytest.mark.parametrize(("observer", "prefixes"), OBSERVERS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_observer_has_hooks(observer: type, prefixes: tuple[str, ...]) -> None:
+    assert hooks(observer, prefixes)
 
 
 def test_an_observer_without_hooks_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="Sample has no method that begins with on_"):
-        hooks(Sample, "on_")
+        hooks(Sample, ("on_",))
 
 
 def test_cost_is_the_median_of_ratios_within_a_round() -> None:
