@@ -145,3 +145,27 @@ def test_limit_is_between_one_and_max_batch(
     for tasks, seconds in seen:
         made.observe(SIZE, tasks, seconds, now=0.0)
         assert 1 <= made.limit_and_points(SIZE, 1.0)[0] <= max_batch
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.sampled_from([1, 2, 4, 8, 12]), st.floats(1e-3, 10), st.floats(0, 40)),
+        max_size=60,
+    ),
+    st.none() | st.floats(0.01, 10),
+)
+def test_limit_is_always_that_of_the_known_times(
+    seen: list[tuple[int, int, float, float]], max_step_s: float | None
+) -> None:
+    """Also where it is kept: steps are learnt, they expire, and sizes are forgotten."""
+    made, now = BatchSizer(32, fixed=False, min_gain=0.05, max_step_s=max_step_s), 0.0
+    made.set_measured(SIZE, [(1, 1.0), (2, 1.1)])
+    shapes = [SIZE, *(Shape(str(number)) for number in range(20))]
+    for place, tasks, seconds, passed_s in seen:
+        now += passed_s
+        for _ in range(3):
+            made.observe(shapes[place], tasks, seconds, now)
+        for shape in (SIZE, shapes[place]):
+            assert made.limit(shape, now) == made.limit_and_points(shape, now)[0]
+    made.set_measured(SIZE, [(1, 1.0), (2, 5.0)])
+    assert made.limit(SIZE, now) == made.limit_and_points(SIZE, now)[0]
