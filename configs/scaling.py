@@ -76,6 +76,8 @@ NAMES_ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "scale_down_threshold": "scale_down_at",
     }
 )
+#: A backlog is cleared within this many allowed waits, even if `drain_s` is longer.
+_DRAIN_WAITS = 3.0
 _CUSTOM_POLICY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -248,6 +250,11 @@ class Scaling(Section):
     """Number of standby processes. They have loaded libraries and weights but use no device, which shortens a start."""
     max_worker_age_s: PositiveSeconds | None = None
     """Maximum age of a worker. Older ones are replaced one at a time, the new one first. Default: no limit."""
+
+    @property
+    def effective_drain_s(self) -> float:
+        """Return `drain_s`, at most three allowed waits."""
+        return min(self.drain_s, _DRAIN_WAITS * self.slo.max_wait_s)
 
     @model_validator(mode="before")
     @classmethod

@@ -83,6 +83,14 @@ class Queue:
     uptime_s: float = 0.0
     #: Arrivals by second, oldest first: of two minutes, or of two `interval_s` if that is longer.
     recent_arrivals: Sequence[ArrivalBucket] = ()
+    #: Part of `backlog_work_s` that more workers would not end earlier, because a task occupies one place only: the
+    #: rest of running tasks beyond `drain_s` in a full batch.
+    long_work_s: float = 0.0
+
+    @property
+    def divisible_work_s(self) -> float | None:
+        """Return the part of `backlog_work_s` that more workers can share; None until a step was measured."""
+        return None if self.backlog_work_s is None else max(self.backlog_work_s - self.long_work_s, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

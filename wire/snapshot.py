@@ -52,7 +52,9 @@ class ModelStats(msgspec.Struct, frozen=True):
     #: Seconds that one worker would need for all queued and running tasks, one after the other; None until a step was
     #: measured. The last measurement remains when no worker is left.
     backlog_work_s: float | None = None
-    #: Mean of the same for one task, over the last 200 arrivals; None until one arrived and a step was measured.
+    #: Part of it that running tasks need beyond the model's `drain_s` in a full batch.
+    long_work_s: float = 0.0
+    #: Mean work of one task, over the last 200 arrivals; None until one arrived and a step was measured.
     mean_work_s: float | None = None
     #: Arrivals within the model's `look_back_period_s`, and within its `rate_window_s`.
     arrivals_short_window: int = 0

@@ -33,10 +33,8 @@ def early_trigger(
 def _would_miss_slo(observation: Observation, scaling: Scaling) -> bool:
     """Return whether the last queued task would wait longer than `slo.max_wait_s` with the ready workers."""
     queue = observation.queue
-    if queue is None or not queue.queued or queue.backlog_work_s is None:
+    if queue is None or not queue.queued or (work_s := queue.divisible_work_s) is None:
         return False
     ready = sum(replica.stage is Stage.READY for replica in observation.replicas)
-    return (
-        queue.oldest_wait_s > scaling.slo.max_wait_s
-        or queue.backlog_work_s > ready * worker_speed(queue) * scaling.slo.max_wait_s
-    )
+    max_wait_s = scaling.slo.max_wait_s
+    return queue.oldest_wait_s > max_wait_s or work_s > ready * worker_speed(queue) * max_wait_s

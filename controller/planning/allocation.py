@@ -57,7 +57,7 @@ def load_of(queue: Queue | None, scaling: Scaling) -> Load | None:
         return None
     patience_s = scaling.slo.max_wait_s
     mean = queue.mean_work_s or patience_s
-    work = (queue.queued + queue.running) * mean if queue.backlog_work_s is None else queue.backlog_work_s
+    work = (queue.queued + queue.running) * mean if queue.divisible_work_s is None else queue.divisible_work_s
     counted_s = min(scaling.look_back_period_s, queue.uptime_s)
     rate = queue.arrivals_short_window / counted_s if counted_s > 0 else 0.0
     return Load(work, rate, mean, (queue.batch_cap or 1) / max(queue.batch_slowdown, 1.0), patience_s)

@@ -6,9 +6,9 @@ Work is measured in seconds of one worker that runs one task at a time. A worker
 
 from __future__ import annotations
 
-import itertools
+import bisect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ _USUAL_S = 30.0
 _DECAY = 1 - 1 / 40
 #: Prior weight: this many independent arrivals are assumed before the first observation.
 _PRIOR = 100
-#: A backlog is cleared within this many allowed waits, even if `drain_s` is longer.
-_DRAIN_WAITS = 3.0
-#: The same for the backlog of a sudden step, where a start fits into the allowed wait.
+#: Probabilities that are left out, relative to the rest.
+_NEGLIGIBLE = 1e-9
+#: The backlog of a sudden step is cleared within this many allowed waits, where a start fits into one.
 _SUDDEN_DRAIN_WAITS = 1.5
 #: Least dispersion that is believed.
 _REGULAR = 0.1
@@ -41,36 +41,52 @@ _SAME_RATE = 5
 _VARIATION_OVER, _ENOUGH_WORK = 1000.0, 20.0
 
 
-def wait_probabilities(offered: float) -> Iterator[float]:
-    """Yield Erlang's delay formula (Erlang C), the probability that an arrival waits, for 1, 2, 3, ... servers.
+def late_fraction(
+    workers: int, rate: float, work_s: float, batch: int, batch_slowdown: float, patience_s: float
+) -> float:
+    """Return the fraction of the arrivals that wait for longer than `patience_s`; `rate` is arrivals per second.
 
-    It assumes Poisson arrivals, exponential service and one queue. `offered` is the rate times the mean service time.
-    The recursion is that of the loss formula (Erlang B). It is stable for thousands of servers: each term is between 0
-    and 1.
+    The tasks are a birth-death process with one queue, Poisson arrivals and exponential work (Kleinrock, Queueing
+    Systems, volume 1, chapter 3). They are spread evenly over the workers. A task among b on its worker takes
+    1 + (batch_slowdown - 1) * (b - 1) / (batch - 1) times `work_s`. For a batch of one this is Erlang's delay formula.
     """
-    loss = 1.0
-    for servers in itertools.count(1):
-        loss = offered * loss / (servers + offered * loss)
-        yield 1.0 if offered >= servers else loss / (1 - offered / servers * (1 - loss))
+    most = workers * batch
+    served_rate = most / (work_s * batch_slowdown)
+    if rate >= served_rate:
+        return 1.0
+    slope = (batch_slowdown - 1) / (batch - 1) if batch > 1 else 0.0
+    # Probabilities of fewer tasks than places, relative to that of just as many.
+    each, below = 1.0, 0.0
+    for tasks in range(most, 0, -1):
+        each *= tasks / (work_s * rate * (1 + slope * max(tasks / workers - 1, 0.0)))
+        below += each
+        if each < _NEGLIGIBLE * below or below > 1 / _NEGLIGIBLE:
+            break
+    waiting = 1 / (1 - rate / served_rate)
+    return waiting / (waiting + below) * math.exp(-(served_rate - rate) * patience_s)
 
 
 def workers_for_rate(
-    rate: float, service_s: float, batch: int, patience_s: float, allowed: float, max_workers: int
+    rate: float,
+    work_s: float,
+    batch: int,
+    batch_slowdown: float,
+    patience_s: float,
+    allowed: float,
+    max_workers: int,
 ) -> int:
-    """Return the fewest workers for which at most the fraction `allowed` of the arrivals is late.
+    """Return the fewest workers for which at most the fraction `allowed` of the arrivals is late, as `late_fraction`.
 
-    `rate` is arrivals per second. `service_s` is the time of a task in a full batch of `batch` tasks. A task is late if
-    it waits for longer than `patience_s`. The result is `max_workers` + 1 if `max_workers` are too few.
+    The result is `max_workers` + 1 if `max_workers` are too few.
     """
-    offered = rate * service_s
-    if offered <= 0:
+    if rate * work_s <= 0:
         return 0
-    full_batches = itertools.islice(wait_probabilities(offered), batch - 1, max_workers * batch, batch)
-    for workers, waits in enumerate(full_batches, start=1):
-        free = workers * batch - offered
-        if free > 0 and waits * math.exp(-free * patience_s / service_s) <= allowed:
-            return workers
-    return max_workers + 1
+    least = min(max(math.ceil(rate * work_s * batch_slowdown / batch), 1), max_workers + 1)
+
+    def is_enough(workers: int) -> bool:
+        return late_fraction(workers, rate, work_s, batch, batch_slowdown, patience_s) <= allowed
+
+    return least + bisect.bisect_left(range(least, max_workers + 1), True, key=is_enough)
 
 
 def recent_rate(queue: Queue, scaling: Scaling) -> float:
@@ -137,7 +153,7 @@ def workers_for_backlog(
     multiplies `drain_s`.
     """
     queue = observation.queue
-    if queue is None or not queue.queued or queue.backlog_work_s is None:
+    if queue is None or not queue.queued or (work_s := queue.divisible_work_s) is None:
         return 0
     inputs = backlog_inputs(queue, scaling, observation.cold_start_s, believes_step=believes_step)
     inputs = inputs._replace(drain_s=inputs.drain_s * drain_factor)
@@ -145,7 +161,7 @@ def workers_for_backlog(
     etas = [eta_s(replica, observation.cold_start_s, now) for replica in alive] + [
         observation.cold_start_s
     ] * observation.owed
-    return workers_to_clear(queue.backlog_work_s, queue.oldest_wait_s, etas, inputs)
+    return workers_to_clear(work_s, queue.oldest_wait_s, etas, inputs)
 
 
 class BacklogInputs(NamedTuple):
@@ -162,7 +178,7 @@ class BacklogInputs(NamedTuple):
 def backlog_inputs(queue: Queue, scaling: Scaling, cold_start_s: float, *, believes_step: bool) -> BacklogInputs:
     """Return the inputs for the recent arrivals; `believes_step` as in `workers_for_backlog`."""
     max_wait_s, rate = scaling.slo.max_wait_s, recent_rate(queue, scaling)
-    drain_s = min(scaling.drain_s, _DRAIN_WAITS * max_wait_s)
+    drain_s = scaling.effective_drain_s
     if believes_step:
         rate = step_rate(queue, rate)
         # A worker that starts within the allowed wait can still help the requests that wait now.

@@ -158,8 +158,8 @@ class _Run:
         self.starting = [ready for ready in self.starting if ready > now]
 
     def _work_s(self, now: float) -> float:
-        """Return the work of waiting and running tasks."""
-        busy = sum(free - now for free in self.slots if free > now)
+        """Return the work of waiting and running tasks; a running one counts for at most `drain_s`."""
+        busy = sum(min(free - now, self.rule.drain_s) for free in self.slots if free > now)
         loading = self.step.batch * sum(ready - now for ready in self.starting)
         return sum(task.work_s for task in self.waiting) + max(busy - loading, 0.0) / self.step.slowdown
 

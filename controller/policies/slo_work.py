@@ -185,7 +185,7 @@ def _demand(
     # Both stretch the tail of the wait distribution by the same factor as its mean.
     patience_s = scaling.slo.max_wait_s / ((burstiness + variation) / 2)
     by_rate = workers_for_rate(
-        rate, work_s * queue.batch_slowdown, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
+        rate, work_s, queue.batch_cap or 1, queue.batch_slowdown, patience_s, allowed, limits.max_workers
     )
     # A floor that was learnt has the room for bunches.
     believes_step = memory.replays.current.floor == 0

@@ -97,6 +97,14 @@ class SimWorker:
             return Stage.DRAINING
         return Stage.STARTING if self.process.ready_at is None else Stage.READY
 
+    def work_beyond(self, most_s: float, now: float) -> float:
+        """Return the work that its running tasks have left beyond `most_s` each, in seconds."""
+        running = self.running
+        if not running:
+            return 0.0
+        reached_s = self.work_done_s + (now - self.updated_at) / self.model.profile.slowdowns[len(running) - 1] + most_s
+        return sum(end_s - reached_s for end_s, _ in running if end_s > reached_s)
+
     def as_replica(self) -> Replica:
         """Return the worker as the controller observes it. The object is reused until the worker changes."""
         replica = self.replica

@@ -60,6 +60,10 @@ def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool 
     if not sizes_known:
         mean_s = (model.finished_s / model.done) if model.done else None
     work_s = model.advance_work(now) if sizes_known or mean_s is None else (queued + running) * mean_s
+    long_s = 0.0
+    if sizes_known and queued:  # without queued tasks nothing depends on it
+        most_s = scaling.effective_drain_s / profile.slowdowns[-1]
+        long_s = sum(worker.work_beyond(most_s, now) for worker in model.workers.values())
     since = now - max(_BUCKETS_S, 2 * scaling.interval_s)
     buckets = model.buckets[bisect_right(model.buckets, since, key=itemgetter(0)) :]
     if not sizes_known:
@@ -70,6 +74,7 @@ def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool 
         batch_cap=profile.batch,
         batch_slowdown=profile.slowdowns[-1],
         backlog_work_s=work_s,
+        long_work_s=long_s,
         mean_work_s=mean_s,
         arrivals_short_window=tail - bisect_right(times, now - scaling.look_back_period_s, 0, tail),
         arrivals_long_window=tail - bisect_right(times, now - scaling.rate_window_s, 0, tail),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.request_queue import ModelQueue
@@ -75,6 +75,14 @@ def backlog_work_s(queue: ModelQueue, running: Sequence[Task], costs: CostModel)
     seconds = [costs.work_s(shape, count) for shape, count in steps.items()]
     known = [each for each in seconds if each is not None]
     return sum(known) if len(known) == len(seconds) else None
+
+
+def long_work_s(running: Iterable[Task], costs: CostModel, drain_s: float) -> float:
+    """Return the part of the backlog that started tasks have left beyond `drain_s` in a full batch."""
+    most_s = drain_s / costs.batch_slowdown
+    started = (task for task in running if task.first_started is not None)
+    rest = (costs.work_s(task.shape, task.remaining_work) or 0.0 for task in started)
+    return sum(each - most_s for each in rest if each > most_s)
 
 
 def queued_work_s(queue: ModelQueue, workers: WorkerPool) -> float | None:

@@ -113,7 +113,7 @@ class ModelStatistics:
         self.waits = WaitingTimes(config.slo.max_wait_s)
         #: A worker has started the task for the first time, which has waited for so many seconds.
         self.on_start = self.waits.observe
-        self.max_wait_s = self.waits.max_wait_s
+        self.max_wait_s, self.drain_s = self.waits.max_wait_s, config.effective_drain_s
         #: Seconds from arrival to the assignment to a worker.
         self.time_in_queue = Histogram(merged(SECONDS, (self.max_wait_s,)))
         #: Seconds from arrival to the first preview.

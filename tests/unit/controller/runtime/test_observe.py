@@ -53,7 +53,7 @@ def test_worker_stage(own: WorkerProcess, present: Snapshot | None, stage: Stage
 
 
 def test_all_statistics_reach_the_policy() -> None:
-    model_snapshot = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 6.5, 40, 400, 1000, 10, 33, 2)
+    model_snapshot = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 30.0, 6.5, 40, 400, 1000, 10, 33, 2)
     observed = WorkerTracker().observe(["m", "n"], [], Snapshot(0.0, 1234.0, [model_snapshot], []), 10.0)
     assert observed["m"].queue == Queue(
         queued=7,
@@ -69,6 +69,7 @@ def test_all_statistics_reach_the_policy() -> None:
         oldest_wait_s=4.5,
         proxied_in_flight=2,
         uptime_s=1234.0,
+        long_work_s=30.0,
     )
     assert observed["n"].queue is None, "of another model"
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling, Slo
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.estimates import backlog_work_s
+from loadbalancer.scheduling.estimates import backlog_work_s, long_work_s
 from loadbalancer.scheduling.events import RecordTask, TasksCancelled, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.model_statistics import ModelStatistics, SlidingWindow
 from loadbalancer.scheduling.owner_usage import OwnerStatistics
@@ -116,6 +116,24 @@ def test_backlog_work_sums_running_and_waiting(sizes: list[tuple[Shape, int]], s
         under_way.step = min(number, under_way.steps)
     expected = sum(each[t.shape] * (t.steps - t.step) for t in tasks)
     assert backlog_work_s(queue, tasks[:split], costs) == pytest.approx(expected)
+
+
+def test_long_work_is_what_started_tasks_have_left_beyond_the_drain_time() -> None:
+    worker = Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
+    shape = Shape("64x64", 4096)
+    worker.on_heartbeat(Heartbeat(running=0, curves=[StepCurve(shape, 4, [(1, 0.5), (4, 1.0)])]), 0.0)
+    costs = CostModel()
+    costs.update([worker])
+    tasks = [
+        Task(str(steps), "m", ImageInputs("x", 64, 64, steps, 3.0, 1, "ddim"), 0.0, 1.0, steps=steps)
+        for steps in (10, 50, 100)
+    ]
+    for started in tasks[:2]:
+        started.first_started = 1.0
+    # 5 s and 25 s are left of the started ones. In a full batch everything takes twice as long: 20 s are 10 s of work.
+    assert long_work_s(tasks, costs, 20.0) == pytest.approx(25 - 10)
+    assert long_work_s(tasks, costs, 50.0) == 0
+    assert long_work_s(tasks, CostModel(), 1.0) == 0, "nothing was measured"
 
 
 def test_snapshot_follows_a_task() -> None:
