@@ -52,7 +52,7 @@ class AdmissionControl:
             remaining_s, finish_s = first.deadline - now, None
             enough_s = config.deadline_slack * remaining_s
             fastest_s = workers.fastest_step_s(first.shape)
-            # Only where nothing waits, a task needs no more than its own steps.
+            # Where nothing waits, a single task needs its own steps only.
             if queue.count or len(tasks) > 1 or (first.steps - first.step) * fastest_s > enough_s:
                 finish_s = _earliest_finish_s(tasks, queue, workers, fastest_s, enough_s)
             if finish_s is not None and finish_s > enough_s:

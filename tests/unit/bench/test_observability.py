@@ -16,7 +16,7 @@ from scripts.bench.serving.switched_balancer import Window, metrics_switch, reco
 from scripts.bench.serving.unobserved_balancer import OBSERVERS, hooks
 
 
-@pytest.mark.parametrize(("observer", "prefixes"), OBSERVERS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(("observer", "prefixes"), OBSERVERS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_every_observer_has_hooks(observer: type, prefixes: tuple[str, ...]) -> None:
     assert hooks(observer, prefixes)
 
