@@ -80,7 +80,8 @@ def _ramp(load: _Load, rng: random.Random) -> tuple[str, list[float]]:
 def _steps(load: _Load, rng: random.Random) -> tuple[str, list[float]]:
     each_s = _log_uniform(rng, 300, load.until_s / 3)
     factors = [_log_uniform(rng, 0.15, 3) for _ in range(int(load.until_s / each_s) + 1)]
-    return f"steps of {each_s:.0f} s", g.steps([load.rate * factor for factor in factors], each_s, rng)
+    times = g.steps([load.rate * factor for factor in factors], each_s, rng)
+    return f"steps of {each_s:.0f} s", [at for at in times if at < load.until_s]
 
 
 def _flashes(load: _Load, rng: random.Random) -> tuple[str, list[float]]:
