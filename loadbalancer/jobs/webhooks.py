@@ -12,8 +12,9 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from loadbalancer.storage.records import MAX_PAUSE_S
+
 _PREFIX = "whsec_"
-_MAX_PAUSE_S = 3600.0
 #: IPv6 addresses that a NAT64 gateway maps to IPv4.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -41,7 +42,7 @@ def headers(message: str, secret: str | None, body: bytes, now: float) -> Mappin
 
 def pause_s(attempts: int, first_s: float) -> float:
     """Return the pause after so many failed attempts: it doubles each time, up to an hour."""
-    return min(first_s * 2.0 ** min(attempts - 1, 32), _MAX_PAUSE_S)
+    return min(first_s * 2.0 ** min(attempts - 1, 32), MAX_PAUSE_S)
 
 
 def problem(url: str, *, private: bool) -> str | None:

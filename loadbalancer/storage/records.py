@@ -178,6 +178,10 @@ class StoredResult(NamedTuple):
     made: float
 
 
+#: Longest pause between two attempts of a delivery.
+MAX_PAUSE_S = 3600.0
+
+
 class PendingDelivery(NamedTuple):
     """A webhook that is due, with the attempts made so far."""
 

@@ -18,6 +18,7 @@ from loadbalancer.scheduling.owner_quota import fair_level
 from loadbalancer.scheduling.task import Checkpoint
 from loadbalancer.storage.delivery_table import DeliveryTable
 from loadbalancer.storage.records import (
+    MAX_PAUSE_S,
     UNREADABLE_SPEC,
     Failure,
     IdempotencyKey,
@@ -229,15 +230,16 @@ class Repository:
         return removed
 
     def bound_times(self, now: float) -> None:
-        """Make what lies in the future now, because the system clock was set back since: it would stay too long.
+        """Make what lies in the future now, because the system clock was set back since.
 
-        At most `SWEEP_ROWS` of each kind are changed by one call.
+        It would stay or wait for too long. At most `SWEEP_ROWS` of each kind are changed by one call.
         """
-        for table in ("results", "keys"):
+        latest = (("results", "made", now), ("keys", "made", now), ("jobs", "ended", now))
+        for table, time, bound in (*latest, ("deliveries", "due", now + MAX_PAUSE_S)):
             self._db.execute(
-                f"UPDATE {table} SET made = ? WHERE rowid IN"  # noqa: S608
-                f" (SELECT rowid FROM {table} WHERE made > ? LIMIT {SWEEP_ROWS})",
-                (now, now),
+                f"UPDATE {table} SET {time} = ? WHERE rowid IN"  # noqa: S608
+                f" (SELECT rowid FROM {table} WHERE {time} > ? LIMIT {SWEEP_ROWS})",
+                (now, bound),
             )
 
     def _delete_before(self, table: str, time: str, deletable: str, before: float) -> int:

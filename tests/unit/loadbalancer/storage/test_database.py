@@ -8,6 +8,7 @@ import resource
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,14 @@ from loadbalancer.api.storage_errors import storage_error
 from loadbalancer.storage.database import Database, StorageUnavailable, sweep_forever
 from loadbalancer.storage.migrations import MIGRATIONS
 from loadbalancer.storage.records import (
+    MAX_PAUSE_S,
     IdempotencyKey,
     IdempotencyKeyReused,
     JobSpec,
     JobState,
     RetentionLimits,
     StoredResponse,
+    WebhookTarget,
 )
 from loadbalancer.storage.repository import Repository
 from scripts.harness.processes import PATIENCE_S
@@ -255,6 +258,25 @@ async def test_sweeping_makes_room_by_itself(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         sweeping.cancel()
         assert await jobs(database) == ["unfinished"]
+
+
+async def test_times_in_the_future_become_now(tmp_path: Path) -> None:
+    """The system clock was set back by a day since the job ended and its webhook was due."""
+    day_s, hook = 86_400.0, WebhookTarget("http://receiver.example/")
+    spec = JobSpec("/predict", "m", [inputs()], 0, 1e12, "a", 1.0, hook=hook)
+    async with journal_at(tmp_path / "j") as database:
+        await database.do(lambda repository: repository.add("past", spec, [], None, 1.0))
+        await database.do(lambda repository: repository.add("future", spec, [], None, 1.0))
+        await database.do(lambda repository: repository.finish("past", JobState.DONE, None, 5.0))
+        await database.do(lambda repository: repository.finish("future", JobState.DONE, None, 10.0 + day_s))
+        await database.do(lambda repository: repository.deliveries.attempted("past", 10.0 + MAX_PAUSE_S, None))
+        await database.do(lambda repository: repository.bound_times(10.0))
+        due = await database.do(lambda repository: repository.deliveries.due(10.0))
+        assert [each.job for each in due] == ["future"], "the other is a pause that may be"
+        for job, ended in (("past", 5.0), ("future", 10.0)):
+            record = await database.do(partial(Repository.get, job=job))
+            assert record is not None
+            assert record.ended == ended
 
 
 async def test_keys_mean_one_request_each(tmp_path: Path) -> None:
