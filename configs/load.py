@@ -177,7 +177,7 @@ def _explain(error: ValidationError, merged: Tree, sources: list[ConfigSource]) 
         message = plain_message(item)
         if item["type"] == "extra_forbidden":
             section = section_of(annotation_at(Settings, path[:-1]))
-            message = _suggest(str(path[-1]), list(section.model_fields) if section is not None else [])
+            message = unknown_key(str(path[-1]), list(section.model_fields) if section is not None else [])
         value = None if missing or isinstance(item["input"], dict | BaseModel) else item["input"]
         if item["input"] is None and path and not missing:
             value = NULL
@@ -247,7 +247,8 @@ def _precedence(path: KeyPath, sources: list[ConfigSource]) -> int:
     return -1
 
 
-def _suggest(key: str, allowed: list[str]) -> str:
+def unknown_key(key: str, allowed: list[str]) -> str:
+    """Return what to say about a key that does not exist: the one that is probably meant, and all that are allowed."""
     name = key.split("__", maxsplit=1)[0]
     other = NAMES_ELSEWHERE.get(name, "")
     near = other if other.split(".")[0] in allowed else closest(name, allowed)

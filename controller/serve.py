@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -333,5 +334,7 @@ def _check_port(settings: Settings) -> None:
     except socket.gaierror as error:
         raise SetupError(f"server.host {host!r} cannot be resolved: {error.strerror}; give an address") from None
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise SetupError(f"server.host {host} is not an address of this machine; try --host") from None
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise SetupError(f"server.port {port} on {host} is not available ({reason}); try --port") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,9 +60,13 @@ def main(argv: Sequence[str]) -> int:
         "`search` also the best schedule that it finds",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and samples")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot arrivals, workers and waits")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="plot arrivals, workers and waits; requires matplotlib"
+    )
     args = parser.parse_args(argv)
     try:
+        if args.plot and importlib.util.find_spec("matplotlib") is None:
+            raise InvalidScenario(f"--plot requires matplotlib: {sys.executable} -m pip install matplotlib")
         scenario = scenario_from(args)
         console = Console()
         # A file needs all columns in full.
@@ -173,7 +178,5 @@ def _plot(file: Path, scenario: Scenario, runs: Mapping[str, SimulationResult]) 
     samples = {name: result.samples[model] for name, result in runs.items()}
     try:
         draw_plot(file, describe(scenario), samples, scenario.scalings[model].slo.max_wait_s)
-    except ImportError:
-        raise InvalidScenario("--plot requires matplotlib: pip install matplotlib") from None
     except (OSError, ValueError) as error:
         raise InvalidScenario(f"{file} cannot be written: {error}") from None

@@ -11,7 +11,7 @@ from controller.simulator.simulator import ModelSample
 
 
 def draw_plot(file: Path, title: str, runs: Mapping[str, Sequence[ModelSample]], max_wait_s: float) -> None:
-    """Draw arrivals, and the workers and oldest wait of each policy. Raises `ImportError` without matplotlib."""
+    """Draw arrivals, and the workers and oldest wait of each policy."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from configs.load import ConfigError, load, plain_message
+from configs.load import ConfigError, load, plain_message, unknown_key
 from configs.scaling import POLICY_FIELDS, Scaling
 from configs.settings import Settings
 from configs.yaml_file import InvalidYaml, parse_yaml
@@ -74,7 +75,13 @@ def scenario_from(args: argparse.Namespace) -> Scenario:
 
 def wrong_settings(error: ValidationError) -> str:
     """Return the wrong settings of a section `scaling` and what is allowed, as texts for people."""
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'scaling'}: {plain_message(one)}" for one in error.errors())
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'scaling'}: {_wrong_setting(one)}" for one in error.errors())
+
+
+def _wrong_setting(problem: ErrorDetails) -> str:
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        return unknown_key(str(problem["loc"][0]), list(Scaling.model_fields))
+    return plain_message(problem)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--request-s",
         type=float,
         default=RequestCosts().request_s,
+        metavar="S",
         help="work of a request without a size in the trace",
     )
     traffic.add_argument("--hours", metavar="A-B", help="use this part of the trace")

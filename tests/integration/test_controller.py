@@ -332,6 +332,13 @@ def test_unusable_data_dir_is_rejected(tmp_path: Path, file: str) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_address_of_another_machine_is_rejected(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "controller", "--data-dir", str(tmp_path), "--host", "192.0.2.1"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == "cannot start: server.host 192.0.2.1 is not an address of this machine; try --host\n"
+
+
 def test_gpu_that_is_asked_for_is_never_replaced_by_a_cpu(tmp_path: Path) -> None:
     own = os.environ | {"CUDA_VISIBLE_DEVICES": "MIG-00000000-0000-0000-0000-000000000000"}
     command = [sys.executable, "-m", "controller", "--data-dir", str(tmp_path)]

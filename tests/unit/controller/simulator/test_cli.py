@@ -80,6 +80,10 @@ def test_command_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--policy", "schedule"], "needs entries"),
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "interval_s=-1"], "interval_s"),
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "interval_s"], "KEY=VALUE"),
+        (
+            ["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "intervall_s=1"],
+            "intervall_s: unknown key; did you mean `interval_s`? allowed: min_workers, ",
+        ),
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--hours", "5-6"], "no requests"),
     ],
 )
