@@ -71,11 +71,11 @@ function App() {
       ${lost && html`<p class="lost" role="alert"><strong>No connection to the server:</strong> ${lost.reason}.
         ${state ? ` What you see is from ${clock(lost.time)}.` : ""} The page connects again by itself.</p>`}
     </header>
-    <main id="content" role="tabpanel" aria-labelledby=${`tab-${current.id}`}>
+    <main><div id="content" role="tabpanel" aria-labelledby=${`tab-${current.id}`}>
       ${isWaiting ? html`<p class="loading" role="status">Waiting for the server</p>`
         : current.view !== Playground && html`<${current.view} key=${current.id} session=${session} state=${state} points=${points} isAdmin=${isAdmin} />`}
       ${isPlayed.current && html`<div key="playground" hidden=${current.view !== Playground}><${Playground} session=${session} /></div>`}
-    </main>`;
+    </div></main>`;
 }
 
 // Arrows, Home and End move among the tabs, Enter opens one.
