@@ -198,7 +198,7 @@ class Database:
             try:
                 self._connection = self._open("NORMAL")
             except sqlite3.OperationalError as error:
-                if not error.sqlite_errorname.startswith("SQLITE_IOERR_SHM"):
+                if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR_SHM"):
                     raise
                 # A full disk has no room for the index of the log, 32 KiB, which an exclusive lock keeps in memory.
                 self._connection, self._is_exclusive = self._open("EXCLUSIVE"), True
