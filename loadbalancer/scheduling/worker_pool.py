@@ -168,21 +168,13 @@ class WorkerPool:
 
     def on_message(self, worker: Worker, message: ToBalancer, now: float) -> bool:
         """Take in what a message says of the worker. False: it is about an attempt that the worker does not hold."""
-        holds, may_gain = True, False
+        holds = True
         silence_s = now - worker.last_message_at
         worker.last_message_at = now
-        if silence_s > self._silent_after_s:  # no time to count as stuck: the process may have been stopped
+        may_gain = silence_s > self._silent_after_s  # it may have been passed over
+        if may_gain:  # no time to count as stuck: the process may have been stopped
             worker.progress_at = min(worker.progress_at + silence_s, now)
-            may_gain = True  # it may have been passed over
-        if isinstance(message, Capacity):
-            worker.slots, worker.draining = min(message.slots, _MAX_SLOTS), message.slots == 0
-            worker.ahead = min(message.ahead, _MAX_SLOTS) if worker.slots else 0
-            may_gain = True
-        elif isinstance(message, Heartbeat):
-            if worker.on_heartbeat(message, now):
-                self.forget_rates()
-            may_gain = True
-        elif isinstance(message, _ABOUT_TASKS):
+        if isinstance(message, _ABOUT_TASKS):
             may_gain |= worker.progress_at < worker.stuck_at
             worker.progress_at = now
             if not isinstance(message, Tokens):
@@ -191,6 +183,14 @@ class WorkerPool:
                     may_gain = True
                     if holds:
                         del worker.assigned[message.task]
+        elif isinstance(message, Capacity):
+            worker.slots, worker.draining = min(message.slots, _MAX_SLOTS), message.slots == 0
+            worker.ahead = min(message.ahead, _MAX_SLOTS) if worker.slots else 0
+            may_gain = True
+        elif isinstance(message, Heartbeat):
+            if worker.on_heartbeat(message, now):
+                self.forget_rates()
+            may_gain = True
         if may_gain:
             self.offer(worker)
         return holds
