@@ -38,6 +38,8 @@ _LAST_MESSAGES = (Finished, Failed)
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 #: Over TCP, a connection on which no heartbeat is answered for so long is replaced.
 _ANSWER_TIMEOUT_S = 5.0
+#: A balancer that is silent for so long is worth a line in the log.
+_WARN_AFTER_S = 10.0
 
 
 class _KeyRejected(Exception):
@@ -86,6 +88,8 @@ class BalancerClient:
         self._thread = threading.Thread(target=self._run, name="balancer-client")
         #: The rejection of the key is logged.
         self._rejection_logged = False
+        #: The silence of the balancer is logged.
+        self._silence_logged = False
         self._malformed = 0
         #: True when the balancer was silent for `orphan_after_s`.
         self.orphaned = False
@@ -195,9 +199,7 @@ class BalancerClient:
             self._flush(dealer)
             if closing:
                 return
-            if now - self._last_received > self._orphan_after_s and not self.orphaned:
-                self.orphaned = True
-                self.request_drain(f"no balancer for {self._orphan_after_s:g} s")
+            self._check_silence(now - self._last_received)
             if (
                 self._key is not None
                 and now - max(self._last_received, connected) > _ANSWER_TIMEOUT_S + self._heartbeat_s
@@ -215,8 +217,16 @@ class BalancerClient:
                 self._wake_receiver.recv(4096)
             if dealer in ready:
                 self._last_received = time.monotonic()
-                self._rejection_logged = False
+                self._rejection_logged = self._silence_logged = False
                 self._read(dealer)
+
+    def _check_silence(self, silent_s: float) -> None:
+        if silent_s > min(max(_WARN_AFTER_S, 3 * self._heartbeat_s), self._orphan_after_s) and not self._silence_logged:
+            self._silence_logged = True
+            log.warning("no balancer answers at %s; trying on", self._address)
+        if silent_s > self._orphan_after_s and not self.orphaned:
+            self.orphaned = True
+            self.request_drain(f"no balancer for {self._orphan_after_s:g} s")
 
     def _call_due(self, now: float) -> None:
         timer = self._timer

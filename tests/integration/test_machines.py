@@ -198,3 +198,8 @@ def test_stopped_agent_drains_and_the_server_notices(cluster: Parts) -> None:
     parts.until({"far": EACH})
     near.start()
     parts.until({"near": EACH, "far": EACH})
+
+
+def test_agent_without_a_server_says_where_it_looked(tmp_path: Path) -> None:
+    with agent_process(tmp_path / "box", "box", tmp_path / "head", f"tcp://127.0.0.1:{free_port()}") as box:
+        wait_until(lambda: f"no answer from {box.address}: does a server" in box.log(), "the warning")

@@ -57,6 +57,7 @@ class Agent:
         self._heartbeat_s = settings.workers.heartbeat_s
         self._report_at = self._poll_at = 0.0
         self._has_head = False
+        self._silence_logged = False
         self._has_drained = False
         self._signals = 0
         self._kill_at = 0.0
@@ -145,15 +146,21 @@ class Agent:
             self._has_drained = True
             log.error("no message of the server for %.0f s: the workers are drained; trying on", silent_s)
             self._runner.drain_all()
-        if self._has_head and silent_s > 3 * self._heartbeat_s + 5.0:
+        if silent_s > 3 * self._heartbeat_s + 5.0 and not self._silence_logged:
+            self._silence_logged = True
+            if self._has_head:
+                log.warning("the server does not answer; the workers run on")
+            else:
+                log.warning(
+                    "no answer from %s: does a server with that workers.listen run? trying on", self._head.address
+                )
             self._has_head = False
-            log.warning("the server does not answer; the workers run on")
 
     def _on_message(self, message: ToAgent, data: bytes) -> None:
         match message:
             case AgentAck(heartbeat_s):
                 self._heartbeat_s = heartbeat_s
-                self._has_drained = False
+                self._has_drained = self._silence_logged = False
                 if not self._has_head:
                     self._has_head = True
                     log.info("connected to the server")

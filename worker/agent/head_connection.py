@@ -29,7 +29,7 @@ class HeadConnection:
     """Owned by the agent's loop: no other thread uses it."""
 
     def __init__(self, address: str, key: WorkerKey) -> None:
-        self._address = address
+        self.address = address
         self._key = key
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -39,7 +39,7 @@ class HeadConnection:
         self._is_rejected = False
 
     def __repr__(self) -> str:
-        return f"<HeadConnection to {self._address}>"
+        return f"<HeadConnection to {self.address}>"
 
     def close(self) -> None:
         if self._socket is not None:
@@ -59,7 +59,7 @@ class HeadConnection:
         dealer.setsockopt(zmq.RECONNECT_IVL, 100)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         secure_client(dealer, self._key)
-        dealer.connect(self._address)
+        dealer.connect(self.address)
         self._socket, self._connected_at = dealer, now
         return True
 
@@ -71,7 +71,7 @@ class HeadConnection:
         except zmq.Again:  # ZeroMQ does not reconnect after a rejected key
             if not self._is_rejected:
                 self._is_rejected = True
-                log.error("the balancer at %s does not allow the key of this agent; trying again", self._address)
+                log.error("the balancer at %s does not allow the key of this agent; trying again", self.address)
             self._connected_at = min(self._connected_at, time.monotonic() - _ANSWER_TIMEOUT_S + 1.0)
 
     def receive(self, timeout_s: float) -> Sequence[tuple[ToAgent, bytes]]:

@@ -16,6 +16,7 @@ from tests.support.scheduler import IMAGE
 from wire.codec import WorkerEnvelope, decode_from_worker
 from wire.messages import Bye, Failed, Finished, Heartbeat, Started, ToBalancer
 from worker.balancer_client import BalancerClient
+from worker.transport import DrainRequested
 
 
 class Balancer:
@@ -117,3 +118,15 @@ def test_task_that_ends_needs_no_word_about_its_start(address: str, balancer: Ba
     client.close("done")
     messages = [message for each in balancer.until_bye() for message in each]
     assert messages == [Started("c", 1), Finished("a", 1, IMAGE), Failed("b", 1, "error", "broken"), Bye("done")]
+
+
+def test_absent_balancer_is_named_before_the_worker_leaves(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    client = BalancerClient(address, "w", heartbeat_s=0.05, orphan_after_s=0.5)
+    client.start(lambda: Heartbeat(running=0))
+    try:
+        [request] = client.receive(PATIENCE_S)
+    finally:
+        client.close("done")
+    assert request == DrainRequested("no balancer for 0.5 s", 0.0)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"no balancer answers at {address}; trying on"]
