@@ -19,13 +19,13 @@ from loadbalancer.http_server.request_target import parse_target, with_host
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.http_errors import (
-    ConnectRefused,
     ExpectationFailed,
     HeadersTooLarge,
     MalformedRequest,
     TooManyConnections,
     UnknownHttpVersion,
     UnknownTransferCoding,
+    UnsupportedMethod,
     UriTooLong,
 )
 
@@ -179,7 +179,7 @@ class MessageParser(asyncio.Protocol, abc.ABC):
         method = parser.get_method()
         if parser.should_upgrade():
             if method == b"CONNECT":
-                raise self._failure(ConnectRefused("CONNECT is not supported: this server is no proxy."))
+                raise self._failure(UnsupportedMethod("CONNECT is not supported: this server is no proxy."))
             self._without_upgrade = self._head_without_upgrade()
             return
         if self._hosts != 1:

@@ -7,6 +7,7 @@ ignored, and the body is read.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import httptools
@@ -18,7 +19,8 @@ from loadbalancer.http_server.message_parser import HEALTH, SLICE, MessageParser
 from loadbalancer.http_server.parse_queue import CHUNKS_PER_COST
 from loadbalancer.http_server.repeated_head import RepeatedHead, repeated_head
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
-from loadbalancer.schema.http_errors import IncompleteRequest, InputMemoryFull, MalformedRequest
+from loadbalancer.schema.errors import ApiError
+from loadbalancer.schema.http_errors import IncompleteRequest, InputMemoryFull, MalformedRequest, UnsupportedMethod
 
 if TYPE_CHECKING:
     from loadbalancer.http_server.server import HttpConfig
@@ -39,7 +41,16 @@ MAX_CHUNKS_AT_ONCE = 500
 MAX_DISCARD = 2**20
 #: Direct requests in a row with other heads than those before. After them, the heads of the connection are not kept.
 MAX_OTHER_HEADS = 8
+#: A request line, whose method the parser does not know.
+_REQUEST_LINE = re.compile(rb"([A-Za-z-]{1,32}) [!-~]+ HTTP/1\.[01]\r\n")
 _HEALTH_REQUESTS = tuple(method + path + b" " for method in (b"GET ", b"HEAD ") for path in HEALTH)
+
+
+def _error(error: httptools.HttpParserError, data: bytes | memoryview) -> ApiError:
+    """Return the error of what the parser has refused. `data` are its last piece of input."""
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and (found := _REQUEST_LINE.match(data)):
+        return UnsupportedMethod(f"The method {found[1].decode()} is not supported. Methods are in upper case.")
+    return MalformedRequest(f"The request is not valid HTTP/1.1{_reason(error)}.")
 
 
 def _reason(error: httptools.HttpParserError) -> str:
@@ -220,7 +231,7 @@ class BoundedRequestParser(MessageParser):
             except httptools.HttpParserUpgrade as offer:
                 self._feed_without_upgrade(memoryview(data)[offer.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal or MalformedRequest(f"The request is not valid HTTP/1.1{_reason(error)}."))
+            self._refuse(self._refusal or _error(error, data))
             return
         if self._chunks != chunks:
             self.config.parse_queue.add_cost((self._chunks - chunks) // CHUNKS_PER_COST)

@@ -28,8 +28,8 @@ class IncompleteRequest(HttpError):
     code = "incomplete_request"
 
 
-class ConnectRefused(HttpError):
-    """The method CONNECT: this server is no proxy."""
+class UnsupportedMethod(HttpError):
+    """A method that no path takes, or CONNECT: this server is no proxy."""
 
     status = 501
     code = "unsupported_method"

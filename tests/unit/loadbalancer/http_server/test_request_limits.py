@@ -188,7 +188,7 @@ def test_client_that_does_not_read_is_aborted(hasty: HttpService) -> None:
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [
-        (b"FOO / HTTP/1.1\r\n", "invalid method"),
+        (b"F@O / HTTP/1.1\r\n", "invalid method"),
         (b"GET / HTTP/1.1\nHost: a\n\n", "expected CRLF"),
         (b"GET / HTTP/1.1\r\nContent-Length: 1x\r\n\r\n", "invalid character in Content-Length"),
         (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "duplicate Content-Length"),

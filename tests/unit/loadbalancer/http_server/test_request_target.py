@@ -66,6 +66,11 @@ def test_host_of_the_target_needs_no_header(service: HttpService) -> None:
         ("GET /ä HTTP/1.1".encode(), 400, "malformed_request"),
         (b"CONNECT there:22 HTTP/1.1", 501, "unsupported_method"),
         (b"CONNECT /a HTTP/1.1", 501, "unsupported_method"),
+        (b"FOO /a HTTP/1.1", 501, "unsupported_method"),
+        (b"get /a HTTP/1.1", 501, "unsupported_method"),
+        (b"FOO /a", 400, "malformed_request"),
+        (b"G@T /a HTTP/1.1", 400, "malformed_request"),
+        (b" GET /a HTTP/1.1", 400, "malformed_request"),
     ],
 )
 def test_other_targets_are_refused(service: HttpService, line: bytes, status: int, code: str) -> None:
