@@ -74,7 +74,7 @@ function options(width, height, { series, format, isCount }, latest, setAt) {
     padding: [8, 26, 0, 0],
     cursor: { y: false, points: { size: 6 } },
     legend: { show: false },
-    scales: { x: { time: true, range: (u, low, high) => times(low, high, latest.current.span) }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), ceiling(high)] } },
+    scales: { x: { time: true, range: (u) => times(u.data[0], latest.current.span) }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), ceiling(high)] } },
     axes: [{ ...axis, size: 26, space: 64, values: timeLabels }, { ...axis, ...(isCount ? { incrs: COUNTS } : {}), size: 46, space: 26, values: (_, ticks) => ticks.map((tick) => format(tick)) }],
     series: [
       {},
@@ -95,10 +95,15 @@ function options(width, height, { series, format, isCount }, latest, setAt) {
   };
 }
 
-// The end of the axis moves with each second, its length in four steps: a young server has no empty chart.
-function times(low, high, span) {
-  if (!span || low === null || high === null) return [low, high];
-  const length = [span / 10, span / 5, span / 2].find((each) => high - low <= each) ?? span;
+// Parts of the span, and the shortest axis in seconds.
+const PARTS = [60, 20, 10, 5, 2], MIN_LENGTH = 60;
+
+// The end of the axis moves with each second, its length in few steps: a young server has no empty chart.
+function times(data, span) {
+  if (!data?.length) return [Date.now() / 1000 - (span || MIN_LENGTH), Date.now() / 1000];
+  const low = data[0], high = data.at(-1);
+  if (!span) return [low, Math.max(high, low + 1)];
+  const length = PARTS.map((part) => span / part).find((each) => each >= MIN_LENGTH && high - low <= each) ?? span;
   return [high - length, high];
 }
 
