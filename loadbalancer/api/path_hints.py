@@ -10,6 +10,11 @@ from configs.text import clip, closest
 _REASONS = {
     "/v1/images/variations": "Variations are not supported; send the image with a prompt to /v1/images/edits",
     "/v1/files": "Files are not stored; send images in the request, or as jobs to /v1/jobs",
+    "/sdapi/v1/txt2img": "Images are made by /v1/images/generations",
+    "/sdapi/v1/img2img": "Images are changed by /v1/images/edits",
+    "/api/chat": "Chats are answered by /v1/chat/completions",
+    "/api/generate": "Texts are continued by /v1/completions",
+    "/v1/messages": "Chats are answered by /v1/chat/completions",
     "/v1/batches": "Batches are not supported; /v1/jobs queues requests",
     "/v2/repository/index": "Models are listed by /v1/models",
     "/redoc": "The API is described at /docs",

@@ -19,6 +19,8 @@ _OTHER_NAMES = {
     **dict.fromkeys(("max_new_tokens", "max_length", "num_predict", "n_predict"), ("max_tokens", "max_output_tokens")),
     **dict.fromkeys(("repeat_penalty",), ("repetition_penalty",)),
     **dict.fromkeys(("stop_sequences",), ("stop",)),
+    **dict.fromkeys(("prompt",), ("messages", "input")),
+    **dict.fromkeys(("messages",), ("input", "prompt")),
     **dict.fromkeys(("timeout",), ("timeout_s",)),
     **dict.fromkeys(("input", "inputs", "instance", "data"), ("instances",)),
 }

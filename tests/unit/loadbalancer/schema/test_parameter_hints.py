@@ -23,6 +23,8 @@ IMAGE = tuple(ImageRequest.model_fields)
         ("num_predict", ("max_tokens", "prediction"), " Did you mean 'max_tokens'?"),
         ("max_new_tokens", ("max_output_tokens",), " Did you mean 'max_output_tokens'?"),
         ("steps", ("prompt",), ""),
+        ("prompt", ("messages", "stop"), " Did you mean 'messages'?"),
+        ("messages", ("input", "stop"), " Did you mean 'input'?"),
         ("left", ("instances", "stream"), " Each input is an entry of 'instances'."),
         ("inputs", ("instances", "stream"), " Did you mean 'instances'?"),
         ("prompt", ("path", "body"), " The parameters of the request are in 'body'."),
