@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 from collections.abc import Mapping
 
 from loadbalancer.context.trace_context import TraceContext
@@ -14,6 +15,8 @@ log = logging.getLogger(__name__)
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PACKAGES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
+#: What to install for them.
+_DISTRIBUTIONS = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")
 _HTTP = "http/protobuf"
 
 
@@ -29,7 +32,8 @@ def blocked_reason(environment: Mapping[str, str]) -> str:
     """Return why no traces can be sent although they are requested; empty if they can."""
     endpoint = next(name for name in _ENDPOINTS if environment.get(name, "").strip())
     if not all(map(_is_installed, _PACKAGES)):
-        return f"{endpoint} is set, but the packages of OpenTelemetry are missing: pip install 'muster[otel]'"
+        install = f"{sys.executable} -m pip install {' '.join(_DISTRIBUTIONS)}"
+        return f"{endpoint} is set, but the packages of OpenTelemetry are missing: {install}"
     exporter = environment.get("OTEL_TRACES_EXPORTER", "otlp").strip()
     if exporter != "otlp":
         return f"OTEL_TRACES_EXPORTER is {exporter!r}; possible are 'otlp' and 'none'"

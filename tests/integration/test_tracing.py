@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-pytest.importorskip("opentelemetry.sdk", reason="pip install 'muster[otel]'")
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install 'muster[otel]'")
+pytest.importorskip("opentelemetry.sdk", reason="pip install -e '.[otel]'")
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install -e '.[otel]'")
 
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, launch, stop, wait_until

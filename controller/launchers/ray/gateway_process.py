@@ -110,8 +110,8 @@ class GatewayProcess:
         last = next((line for line in lines if line.strip() and not _STACK_FRAME.search(line)), "")
         if found := re.search(r"No module named '(\w+)", last):
             return (
-                f"{self._command[0]} lacks the package {found[1]}: install muster[ray] there, or set ray.python to an "
-                "interpreter that has Ray"
+                f"{self._command[0]} lacks the package {found[1]}: install it there ({self._command[0]} -m pip install "
+                f"{found[1]}), or set ray.python to an interpreter that has Ray"
             )
         return f"its program has ended with status {status}: {last or 'its log is empty'}"
 
