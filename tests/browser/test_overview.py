@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,6 +13,15 @@ from scripts.harness.balancer import running, sim
 from scripts.harness.processes import PATIENCE_S
 
 PATIENCE_MS = PATIENCE_S * 1000
+
+
+@pytest.fixture(scope="module")
+def overview(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with running(tmp_path_factory.mktemp("problems"), {"m": sim()}, 0) as server:
+        page = browser.new_context().new_page()
+        page.goto(server.base_url)
+        yield page
+        page.context.close()
 
 
 def test_silent_worker_and_late_request_are_told_first(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -32,6 +42,35 @@ def test_silent_worker_and_late_request_are_told_first(browser: Any, tmp_path_fa
             )
         summary.get_by_text("1 note.").wait_for(timeout=PATIENCE_MS)
         page.context.close()
+
+
+_WELL = {"queued": 0, "running": 0, "oldest_wait_s": 0, "desired": 1, "ready": 1, "starting": 0, "crashes": 0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "problems", "state"),
+    [
+        ({}, [], "ready"),
+        ({"ready": 0, "starting": 1}, ["warn: m has no ready worker; 1 starting."], "starting"),
+        ({"ready": 0, "queued": 2}, ["bad: m has no ready worker; none starting."], "too few workers"),
+        ({"desired": 0, "ready": 0}, [], "scaled to zero"),
+        ({"cannot_start": "no file", "ready": 0}, ["bad: m cannot start: no file"], "cannot start"),
+        ({"blocked_reason": "no free device"}, ["bad: m: no free device"], "ready"),
+        ({"crashes": 2}, ["bad: m: 2 crashes of workers in a row"], "crashes"),
+        ({"oldest_wait_s": 12}, ["bad: m: a request waits for 12 s, where 10 s are promised."], "late"),
+    ],
+)
+def test_problems_of_a_model(overview: Any, changed: dict[str, Any], problems: list[str], state: str) -> None:
+    live = {"server": {"server": {"controller": True}}, "models": {"m": _WELL | changed}, "workers": {}, "devices": {}}
+    found = overview.evaluate(
+        """async (live) => {
+            const { problemsOf, stateOf } = await import("/ui/files/problems.js");
+            const problems = problemsOf(live, [{ name: "m", max_wait_s: 10 }]).map(({ tone, text }) => `${tone}: ${text}`);
+            return [problems, stateOf(live.models.m, 10)[1]];
+        }""",
+        live,
+    )
+    assert found == [problems, state]
 
 
 def test_charts_of_a_model_are_hidden_and_shown(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -24,6 +24,7 @@ function addOfModel({ name, max_wait_s: promised }, row, add) {
   if (row.cannot_start) add("bad", `${name} cannot start: ${[row.cannot_start, row.blocked_reason].filter(Boolean).join("; ")}`, name);
   else if (row.blocked_reason) add("bad", `${name}: ${row.blocked_reason}`, name);
   else if (row.crashes > 1) add("bad", `${name}: ${row.crashes} crashes of workers in a row`, name);
+  else if (row.desired > 0 && row.ready === 0) add(row.queued > 0 ? "bad" : "warn", `${name} has no ready worker; ${row.starting || "none"} starting.`, name);
   if (row.oldest_wait_s > promised) add("bad", `${name}: a request waits for ${seconds(row.oldest_wait_s)}, where ${seconds(promised)} are promised.`, name);
 }
 
