@@ -6,6 +6,7 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from configs.streams import discard_output
@@ -23,6 +24,8 @@ COMMANDS = {
     "drain": "controller.cli.commands:drain",
     "restart": "controller.cli.commands:restart",
 }
+#: The same as of wrong options; importing its name would need the packages.
+_EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         from controller.serve import main as serve
 
         return serve(words, COMMANDS)
+    except ModuleNotFoundError as error:
+        print(_advice(error), file=sys.stderr)
+        return _EXIT_USAGE
     except KeyboardInterrupt:  # Ctrl-C while modules are imported, or during a command
         return 128 + signal.SIGINT
+
+
+def _advice(error: ModuleNotFoundError) -> str:
+    """Return which interpreter has the missing package. Raises the error if the module is one of this program."""
+    root = Path(__file__).resolve().parents[1]
+    package = (error.name or "").partition(".")[0]
+    if not package or (root / package).is_dir():
+        raise error
+    own = root / ".venv" / "bin" / "python"
+    remedy = f"use {own}" if own.exists() else f"run {root / 'scripts' / 'serve'} once, which makes {own}"
+    return f"{sys.executable} lacks the package {package}: {remedy}"
 
 
 def _run(command: str, words: Sequence[str]) -> int:
