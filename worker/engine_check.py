@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from worker.engine import EngineRequest, Row, TaskError, TaskResult
 from worker.engines.user.engine import UserEngine
 from worker.fault_isolation import admit, result_now, step
 from worker.startup import StartFailed, start_failures
+
+log = logging.getLogger(__name__)
 
 #: Items of a full batch, for an engine that names no maximum.
 _FULL_BATCH = 16
@@ -96,6 +99,7 @@ def check_engine(model: Model, device: str, given: str | None) -> EngineReport:
             loaded = time.monotonic()
             samples = [_given_item(given)] if given is not None else engine.examples()
     except StartFailed as error:
+        log.debug("the exception behind it", exc_info=error.__cause__)
         report.problems.append(str(error))
         return report
     info, used = engine.info(), engine.memory_bytes()
@@ -122,6 +126,7 @@ def _run(report: EngineReport, engine: UserEngine, samples: Sequence[EngineReque
             _, warm_s = _timed(engine.warm_up)
             report.add("warm-up", f"{warm_s * 1e3:.1f} ms")
     except StartFailed as error:
+        log.debug("the exception behind it", exc_info=error.__cause__)
         report.problems.append(f"warm-up failed: {error}")
     [one], one_s = _timed(lambda: _run_all(engine, samples[:1]))
     report.add("one item", f"{one_s * 1e3:.2f} ms: {one}")

@@ -154,3 +154,9 @@ def test_engine_is_given_or_configured(tmp_path: Path, monkeypatch: pytest.Monke
             engine_to_check(both, engine, name)
     with pytest.raises(ValueError, match="no configured model has one"):
         engine_to_check(settings(images={"engine": "sim"}), "", None)
+
+
+def test_debug_log_has_the_traceback(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "worker.engine_check")
+    check_engine(Model(engine=f"{file}:NoWeights"), "cpu:0", None)
+    assert 'self.weights = {}["weights"]' in caplog.text
