@@ -56,6 +56,7 @@ from controller.runtime.inventory import (
     max_starting,
     memory_shortage,
     oversized_models,
+    starved_models,
     unplaced_models,
 )
 from controller.runtime.signals import Terminal, install_signal_handlers
@@ -320,6 +321,9 @@ def _models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
         share_s = settings.workers.share_after_s
         rest = f"the others wait {share_s:g} s for machines to join" if machine.awaits_machines else "some will share"
         log.warning("min_workers require %d workers, but there are only %s: %s", required, available, rest)
+    if starved := starved_models({name: models[name] for name in real}, machine):
+        text = "min_workers of the other models take all %s CPU slots, so that no worker of %s can start"
+        log.warning(f"{text}: lower them, or raise devices.cpu_slots", places, ", ".join(starved))
     if shortage := memory_shortage(required, available_memory()):
         log.warning("%s", shortage)
     return models

@@ -249,3 +249,11 @@ def unplaced_models(models: Mapping[str, ModelState], machine: HostDevices, *, s
             if None in placed:
                 found.append(f"{placed.count(None)} of {len(placed)} of {name}")
     return found
+
+
+def starved_models(models: Mapping[str, ModelState], machine: HostDevices) -> list[str]:
+    """Return the models with `min_workers` 0 that get no CPU slot, as the others' `min_workers` take them all."""
+    if machine.gpus or machine.awaits_machines:  # a GPU may have room for several models
+        return []
+    required = sum(model.limits.min_workers for model in models.values())
+    return [name for name, model in models.items() if model.limits.min_workers == 0 and required >= machine.cores]

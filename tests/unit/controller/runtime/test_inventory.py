@@ -20,6 +20,7 @@ from controller.runtime.inventory import (
     max_starting,
     memory_shortage,
     oversized_models,
+    starved_models,
     unplaced_models,
 )
 from controller.types import Device
@@ -126,6 +127,17 @@ def test_min_workers_that_do_not_fit_are_listed(
     made = settings(models)
     machine = build_host_devices(made, gpus(24, 24), 8)
     assert unplaced_models(build_models(made, machine), machine, share=False) == unplaced
+
+
+@pytest.mark.parametrize(
+    ("gpu_count", "cores", "starved"),
+    [(0, 2, ["asleep"]), (0, 3, []), (2, 2, [])],
+    ids=["no slot is left", "one is left", "GPUs"],
+)
+def test_models_without_a_cpu_slot(settings: Any, gpu_count: int, cores: int, starved: list[str]) -> None:
+    made = settings({"a": {}, "b": {}, "asleep": {"scaling": {"min_workers": 0}}})
+    machine = build_host_devices(made, gpus(*[24] * gpu_count), cores)
+    assert starved_models(build_models(made, machine), machine) == starved
 
 
 def test_weights_key_depends_on_what_worker_loads(settings: Any) -> None:
