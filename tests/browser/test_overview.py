@@ -65,7 +65,8 @@ def test_problems_of_a_model(overview: Any, changed: dict[str, Any], problems: l
     found = overview.evaluate(
         """async (live) => {
             const { problemsOf, stateOf } = await import("/ui/files/problems.js");
-            const problems = problemsOf(live, [{ name: "m", max_wait_s: 10 }]).map(({ tone, text }) => `${tone}: ${text}`);
+            const found = problemsOf(live, [{ name: "m", max_wait_s: 10 }]);
+            const problems = found.map(({ tone, text }) => `${tone}: ${text}`);
             return [problems, stateOf(live.models.m, 10)[1]];
         }""",
         live,
