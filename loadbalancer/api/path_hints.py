@@ -15,6 +15,7 @@ _REASONS = {
     "/api/chat": "Chats are answered by /v1/chat/completions",
     "/api/generate": "Texts are continued by /v1/completions",
     "/v1/messages": "Chats are answered by /v1/chat/completions",
+    "/predict": "No model here generates images; calls are sent to /v1/models/{model}:predict",
     "/v1/batches": "Batches are not supported; /v1/jobs queues requests",
     "/v2/repository/index": "Models are listed by /v1/models",
     "/redoc": "The API is described at /docs",

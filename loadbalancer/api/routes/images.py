@@ -85,7 +85,7 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         spec = await builder.build(parsed, request.caller, form.file("image"), form.file("mask"), file_format)
         return await _answer(services, request, parsed, spec, partial(form_content, form), file_format)
 
-    if PREDICT_PATH not in services.settings.api_paths:  # else it is a model's own
+    if any(model.task == "image" for model in services.settings.models.values()):  # else it is free for an `api_path`
         _add_minimal_api(routes, services, builder, hot)
     return routes
 

@@ -19,6 +19,7 @@ KNOWN = ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models
         ("/v1/image/generation", "Did you mean /v1/images/generations?"),
         ("/health/z", "Did you mean /healthz?"),
         ("/v1/images/variations", "Variations are not supported"),
+        ("/predict", "calls are sent to /v1/models/{model}:predict"),
         ("/sdapi/v1/txt2img", "Images are made by /v1/images/generations"),
         ("/api/chat", "Chats are answered by /v1/chat/completions"),
         ("/v2/repository/index", "Models are listed by /v1/models"),
