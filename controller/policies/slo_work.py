@@ -13,9 +13,9 @@
 z is a safety margin with feedback. Each late request raises it by `feedback.gain`, by more where the promise allows
 fewer than at 99 %. Each request lowers it so that z settles where the allowed fraction of requests is late. This
 corrects errors of the formula. A z below -1 also allows a backlog to take longer than `drain_s`.
-Little experience is a risk too, so the first few hundred requests of a model are served with a higher z.
+Little experience is a risk too, so the first thousands of requests of a model are served with a higher z.
 
-z starts lower if a worker starts within the allowed wait. It does not change at `max_workers`, or for requests that
+z starts higher the longer a start takes, in allowed waits. It does not change at `max_workers`, or for requests that
 arrived while the model had no workers, because more workers were impossible there. Requests that were late in every
 replay or in the first five minutes do not raise it, and it does not change while a replayed setting other than the
 normal one is used.
@@ -26,6 +26,7 @@ start-up time and for a minute, or longer by `replay_choice`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -41,14 +42,15 @@ from controller.policies.queueing import (
 from controller.policies.replay_choice import ReplayMemory
 from controller.types import Decision, Observation, Queue, Stage, WorkerLimits
 
-#: Initial value and range of z, in standard deviations. The initial value is lower if a worker starts within the
-#: allowed wait: then it can start on demand.
-_INITIAL_Z, _INITIAL_Z_FAST_START = 1.5, 0.0
+#: Initial z in standard deviations where a start takes four allowed waits, and its increase if it takes ten times as
+#: long. It is 0 if a worker starts within the allowed wait: then it can start on demand.
+_INITIAL_Z, _USUAL_START, _Z_PER_DECADE = 1.5, 4.0, 0.8
+#: Range of z.
 _MIN_Z, _MAX_Z = -20.0, 5.0
 #: A z below this one multiplies `drain_s` by 1 + the difference.
 _NORMAL_DRAIN_Z = -1.0
 #: Addition to z before the first request, and the number of requests after which it is half of that.
-_INEXPERIENCE, _HALF_EXPERIENCE = 0.7, 100.0
+_INEXPERIENCE, _HALF_EXPERIENCE = 1.0, 1000.0
 #: Fraction of the allowed late requests that is aimed at. The feedback is slow, and past late requests stay counted.
 _VIOLATION_MARGIN = 0.75
 #: The fraction of late requests from which `feedback.gain` is as given. For lower ones it grows in proportion, so that
@@ -81,6 +83,8 @@ class SloWorkMemory:
     #: The balancer's counters of started and late tasks at the last decision; None before the first.
     dispatched: int | None = None
     late: int = 0
+    #: Started tasks so far, also those before a restart of the balancer.
+    served: int = 0
     #: The last decision wanted more than `max_workers`.
     at_max: bool = False
     #: The model had no workers, and the requests that arrived meanwhile still wait.
@@ -105,12 +109,14 @@ def decide(
         return Decision(have, "no data", valid=False), memory
     replays, new_arrivals = memory.replays.counted(queue)
     memory = replace(memory, counts=memory.counts.updated(queue, scaling, now), replays=replays)
-    initial_z = _INITIAL_Z if observation.cold_start_s > scaling.slo.max_wait_s else _INITIAL_Z_FAST_START
+    start = observation.cold_start_s / scaling.slo.max_wait_s
+    initial_z = _INITIAL_Z + _Z_PER_DECADE * math.log10(start / _USUAL_START) if start > 1 else 0.0
     if queue.mean_work_s is None and queue.queued + queue.running:
         unchanged = min(max(have, limits.min_workers), limits.max_workers)
         memory = _apply_feedback(memory, observation, queue, scaling, initial_z)
         return Decision(unchanged, "no step was measured yet, so the backlog is unknown"), memory
-    inexperience = _INEXPERIENCE * _HALF_EXPERIENCE / (_HALF_EXPERIENCE + queue.started_total)
+    served = max(memory.served, queue.started_total)
+    inexperience = _INEXPERIENCE * _HALF_EXPERIENCE / (_HALF_EXPERIENCE + served)
     z = min(max(initial_z + memory.z_offset, _MIN_Z) + inexperience, _MAX_Z)
     want, inputs = _demand(observation, queue, scaling, limits, memory, z, now)
     down_s, floor = scaling.behavior.scale_down.stabilization_window_s, 0
@@ -151,7 +157,8 @@ def _apply_feedback(
     ready = any(replica.stage is Stage.READY for replica in observation.replicas)
     asleep = not ready and scaling.min_workers == 0
     started, late = queue.started_total - (memory.dispatched or 0), queue.started_late_total - memory.late
-    known = replace(memory, dispatched=queue.started_total, late=queue.started_late_total)
+    served = memory.served + (started if started >= 0 else queue.started_total)
+    known = replace(memory, dispatched=queue.started_total, late=queue.started_late_total, served=served)
     if memory.dispatched is None or started < 0 or late < 0:  # first decision, or the balancer restarted
         return replace(known, scaling_from_zero=asleep)
     if asleep or memory.scaling_from_zero:

@@ -34,8 +34,8 @@ def observe(queue: Queue | None, ready: int = 2) -> Observation:
     [
         (
             "slo_work",
-            slo_work.SloWorkMemory(2.5, 100, 7, True, False, (slo_work.PastDecision(990.0, 2, 3, 3),)),
-            slo_work.SloWorkMemory(2.5, 100, 7, True, False, (slo_work.PastDecision(-30.0, 2, 3, 3),)),
+            slo_work.SloWorkMemory(2.5, 100, 7, 900, True, False, (slo_work.PastDecision(990.0, 2, 3, 3),)),
+            slo_work.SloWorkMemory(2.5, 100, 7, 900, True, False, (slo_work.PastDecision(-30.0, 2, 3, 3),)),
         ),
         # The holds restart, because the load may have changed; the time of the last change stays valid.
         (

@@ -120,7 +120,9 @@ def test_unmeasured_steps_keep_the_number(queued: int, ready: int, desired: int)
 
 def learnt(**given: Any) -> SloWorkMemory:
     """Return the state of a policy that has learnt that the normal hold is enough."""
-    return SloWorkMemory(-0.5, replays=ReplayMemory((begin(60.0, 0, 5, 1, 5000.0),), second=4999), **given)
+    return SloWorkMemory(
+        -1.5, served=10**6, replays=ReplayMemory((begin(60.0, 0, 5, 1, 5000.0),), second=4999), **given
+    )
 
 
 @pytest.mark.parametrize(("cold_start_s", "hold_s"), [(40.0, 60.0), (5.0, 60.0), (90.0, 90.0)])
@@ -206,10 +208,27 @@ def test_rare_late_requests_count_for_more(percentile: float, raised_by: float) 
     assert memory.z_offset + 0.5 == pytest.approx(raised_by, rel=0.1)
 
 
-@pytest.mark.parametrize(("requests", "z"), [(0, 1.7), (100, 1.35), (300, 1.175), (10**12, 1.0)])
-def test_little_experience_raises_the_margin(requests: int, z: float) -> None:
-    decision, _ = decide(observe(replace(STEADY, started_total=requests), 6), SCALING, LIMITS, SloWorkMemory(-0.5), 30)
+@pytest.mark.parametrize(("served", "z"), [(0, 2.0), (1000, 1.5), (3000, 1.25), (10**12, 1.0)])
+def test_little_experience_raises_the_margin(served: int, z: float) -> None:
+    queue = replace(STEADY, started_total=0)
+    decision, _ = decide(observe(queue, 6), SCALING, LIMITS, SloWorkMemory(-0.5, served=served), 30)
     assert decision.inputs["headroom_z"] == pytest.approx(z)
+
+
+def test_experience_is_kept_when_the_balancer_restarts() -> None:
+    memory = None
+    for started_total in (0, 400, 700, 50, 80):
+        queue = replace(STEADY, started_total=started_total)
+        _, memory = decide(observe(queue, 6), SCALING, LIMITS, memory, 30.0)
+    assert memory is not None
+    assert memory.served == 780
+
+
+@pytest.mark.parametrize(("cold_start_s", "z"), [(5.0, 0.0), (40.0, 1.5), (400.0, 2.3), (12.6, 1.1)])
+def test_margin_begins_higher_the_longer_a_start_takes(cold_start_s: float, z: float) -> None:
+    observation = replace(observe(STEADY, 6), cold_start_s=cold_start_s)
+    decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(served=10**12), 30)
+    assert decision.inputs["headroom_z"] == pytest.approx(z, abs=0.01)
 
 
 def test_low_margin_clears_a_backlog_more_slowly() -> None:
