@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from loadbalancer.page.recent_starts import Starts
 from wire.scaling import ControllerReport, DecisionRecord, MachineRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
@@ -24,20 +25,24 @@ _DIGITS = 3
 _LATE_REPORT_S = 5.0
 
 
-def live_state(snapshot: Snapshot, report: ControllerReport | None) -> Tables:
+def live_state(
+    snapshot: Snapshot, report: ControllerReport | None, recent_starts: Mapping[str, Starts] | None = None
+) -> Tables:
     """Return the models, workers, devices and other machines, by name.
 
-    Without a controller, what it alone knows is left out.
+    Without a controller, what it alone knows is left out. `recent_starts`: those of `RecentStarts`, by model.
     """
     models = {each.model: _model(each) for each in snapshot.models}
+    for model, starts in (recent_starts or {}).items():
+        models[model] |= {"recent_started": starts.started, "recent_late": starts.late}
     workers = {each.worker: _worker(each) for each in snapshot.workers}
     devices: dict[str, Row] = {}
     machines: dict[str, Row] = {}
     if report is not None:
-        for model in report.models:
-            row = models.setdefault(model.model, {})
-            row |= {name: getattr(model, name) for name in _OF_CONTROLLER}
-            row["override"] = None if model.override is None else [model.override.workers, model.override.until]
+        for record in report.models:
+            row = models.setdefault(record.model, {})
+            row |= {name: getattr(record, name) for name in _OF_CONTROLLER}
+            row["override"] = None if record.override is None else [record.override.workers, record.override.until]
         for replica in report.replicas:
             row = workers.setdefault(replica.worker, {"model": replica.model, "device": replica.device})
             row |= {"stage": replica.stage, "pid": replica.pid, "outdated": replica.outdated}
@@ -51,7 +56,7 @@ def live_state(snapshot: Snapshot, report: ControllerReport | None) -> Tables:
             }
             sensors = {name: _rounded(getattr(device, name)) for name in _SENSORS}
             devices[device.device] |= {name: value for name, value in sensors.items() if value is not None}
-        machines = {record.machine: _machine(record, report) for record in report.machines}
+        machines = {each.machine: _machine(each, report) for each in report.machines}
     server: Row = {
         "controller": report is not None,
         "paused_since": None if report is None else report.paused_since,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from loadbalancer.background_tasks import TaskSupervisor
 from loadbalancer.page.feed import Feed, Subscription
 from loadbalancer.page.history import ModelHistory, Points, Sample
 from loadbalancer.page.live_state import Tables, changes, decision_row, live_state
+from loadbalancer.page.recent_starts import RecentStarts, Starts
 from loadbalancer.page.usage import UsageHistory, list_usage, totals_by_owner
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
@@ -36,6 +38,8 @@ class PageSampler:
         self._tasks = TaskSupervisor()
         self._histories: dict[str, ModelHistory] = {}
         self._totals: dict[str, Totals] = {}
+        self._starts: defaultdict[str, RecentStarts] = defaultdict(RecentStarts)
+        self._recent_starts: dict[str, Starts] = {}
         self._usage = UsageHistory()
         self._shown: Tables = {}
         self._last_decision = 0
@@ -92,6 +96,8 @@ class PageSampler:
             if history is None:
                 history = self._histories[stats.model] = ModelHistory()
             history.add(int(now), sample)
+            starts = Starts(stats.started_total, stats.started_late_total)
+            self._recent_starts[stats.model] = self._starts[stats.model].update(monotonic, starts)
             if len(self.feed):
                 latest[stats.model] = history.latest()._asdict()
         if len(self.feed):
@@ -111,7 +117,8 @@ class PageSampler:
         self.feed.publish(_event("changes", body))
 
     def _state(self) -> Tables:
-        return live_state(self._scheduler.snapshot(), self._control.report(time.monotonic()))
+        report = self._control.report(time.monotonic())
+        return live_state(self._scheduler.snapshot(), report, self._recent_starts)
 
 
 def _sample(stats: ModelStats, record: ModelRecord | None, totals: Totals, before: Totals) -> Sample:

@@ -58,6 +58,13 @@ _WELL = {"queued": 0, "running": 0, "oldest_wait_s": 0, "desired": 1, "ready": 1
         ({"blocked_reason": "no free device"}, ["bad: m: no free device"], "ready"),
         ({"crashes": 2}, ["bad: m: 2 crashes of workers in a row"], "crashes"),
         ({"oldest_wait_s": 12}, ["bad: m: a request waits for 12 s, where 10 s are promised."], "late"),
+        ({"recent_started": 100, "recent_late": 1}, [], "ready"),
+        (
+            {"recent_started": 100, "recent_late": 7},
+            ["warn: m: 7 of the 100 requests of the last ten minutes waited longer than 10 s."],
+            "ready",
+        ),
+        ({"recent_started": 10, "recent_late": 10}, [], "ready"),
     ],
 )
 def test_problems_of_a_model(overview: Any, changed: dict[str, Any], problems: list[str], state: str) -> None:

@@ -1,6 +1,6 @@
 // What is wrong with the server, worst first, in words.
 
-import { moment, seconds } from "./format.js";
+import { moment, number, seconds } from "./format.js";
 
 // Returns [{tone: "bad" or "warn", model?, text}] of the live state. `models` are those of the session.
 export function problemsOf(state, models) {
@@ -20,12 +20,17 @@ export function problemsOf(state, models) {
 
 const WORKERS = { silent: "sends no sign of life", stuck: "is alive, but its step does not end" };
 
-function addOfModel({ name, max_wait_s: promised }, row, add) {
+// Requests below which a share of late ones says little.
+const FEW = 20;
+
+function addOfModel({ name, max_wait_s: promised, percentile = 99 }, row, add) {
   if (row.cannot_start) add("bad", `${name} cannot start: ${[row.cannot_start, row.blocked_reason].filter(Boolean).join("; ")}`, name);
   else if (row.blocked_reason) add("bad", `${name}: ${row.blocked_reason}`, name);
   else if (row.crashes > 1) add("bad", `${name}: ${row.crashes} crashes of workers in a row`, name);
   else if (row.desired > 0 && row.ready === 0) add(row.queued > 0 ? "bad" : "warn", `${name} has no ready worker; ${row.starting || "none"} starting.`, name);
   if (row.oldest_wait_s > promised) add("bad", `${name}: a request waits for ${seconds(row.oldest_wait_s)}, where ${seconds(promised)} are promised.`, name);
+  const { recent_started: started = 0, recent_late: late = 0 } = row;
+  if (started >= FEW && late > started * (1 - percentile / 100)) add("warn", `${name}: ${number(late)} of the ${number(started)} requests of the last ten minutes waited longer than ${seconds(promised)}.`, name);
 }
 
 // The state of a model in a word, with the tone of its dot.

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadbalancer.page.live_state import Tables, changes, live_state
+from loadbalancer.page.recent_starts import Starts
 from wire.messages import StartupTimes, WorkerCounters
 from wire.scaling import ControllerReport, DeviceRecord, MachineRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
@@ -100,3 +101,8 @@ def test_sensors_of_devices_are_shown_where_known() -> None:
         "utilisation": 0.876,
     }
     assert rows["cpu:0"].keys() == {"name", "workers", "memory_bytes", "fault"}
+
+
+def test_recent_starts_are_part_of_the_models() -> None:
+    row = live_state(snapshot(), None, {"m": Starts(100, 7)})["models"]["m"]
+    assert (row["recent_started"], row["recent_late"]) == (100, 7)
