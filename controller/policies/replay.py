@@ -59,7 +59,7 @@ class Replay:
     hold_s: float
     floor: int
     workers: int
-    #: Heap of the times from which a place of a worker is free.
+    #: The times from which the places of workers are free; those of idle ones are past.
     slots: tuple[float, ...] = ()
     waiting: tuple[ReplayTask, ...] = ()
     #: Times at which starting workers are ready.
@@ -121,7 +121,7 @@ def advance(replay: Replay, step: ReplayStep) -> Replay:
         replay.hold_s,
         replay.floor,
         run.workers,
-        tuple(run.slots),
+        (*run.busy, *(step.end_s,) * run.idle),
         tuple(run.waiting),
         tuple(run.starting),
         tuple(run.wants),
@@ -138,29 +138,56 @@ class _Run:
 
     def __init__(self, replay: Replay, step: ReplayStep) -> None:
         self.replay, self.step = replay, step
-        self.slots, self.waiting = list(replay.slots), deque(replay.waiting)
+        #: Heap of the times at which a place ends its task, or its worker is ready; and the number of other places.
+        self.busy = [free for free in replay.slots if free > step.start_s]
+        heapq.heapify(self.busy)
+        self.idle = len(replay.slots) - len(self.busy)
+        self.waiting = deque(replay.waiting)
         self.starting, self.wants = list(replay.starting), deque(replay.wants)
         self.workers, self.late, self.starts = replay.workers, 0, 0
         self.rule = step.plain_backlog if replay.floor else step.backlog
 
     def serve(self, tasks: Sequence[ReplayTask], now: float) -> None:
         """Add the tasks, and start those that find a free place until now, first in first out."""
-        slots, waiting, slowdown, max_wait_s = self.slots, self.waiting, self.step.slowdown, self.rule.max_wait_s
+        busy, waiting, max_wait_s = self.busy, self.waiting, self.rule.max_wait_s
         waiting.extend(tasks)
-        while waiting and slots and slots[0] <= now:
-            task = waiting.popleft()
-            start = max(slots[0], task.at)
-            heapq.heapreplace(slots, start + task.work_s * slowdown)
+        while waiting:
+            task = waiting[0]
+            self._release(task.at)
+            if self.idle:
+                start = task.at
+                self.idle -= 1
+            elif busy and busy[0] <= now:
+                start = heapq.heappop(busy)
+            else:
+                break
+            waiting.popleft()
+            heapq.heappush(busy, start + task.work_s * self._slowdown(start))
             if start - task.at > max_wait_s:
                 self.late += task.tasks
         while len(waiting) > _MAX_WAITING:
             self.late += waiting.popleft().tasks
         self.starting = [ready for ready in self.starting if ready > now]
 
+    def _release(self, now: float) -> None:
+        while self.busy and self.busy[0] <= now:
+            heapq.heappop(self.busy)
+            self.idle += 1
+
+    def _slowdown(self, now: float) -> float:
+        """Return how many times longer one more task takes in the batches as they are now; see `late_fraction`."""
+        batch, full = self.step.batch, self.step.slowdown
+        if batch == 1:
+            return full
+        loading = sum(ready > now for ready in self.starting)
+        on_each = (len(self.busy) + 1 - loading * batch) / max(self.workers - loading, 1)
+        return 1 + (full - 1) * max(on_each - 1, 0.0) / (batch - 1)
+
     def _work_s(self, now: float) -> float:
         """Return the work of waiting and running tasks; a running one counts for at most `drain_s`."""
-        busy = sum(min(free - now, self.rule.drain_s) for free in self.slots if free > now)
-        loading = self.step.batch * sum(ready - now for ready in self.starting)
+        most_s = self.rule.drain_s
+        busy = sum(min(free - now, most_s) for free in self.busy if free > now)
+        loading = self.step.batch * sum(min(ready - now, most_s) for ready in self.starting)
         return sum(task.work_s for task in self.waiting) + max(busy - loading, 0.0) / self.step.slowdown
 
     def is_urgent(self, now: float) -> bool:
@@ -185,15 +212,19 @@ class _Run:
             ready = now + self.rule.cold_start_s
             self.starting.append(ready)
             for _ in range(self.step.batch):
-                heapq.heappush(self.slots, ready)
+                heapq.heappush(self.busy, ready)
         self.starts += max(want - self.workers, 0)
         self.workers = max(self.workers, want)
 
     def shrink(self, keep: int, now: float) -> None:
         """Remove places, idle ones first. The rest of a task continues on the next free place."""
-        for _ in range((self.workers - keep) * self.step.batch):
-            free = heapq.heappop(self.slots)
-            if free > now and self.slots:
-                heapq.heapreplace(self.slots, max(self.slots[0], now) + free - now)
+        self._release(now)
+        fewer = (self.workers - keep) * self.step.batch
+        still = max(fewer - self.idle, 0)
+        self.idle -= fewer - still
+        for _ in range(still):
+            free = heapq.heappop(self.busy)
+            if self.busy:
+                heapq.heapreplace(self.busy, self.busy[0] + free - now)
         self.workers = keep
         self.starting = self.starting[:keep]

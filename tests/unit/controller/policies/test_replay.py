@@ -39,6 +39,31 @@ def test_late_tasks_of_a_bunch(workers: int, late: int) -> None:
     assert after.workers >= workers
 
 
+@pytest.mark.parametrize(
+    ("arrivals", "late"),
+    [
+        # The first task runs alone and ends at 10 s, though a full batch of two takes twice as long.
+        ((0.0, 1.0, 5.0), 0),
+        # The second one then begins in a full batch, and ends at 21 s: the fourth waits from 6 s on.
+        ((0.0, 1.0, 5.0, 6.0), 1),
+        ((0.0, 11.0, 22.0, 23.0), 0),
+    ],
+)
+def test_batch_that_is_not_full_is_faster(arrivals: tuple[float, ...], late: int) -> None:
+    tasks = [ReplayTask(at, 10.0, 1) for at in arrivals]
+    after = advance(begin(60.0, 0, 1, 2, 0.0), step(tasks=tasks, batch=2, slowdown=2.0, max_workers=1))
+    assert after.late == late
+
+
+def test_loading_workers_have_no_work() -> None:
+    rule = RULE._replace(cold_start_s=120.0)
+    tasks = [ReplayTask(0.0, 4.0, 1)] * 90
+    after = advance(begin(60.0, 0, 1, 1, 0.0), step(tasks=tasks, backlog=rule))
+    again = advance(after, step(start_s=30.0, end_s=60.0, backlog=rule))
+    assert after.starts > 0
+    assert again.starts == after.starts, "the same backlog orders nothing more while the ordered workers load"
+
+
 def test_normal_setting_orders_workers_for_a_backlog() -> None:
     after = advance(begin(60.0, 0, 1, 1, 0.0), step(tasks=[ReplayTask(0.0, 4.0, 1)] * 60))
     assert after.workers > 1
