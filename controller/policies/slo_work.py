@@ -13,7 +13,7 @@
 z is a safety margin with feedback. Each late request raises it by `feedback.gain`, by more where the promise allows
 fewer than at 99 %. Each request lowers it so that z settles where the allowed fraction of requests is late. This
 corrects errors of the formula. A z below -1 also allows a backlog to take longer than `drain_s`.
-Little experience is a risk too, so the first thousands of requests of a model are served with a higher z.
+Little experience is a risk too, so the first few hundred requests of a model are served with a higher z.
 
 z starts higher the longer a start takes, in allowed waits. It does not change at `max_workers`, or for requests that
 arrived while the model had no workers, because more workers were impossible there. Requests that were late in every
@@ -50,7 +50,7 @@ _MIN_Z, _MAX_Z = -20.0, 5.0
 #: A z below this one multiplies `drain_s` by 1 + the difference.
 _NORMAL_DRAIN_Z = -1.0
 #: Addition to z before the first request, and the number of requests after which it is half of that.
-_INEXPERIENCE, _HALF_EXPERIENCE = 1.0, 1000.0
+_INEXPERIENCE, _HALF_EXPERIENCE = 0.7, 100.0
 #: Fraction of the allowed late requests that is aimed at. The feedback is slow, and past late requests stay counted.
 _VIOLATION_MARGIN = 0.75
 #: The fraction of late requests from which `feedback.gain` is as given. For lower ones it grows in proportion, so that

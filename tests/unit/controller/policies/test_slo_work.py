@@ -208,7 +208,7 @@ def test_rare_late_requests_count_for_more(percentile: float, raised_by: float) 
     assert memory.z_offset + 0.5 == pytest.approx(raised_by, rel=0.1)
 
 
-@pytest.mark.parametrize(("served", "z"), [(0, 2.0), (1000, 1.5), (3000, 1.25), (10**12, 1.0)])
+@pytest.mark.parametrize(("served", "z"), [(0, 1.7), (100, 1.35), (300, 1.175), (10**12, 1.0)])
 def test_little_experience_raises_the_margin(served: int, z: float) -> None:
     queue = replace(STEADY, started_total=0)
     decision, _ = decide(observe(queue, 6), SCALING, LIMITS, SloWorkMemory(-0.5, served=served), 30)
