@@ -199,7 +199,8 @@ class BalancerClient:
             self._flush(dealer)
             if closing:
                 return
-            self._check_silence(now - self._last_received)
+            if now - self._last_received > min(self._heartbeat_s, self._orphan_after_s):
+                self._on_silence(now - self._last_received)
             if (
                 self._key is not None
                 and now - max(self._last_received, connected) > _ANSWER_TIMEOUT_S + self._heartbeat_s
@@ -220,7 +221,7 @@ class BalancerClient:
                 self._rejection_logged = self._silence_logged = False
                 self._read(dealer)
 
-    def _check_silence(self, silent_s: float) -> None:
+    def _on_silence(self, silent_s: float) -> None:
         if silent_s > min(max(_WARN_AFTER_S, 3 * self._heartbeat_s), self._orphan_after_s) and not self._silence_logged:
             self._silence_logged = True
             log.warning("no balancer answers at %s; trying on", self._address)
