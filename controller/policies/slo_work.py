@@ -8,12 +8,15 @@
     n_backlog   the workers that clear the backlog within `drain_s` after one more could have started; 0 if no
                 request will be late
     floor       the least number that replays of the recent arrivals ask for; 0 where the rest is enough
-    want        the largest of n_rate, n_backlog and floor
+    n_keep      the same as n_rate for a larger margin, at most the present number
+    want        the largest of n_rate, n_keep, n_backlog and floor
 
 z is a safety margin with feedback. Each late request raises it by `feedback.gain`, by more where the promise allows
 fewer than at 99 %. Each request lowers it so that z settles where the allowed fraction of requests is late. This
 corrects errors of the formula. A z below -1 also allows a backlog to take longer than `drain_s`.
 Little experience is a risk too, so the first few hundred requests of a model are served with a higher z.
+
+Hysteresis: n_rate is for z - 0.2 and n_keep for z + 0.4, so that a rate that changes by chance starts few workers.
 
 z starts higher the longer a start takes, in allowed waits. It does not change at `max_workers`, or for requests that
 arrived while the model had no workers, because more workers were impossible there. Requests that were late in every
@@ -49,6 +52,8 @@ _INITIAL_Z, _USUAL_START, _Z_PER_DECADE = 1.5, 4.0, 0.8
 _MIN_Z, _MAX_Z = -20.0, 5.0
 #: A z below this one multiplies `drain_s` by 1 + the difference.
 _NORMAL_DRAIN_Z = -1.0
+#: Hysteresis: the subtraction from z for adding workers, and the addition to z for removing them.
+_TO_ADD, _TO_REMOVE = 0.2, 0.4
 #: Addition to z before the first request, and the number of requests after which it is half of that.
 _INEXPERIENCE, _HALF_EXPERIENCE = 0.7, 100.0
 #: Fraction of the allowed late requests that is aimed at. The feedback is slow, and past late requests stay counted.
@@ -136,7 +141,9 @@ def decide(
     reach_s = max(_LONGEST_HOLD_S, down_window_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
     recent = tuple(past for past in decisions if past.at > now - reach_s)
     reason = f"{inputs['n_rate']:.0f} for the arrivals, {inputs['n_backlog']:.0f} for the {queue.queued} queued"
-    if floor > inputs["n_rate"]:
+    if inputs["n_keep"] > max(inputs["n_rate"], inputs["n_backlog"]):
+        reason += f", {inputs['n_keep']:.0f} not to remove one too early"
+    if floor > inputs["n_keep"]:
         reason += f", at least {floor} by a replay of the recent arrivals"
     reason += limited_by and f"; {limited_by}"
     inputs = {**inputs, "floor": floor, "hold_s": down_window_s}
@@ -183,32 +190,37 @@ def _demand(
     now: float,
 ) -> tuple[int, Mapping[str, float]]:
     """Return the wanted number of workers, without regard to the present number, and the inputs of the formula."""
-    work_s = queue.mean_work_s or 0.0
-    rate = max(recent_rate(queue, scaling), sustained_rate(queue, scaling, z))
-    allowed = min(10 ** (-0.5 - 0.5 * z), _MAX_LATE_FRACTION)
+    work_s, have = queue.mean_work_s or 0.0, observation.provisioned
     burstiness, variation = memory.counts.burstiness, memory.replays.variation.squared
     if burstiness > _REGULAR_ARRIVALS:
         burstiness, variation = max(burstiness, 1.0), max(variation, 1.0)
     # Both stretch the tail of the wait distribution by the same factor as its mean.
     patience_s = scaling.slo.max_wait_s / ((burstiness + variation) / 2)
-    by_rate = workers_for_rate(
-        rate, work_s, queue.batch_cap or 1, queue.batch_slowdown, patience_s, allowed, limits.max_workers
-    )
+    batch, slowdown = queue.batch_cap or 1, queue.batch_slowdown
+
+    def by_rate(margin: float) -> tuple[float, int]:
+        rate = max(recent_rate(queue, scaling), sustained_rate(queue, scaling, margin))
+        allowed = min(10 ** (-0.5 - 0.5 * margin), _MAX_LATE_FRACTION)
+        return rate, workers_for_rate(rate, work_s, batch, slowdown, patience_s, allowed, limits.max_workers)
+
+    rate, n_rate = by_rate(z - _TO_ADD)
+    n_keep = max(n_rate, min(by_rate(z + _TO_REMOVE)[1], have)) if n_rate < have else n_rate
     # A floor that was learnt has the room for bunches.
     believes_step = memory.replays.current.floor == 0
     slower = 1 + max(_NORMAL_DRAIN_Z - z, 0)
-    by_backlog = workers_for_backlog(observation, scaling, now, believes_step=believes_step, drain_factor=slower)
+    n_backlog = workers_for_backlog(observation, scaling, now, believes_step=believes_step, drain_factor=slower)
     inputs = {
         "arrival_rate": rate,
         "mean_work_s": work_s,
         "backlog_work_s": queue.backlog_work_s or 0.0,
-        "n_rate": by_rate,
-        "n_backlog": by_backlog,
+        "n_rate": n_rate,
+        "n_keep": n_keep,
+        "n_backlog": n_backlog,
         "headroom_z": z,
         "burstiness": burstiness,
         "work_variation": variation,
     }
-    return max(by_rate, by_backlog), inputs
+    return max(n_keep, n_backlog), inputs
 
 
 def _stabilize(

@@ -53,7 +53,7 @@ def scaling(**given: Any) -> Scaling:
         # Until 20 s after another start, 3 workers do 180 s of work: 120 s are queued, 240 s arrive.
         ({"queued": 30, "backlog_work_s": 120.0}, 3, 0, 5, 12, 8),
         # A backlog that is done in time needs no more workers, and does not prevent a scale-down.
-        ({"queued": 3, "backlog_work_s": 20.0}, 6, 0, 5, 0, 5),
+        ({"queued": 3, "backlog_work_s": 20.0}, 8, 0, 5, 0, 6),
         (QUIET, 2, 0, 1, 0, 1),
         # No scale-down while a task is late.
         (
@@ -76,7 +76,7 @@ def test_single_decision(
     changes: dict[str, Any], ready: int, starting: int, n_rate: int, n_backlog: int, desired: int
 ) -> None:
     observation = observe(replace(STEADY, **changes), ready, starting)
-    decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(-0.5), 30.0)
+    decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(-0.3), 30.0)
     assert (decision.inputs["n_rate"], decision.inputs["n_backlog"]) == (n_rate, n_backlog)
     assert (decision.desired, decision.valid) == (desired, True)
     assert decision.inputs.keys() == {
@@ -84,6 +84,7 @@ def test_single_decision(
         "mean_work_s",
         "backlog_work_s",
         "n_rate",
+        "n_keep",
         "n_backlog",
         "headroom_z",
         "burstiness",
@@ -94,10 +95,20 @@ def test_single_decision(
     assert decision.reason
 
 
+@pytest.mark.parametrize(
+    ("have", "desired"),
+    [(1, 5), (4, 5), (5, 5), (6, 6), (7, 6), (8, 6)],
+)
+def test_a_worker_is_removed_later_than_it_is_added(have: int, desired: int) -> None:
+    decision, _ = decide(observe(STEADY, have), SCALING, LIMITS, SloWorkMemory(-0.3), 30.0)
+    assert decision.desired == decision.inputs["n_keep"] == desired
+    assert (", 6 not to remove one too early" in decision.reason) == (desired == 6)
+
+
 @pytest.mark.parametrize(("squares", "n_rate"), [(100.0, 5), (200.0, 6), (900.0, 7)])
 def test_bursty_arrivals_need_more_workers(squares: float, n_rate: int) -> None:
     decision, _ = decide(
-        observe(STEADY, 5), SCALING, LIMITS, SloWorkMemory(-0.5, counts=DispersionIndex(squares=squares)), 30.0
+        observe(STEADY, 5), SCALING, LIMITS, SloWorkMemory(-0.3, counts=DispersionIndex(squares=squares)), 30.0
     )
     assert decision.inputs["n_rate"] == n_rate
     assert decision.inputs["burstiness"] == squares / 100
@@ -407,5 +418,5 @@ def test_lateness_of_the_first_minutes_does_not_raise_the_margin(age_s: float, c
 def test_uneven_work_needs_more_workers(works: list[float], workers: int) -> None:
     buckets = [ArrivalBucket(4900 + number, 1, work_s, work_s) for number, work_s in enumerate(works)]
     queue = replace(STEADY, recent_arrivals=buckets, mean_work_s=4.0)
-    decision, _ = decide(observe(queue, 5), SCALING, LIMITS, SloWorkMemory(-0.5), 30.0)
+    decision, _ = decide(observe(queue, 5), SCALING, LIMITS, SloWorkMemory(-0.3), 30.0)
     assert decision.inputs["n_rate"] == workers
