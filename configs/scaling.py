@@ -236,7 +236,8 @@ class Scaling(Section):
     """Time within which a backlog should be completed, once the workers for it have started."""
     behavior: Behavior = Behavior.model_construct()
     startup_hold_s: Seconds = 300.0
-    """`slo_work`: no worker is removed until arrivals have been counted for this time."""
+    """`slo_work`: no worker is removed until arrivals have been counted for this time, and only after ten minutes
+    without need until they have been counted for six times as long."""
     cold_start_s: PositiveSeconds | Literal["auto"] = "auto"
     """Duration of a cold start until the worker serves. `auto`: as measured, and 40 s before the first measurement."""
     standby_start_s: PositiveSeconds | Literal["auto"] = "auto"

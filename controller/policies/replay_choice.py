@@ -22,10 +22,9 @@ _HOLDS_S = (60.0, 600.0, 1800.0)
 _FLOORS = (2, 3, 4, 6, 8, 11, 16, 24, 36, 54)
 #: Time constants of the scores in seconds.
 _MEMORY_S, _RECENT_S = 4 * 3600.0, 3600.0
-#: Nothing is chosen before this age, and late tasks do not raise the margin: nobody could know the traffic.
-_UNKNOWN_S = 300.0
-#: Age from which a setting with fewer workers may be chosen; until then the second hold applies.
-_LEARNING_S = 1800.0
+#: Until `startup_hold_s` nothing is chosen, and late tasks do not raise the margin: nobody could know the traffic.
+#: Until this multiple of it the second hold applies, and a setting with fewer workers may not be chosen.
+_LEARNING_HOLDS = 6.0
 #: The normal setting fails if late tasks exceed these multiples of the allowed ones, by more than chance explains.
 _FAILS, _FAILS_RECENTLY, _CHANCE = 3.0, 8.0, 3.0
 #: It is used again below these multiples.
@@ -62,15 +61,15 @@ class ReplayMemory:
         """Return the replay whose setting is in use. Before the first one, nothing is held."""
         return self.replays[self.selected] if self.replays else _NOTHING_HELD
 
-    def preventable(self, late: int) -> int | None:
+    def preventable(self, late: int, startup_hold_s: float) -> int | None:
         """Return how many of the late tasks since the last decision were in time in some replay.
 
-        In the first minutes it is none: replays with a floor had workers that the model itself could not have yet. The
-        result is None while a setting other than the normal one is in use.
+        Within `startup_hold_s` it is none: replays with a floor had workers that the model itself could not have yet.
+        The result is None while a setting other than the normal one is in use.
         """
-        if self.selected and self.age_s >= _LEARNING_S:
+        if self.selected and self.age_s >= _LEARNING_HOLDS * startup_hold_s:
             return None
-        if self.replays and self.age_s <= _UNKNOWN_S:
+        if self.replays and self.age_s <= startup_hold_s:
             return 0
         return max(late - min((one.new_late for one in self.replays), default=0), 0)
 
@@ -114,7 +113,7 @@ def update(
         total=memory.total * step.decay + count,
         recent_total=memory.recent_total * step.recent_decay + count,
     )
-    return replace(memory, selected=_select(memory, 1 - scaling.slo.percentile / 100))
+    return replace(memory, selected=_select(memory, 1 - scaling.slo.percentile / 100, scaling.startup_hold_s))
 
 
 def _begin(observation: Observation, queue: Queue, limits: WorkerLimits, now: float) -> tuple[Replay, ...]:
@@ -153,11 +152,11 @@ def _step(
     )
 
 
-def _select(memory: ReplayMemory, allowed: float) -> int:
+def _select(memory: ReplayMemory, allowed: float, startup_hold_s: float) -> int:
     """Return the number of the setting to use; `allowed` is the fraction of late tasks that the promise allows."""
     normal, selected = memory.replays[0], memory.selected
     late, recent = allowed * memory.total, allowed * memory.recent_total
-    is_learning = memory.age_s < _LEARNING_S
+    is_learning = memory.age_s < _LEARNING_HOLDS * startup_hold_s
     fails = (
         normal.late - _CHANCE * math.sqrt(normal.late) > _FAILS * late
         or normal.recent_late - _CHANCE * math.sqrt(normal.recent_late) > _FAILS_RECENTLY * recent + _FEW
@@ -165,16 +164,16 @@ def _select(memory: ReplayMemory, allowed: float) -> int:
     if not fails:
         works = normal.late <= _WORKS * late and normal.recent_late <= _WORKS_RECENTLY * recent + _FEW
         if selected == 0 or is_learning or not works:
-            return selected if selected == 0 or is_learning else _cheapest(memory, late, recent)
+            return selected if selected == 0 or is_learning else _cheapest(memory, late, recent, is_learning)
         return 0
-    return selected if memory.age_s < _UNKNOWN_S else _cheapest(memory, late, recent)
+    return selected if memory.age_s < startup_hold_s else _cheapest(memory, late, recent, is_learning)
 
 
 def _cost_s(replay: Replay) -> float:
     return replay.cost_s + _START_COST_S * replay.starts
 
 
-def _cheapest(memory: ReplayMemory, late: float, recent: float) -> int:
+def _cheapest(memory: ReplayMemory, late: float, recent: float, is_learning: bool) -> int:
     """Return the cheapest setting besides the normal one that keeps the promise, or the one that comes closest."""
     replays, current = memory.replays, memory.current
 
@@ -186,9 +185,7 @@ def _cheapest(memory: ReplayMemory, late: float, recent: float) -> int:
         return _cost_s(one) + _LATE_COST_S * excess
 
     others = [
-        number
-        for number, one in enumerate(replays)
-        if number and (memory.age_s >= _LEARNING_S or _cost_s(one) >= _cost_s(current))
+        number for number, one in enumerate(replays) if number and (not is_learning or _cost_s(one) >= _cost_s(current))
     ] or list(range(len(replays)))
     keeping = [number for number in others if keeps(replays[number])]
     best = min(keeping or others, key=lambda number: (_cost_s if keeping else loss_s)(replays[number]))

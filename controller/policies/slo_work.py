@@ -20,7 +20,7 @@ Hysteresis: n_rate is for z - 0.2 and n_keep for z + 0.4, so that a rate that ch
 
 z starts higher the longer a start takes, in allowed waits. It does not change at `max_workers`, or for requests that
 arrived while the model had no workers, because more workers were impossible there. Requests that were late in every
-replay or in the first five minutes do not raise it, and it does not change while a replayed setting other than the
+replay or within `startup_hold_s` do not raise it, and it does not change while a replayed setting other than the
 normal one is used.
 
 Scale-up is immediate, or limited by `behavior.scale_up`. Scale-down waits until fewer workers have been enough for one
@@ -170,7 +170,7 @@ def _apply_feedback(
         return replace(known, scaling_from_zero=asleep)
     if asleep or memory.scaling_from_zero:
         return replace(known, scaling_from_zero=asleep or queue.oldest_wait_s > scaling.slo.max_wait_s)
-    preventable = memory.replays.preventable(late)
+    preventable = memory.replays.preventable(late, scaling.startup_hold_s)
     if memory.at_max or preventable is None:
         return known
     target = scaling.feedback.violation_target

@@ -5,7 +5,7 @@ r"""Compare the live controller, with simulated accelerators, to the simulator o
     python -m scripts.bench.autoscaling.live_vs_simulated --trace gentd26_day.csv --scale-work 0.25 --speed 12 \
         --max-workers 12 --json scripts/bench/results/live_vs_simulated_trace.json --plot live_vs_simulated_trace.png
 
-Of a recorded trace, its busiest hour is taken.
+Of a recorded trace, its busiest hour is taken, or `--hours` from the hour `--begin` on.
 
 Both run the same requests with the same settings; all times are divided by the speed. The simulator gets the start-up
 times that were measured in the live run, because it cannot know how long this machine takes to start a process.
@@ -62,11 +62,14 @@ def busiest_hour(traffic: Traffic) -> Traffic:
     return slice_traffic(traffic, start, start + _HOUR_S)
 
 
-def hour_of(trace: str, work_factor: float) -> Traffic:
-    """Return the traffic of a synthetic hour, or of the busiest hour of a file."""
+def part_of(trace: str, work_factor: float, begin: float | None, hours: float) -> Traffic:
+    """Return the traffic of a synthetic hour, of the busiest hour of a file, or of its hours from `begin` on."""
     if is_synthetic(trace):
         return scale_work(synthetic_traffic(trace, 1), work_factor)
-    return scale_work(busiest_hour(merge_traffic(read_trace(Path(trace)))), work_factor)
+    traffic = merge_traffic(read_trace(Path(trace)))
+    if begin is None:
+        return scale_work(busiest_hour(traffic), work_factor)
+    return scale_work(slice_traffic(traffic, begin * _HOUR_S, (begin + hours) * _HOUR_S), work_factor)
 
 
 def settings(speed: float, policy: str, interval_s: float, load_s: float, max_workers: int) -> dict[str, Any]:
@@ -200,7 +203,9 @@ def draw_plot(file: Path, live: LiveRun, simulated: Counts, speed: float, span_s
     for counts, name, style in ((live.counts, "live", "C0-"), (simulated, "simulated", "C1--")):
         points = [(0.0, at(counts, 0.0)), *((t, n) for t, n in counts if 0 < t < span_s), (span_s, at(counts, span_s))]
         lower.step([t for t, _ in points], [n for _, n in points], style, where="post", label=name)
-    lower.set(xlabel=f"seconds (an hour, {speed:g} times as fast)", ylabel="workers, starting or ready", ylim=(0, None))
+    lower.set(
+        xlabel=f"seconds ({speed:g} times as fast as recorded)", ylabel="workers, starting or ready", ylim=(0, None)
+    )
     lower.legend()
     figure.suptitle(title)
     figure.savefig(file, dpi=110)
@@ -209,6 +214,8 @@ def draw_plot(file: Path, live: LiveRun, simulated: Counts, speed: float, span_s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", default="synthetic:onoff?rate=0.9&on=900&off=1500&hours=1&work=4")
+    parser.add_argument("--begin", type=float, help="first hour of the trace to take; default: the busiest hour")
+    parser.add_argument("--hours", type=float, default=1.0, help="with --begin, the number of hours")
     parser.add_argument("--scale-work", type=float, default=1.0, help="multiply the work of requests")
     parser.add_argument("--max-workers", type=int, default=8)
     parser.add_argument("--speed", type=float, default=6.0)
@@ -218,7 +225,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, required=True)
     args = parser.parse_args()
-    hour = hour_of(args.trace, args.scale_work)
+    hour = part_of(args.trace, args.scale_work, args.begin, args.hours)
     traffic = Traffic([t / args.speed for t in hour.times], scale_work(hour, 1 / args.speed).work)
     # The live run rounds the work to whole steps, so the simulation does the same.
     traffic = traffic._replace(work=[max(round(work / _STEP_S), 1) * _STEP_S for work in traffic.work])
@@ -244,13 +251,13 @@ def main() -> None:
         "in_time": {"live": live.in_time, "simulated": in_time},
         "engine": "simulated engine",
         "starts": {"live": len(live.starts_s), "took_s": live.starts_s},
-        "options": {key: Path(str(value)).name for key, value in vars(args).items()},
+        "options": {key: Path(str(value)).name for key, value in vars(args).items() if value is not None},
         "machine": machine(),
         "live": live.counts,
         "simulated": simulated,
     }
     args.json.write_text(json.dumps(result, indent=1) + "\n")
-    title = f"{args.policy}: the same hour live and simulated ({100 * shares[0]:.1f} % within one tick and ±1)"
+    title = f"{args.policy}: the same traffic live and simulated ({100 * shares[0]:.1f} % within one tick and ±1)"
     draw_plot(args.plot, live, simulated, args.speed, span_s, title)
     print(json.dumps({key: result[key] for key in list(result)[:7]}, indent=1))
 

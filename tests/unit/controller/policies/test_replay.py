@@ -135,7 +135,7 @@ def watch(bunch: int, period_s: int, hours: float, scaling: Scaling, by_rate: in
 def test_lockstep_bunches_get_the_workers_that_they_need() -> None:
     memory = watch(30, 90, 2.0, Scaling())
     assert memory.current.floor == 11, "the least listed number that begins 30 tasks of 4 s within 10 s"
-    assert memory.preventable(3) is None, "z is not moved by another setting"
+    assert memory.preventable(3, 300.0) is None, "z is not moved by another setting"
     assert memory.variation.squared == pytest.approx(0.0, abs=1e-6)
 
 
@@ -152,7 +152,13 @@ def test_traffic_that_is_served_keeps_the_normal_setting() -> None:
 def test_longer_hold_until_something_was_learnt() -> None:
     memory = watch(1, 12, 0.3, Scaling())
     assert (memory.current.floor, memory.current.hold_s) == (0, 600.0)
-    assert memory.preventable(3) == 3, "it still counts as the normal setting"
+    assert memory.preventable(3, 300.0) == 3, "it still counts as the normal setting"
+
+
+def test_startup_hold_tells_how_long_nothing_is_known() -> None:
+    assert watch(1, 12, 0.3, Scaling(startup_hold_s=120.0)).current.hold_s == 60.0
+    assert watch(1, 12, 0.05, Scaling(startup_hold_s=0.0)).current.hold_s == 60.0
+    assert watch(30, 90, 0.06, Scaling(startup_hold_s=120.0)).current.floor >= 11
 
 
 def test_late_percentile_needs_no_floor() -> None:
@@ -180,4 +186,4 @@ def test_very_busy_model_is_not_replayed() -> None:
     assert seen.queue is not None
     memory, new = ReplayMemory(second=960).counted(seen.queue)
     memory = update(memory, new, seen, seen.queue, Scaling(), LIMITS, 16)
-    assert (memory.replays, memory.second, memory.preventable(0)) == ((), 999, 0)
+    assert (memory.replays, memory.second, memory.preventable(0, 300.0)) == ((), 999, 0)
