@@ -81,8 +81,9 @@ class ReplayStep(NamedTuple):
     start_s: float
     end_s: float
     tasks: Sequence[ReplayTask]
-    #: Workers for the arrivals, without regard to the setting.
+    #: Workers for the arrivals, without regard to the setting, and the number down to which workers are removed.
     by_rate: int
+    to_keep: int
     batch: int
     slowdown: float
     min_workers: int
@@ -113,7 +114,8 @@ def advance(replay: Replay, step: ReplayStep) -> Replay:
         first = last
         if run.waiting and now < step.end_s and run.workers < step.max_workers and run.is_urgent(now):
             run.grow(run.by_backlog(now), now)
-    run.grow(max(step.by_rate, run.by_backlog(step.end_s), replay.floor, step.min_workers), step.end_s)
+    by_rate = max(step.by_rate, min(step.to_keep, run.workers))
+    run.grow(max(by_rate, run.by_backlog(step.end_s), replay.floor, step.min_workers), step.end_s)
     keep = max(run.wants[0][1], 1)
     if keep < run.workers and step.may_shrink:
         run.shrink(keep, step.end_s)

@@ -92,10 +92,11 @@ def update(
     scaling: Scaling,
     limits: WorkerLimits,
     by_rate: int,
+    to_keep: int,
 ) -> ReplayMemory:
     """Return the memory after a replay up to now, with the setting to use.
 
-    `buckets` has the new arrivals of `ReplayMemory.counted`, and `by_rate` the workers for the arrivals.
+    `buckets` has the new arrivals of `ReplayMemory.counted`. `by_rate` and `to_keep` are as in `ReplayStep`.
     """
     end_s, count = int(queue.uptime_s), sum(bucket.tasks for bucket in buckets)
     tasks = replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s)
@@ -104,7 +105,7 @@ def update(
     if not memory.replays:
         return replace(memory, replays=_begin(observation, queue, limits, end_s), selected=1, second=end_s - 1)
     elapsed_s = max(end_s - 1 - memory.second, 0)
-    step = _step(memory, observation, queue, scaling, limits, by_rate, tasks)
+    step = _step(memory, observation, queue, scaling, limits, by_rate, to_keep, tasks)
     memory = replace(
         memory,
         replays=tuple(advance(one, step) for one in memory.replays),
@@ -131,6 +132,7 @@ def _step(
     scaling: Scaling,
     limits: WorkerLimits,
     by_rate: int,
+    to_keep: int,
     tasks: Sequence[ReplayTask],
 ) -> ReplayStep:
     start_s, end_s = memory.second + 1, max(int(queue.uptime_s), memory.second + 1)
@@ -140,6 +142,7 @@ def _step(
         end_s=end_s,
         tasks=tasks,
         by_rate=by_rate,
+        to_keep=to_keep,
         batch=queue.batch_cap or 1,
         slowdown=queue.batch_slowdown,
         min_workers=limits.min_workers,

@@ -8,8 +8,8 @@
     n_backlog   the workers that clear the backlog within `drain_s` after one more could have started; 0 if no
                 request will be late
     floor       the least number that replays of the recent arrivals ask for; 0 where the rest is enough
-    n_keep      the same as n_rate for a larger margin, at most the present number
-    want        the largest of n_rate, n_keep, n_backlog and floor
+    n_keep      the same as n_rate for a larger margin: workers are not removed below it
+    want        the largest of n_rate, n_backlog and floor, and of n_keep up to the present number
 
 z is a safety margin with feedback. Each late request raises it by `feedback.gain`, by more where the promise allows
 fewer than at 99 %. Each request lowers it so that z settles where the allowed fraction of requests is late. This
@@ -126,8 +126,8 @@ def decide(
     want, inputs = _demand(observation, queue, scaling, limits, memory, z, now)
     down_s, floor = scaling.behavior.scale_down.stabilization_window_s, 0
     if down_s == "auto":
-        by_rate = int(inputs["n_rate"])
-        replays = replay_choice.update(replays, new_arrivals, observation, queue, scaling, limits, by_rate)
+        n_rate, n_keep = int(inputs["n_rate"]), int(inputs["n_keep"])
+        replays = replay_choice.update(replays, new_arrivals, observation, queue, scaling, limits, n_rate, n_keep)
         memory, current = replace(memory, replays=replays), replays.current
         down_window_s, floor = max(observation.cold_start_s, current.hold_s), current.floor
     else:
@@ -141,9 +141,9 @@ def decide(
     reach_s = max(_LONGEST_HOLD_S, down_window_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
     recent = tuple(past for past in decisions if past.at > now - reach_s)
     reason = f"{inputs['n_rate']:.0f} for the arrivals, {inputs['n_backlog']:.0f} for the {queue.queued} queued"
-    if inputs["n_keep"] > max(inputs["n_rate"], inputs["n_backlog"]):
-        reason += f", {inputs['n_keep']:.0f} not to remove one too early"
-    if floor > inputs["n_keep"]:
+    if (kept := min(inputs["n_keep"], have)) > max(inputs["n_rate"], inputs["n_backlog"]):
+        reason += f", {kept:.0f} not to remove one too early"
+    if floor > max(inputs["n_rate"], kept):
         reason += f", at least {floor} by a replay of the recent arrivals"
     reason += limited_by and f"; {limited_by}"
     inputs = {**inputs, "floor": floor, "hold_s": down_window_s}
@@ -190,7 +190,7 @@ def _demand(
     now: float,
 ) -> tuple[int, Mapping[str, float]]:
     """Return the wanted number of workers, without regard to the present number, and the inputs of the formula."""
-    work_s, have = queue.mean_work_s or 0.0, observation.provisioned
+    work_s = queue.mean_work_s or 0.0
     burstiness, variation = memory.counts.burstiness, memory.replays.variation.squared
     if burstiness > _REGULAR_ARRIVALS:
         burstiness, variation = max(burstiness, 1.0), max(variation, 1.0)
@@ -204,7 +204,7 @@ def _demand(
         return rate, workers_for_rate(rate, work_s, batch, slowdown, patience_s, allowed, limits.max_workers)
 
     rate, n_rate = by_rate(z - _TO_ADD)
-    n_keep = max(n_rate, min(by_rate(z + _TO_REMOVE)[1], have)) if n_rate < have else n_rate
+    _, n_keep = by_rate(z + _TO_REMOVE)
     # A floor that was learnt has the room for bunches.
     believes_step = memory.replays.current.floor == 0
     slower = 1 + max(_NORMAL_DRAIN_Z - z, 0)
@@ -220,7 +220,7 @@ def _demand(
         "burstiness": burstiness,
         "work_variation": variation,
     }
-    return max(n_keep, n_backlog), inputs
+    return max(n_rate, min(n_keep, observation.provisioned), n_backlog), inputs
 
 
 def _stabilize(

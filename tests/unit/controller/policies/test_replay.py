@@ -20,7 +20,7 @@ from wire.snapshot import ArrivalBucket
 
 LIMITS = WorkerLimits(1, 16, 60, 60, 10)
 RULE = BacklogInputs(arriving=0.0, speed=1.0, max_wait_s=10.0, cold_start_s=40.0, drain_s=30.0)
-STEP = ReplayStep(0.0, 30.0, (), 1, 1, 1.0, 1, 16, RULE, RULE, 1.0, 1.0, may_shrink=True)
+STEP = ReplayStep(0.0, 30.0, (), 1, 1, 1, 1.0, 1, 16, RULE, RULE, 1.0, 1.0, may_shrink=True)
 
 
 def step(**changes: Any) -> ReplayStep:
@@ -79,6 +79,13 @@ def test_workers_go_after_the_hold_down_to_the_floor(hold_s: float, floor: int, 
     assert one.workers == kept
 
 
+def test_workers_go_down_to_those_to_keep_and_none_starts_for_them() -> None:
+    many, few = begin(60.0, 0, 5, 1, 0.0), begin(60.0, 0, 1, 1, 0.0)
+    for end_s in (60.0, 90.0, 120.0):
+        many, few = (advance(one, step(start_s=end_s - 30, end_s=end_s, to_keep=3)) for one in (many, few))
+    assert (many.workers, few.workers, few.starts) == (3, 1, 0)
+
+
 def test_no_worker_goes_while_arrivals_are_unknown() -> None:
     one = begin(60.0, 0, 5, 1, 0.0)
     for end_s in (30.0, 60.0, 120.0):
@@ -128,7 +135,7 @@ def watch(bunch: int, period_s: int, hours: float, scaling: Scaling, by_rate: in
         seen = observation(float(now), buckets)
         assert seen.queue is not None
         memory, new = memory.counted(seen.queue)
-        memory = update(memory, new, seen, seen.queue, scaling, LIMITS, by_rate)
+        memory = update(memory, new, seen, seen.queue, scaling, LIMITS, by_rate, by_rate)
     return memory
 
 
@@ -185,5 +192,5 @@ def test_very_busy_model_is_not_replayed() -> None:
     seen = observation(1000.0, [ArrivalBucket(second, 50, 200.0, 4.0) for second in range(880, 1000)])
     assert seen.queue is not None
     memory, new = ReplayMemory(second=960).counted(seen.queue)
-    memory = update(memory, new, seen, seen.queue, Scaling(), LIMITS, 16)
+    memory = update(memory, new, seen, seen.queue, Scaling(), LIMITS, 16, 16)
     assert (memory.replays, memory.second, memory.preventable(0, 300.0)) == ((), 999, 0)

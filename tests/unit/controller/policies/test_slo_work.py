@@ -101,7 +101,7 @@ def test_single_decision(
 )
 def test_a_worker_is_removed_later_than_it_is_added(have: int, desired: int) -> None:
     decision, _ = decide(observe(STEADY, have), SCALING, LIMITS, SloWorkMemory(-0.3), 30.0)
-    assert decision.desired == decision.inputs["n_keep"] == desired
+    assert (decision.desired, decision.inputs["n_rate"], decision.inputs["n_keep"]) == (desired, 5, 6)
     assert (", 6 not to remove one too early" in decision.reason) == (desired == 6)
 
 
