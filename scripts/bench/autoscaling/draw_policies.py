@@ -85,7 +85,10 @@ def _draw_day(axis: Any, entry: dict[str, Any]) -> None:
             continue
         color = {"slo_work": "tab:blue", "best known": "tab:green"}.get(name, "0.4")
         axis.plot(hours, late, "o", color=color, markersize=5)
-        axis.annotate(name, (hours, late), (5, 3), textcoords="offset points", fontsize=8, color=color)
+        # Labels keep off the line at 1 %, and of two close points the one that is less late has its label above.
+        is_close = any(abs(other - hours) < 10 and 1 < worse / late < 1.3 for other, worse, _ in points)
+        offset = (5, -9) if late > 1 and not is_close else (5, 3)
+        axis.annotate(name, (hours, late), offset, textcoords="offset points", fontsize=8, color=color)
     axis.set(xlim=(30, 150), ylim=(40, 0.1), yscale="log", yticks=[30, 10, 3, 1, 0.3, 0.1])
     axis.set_yticklabels(["30", "10", "3", "1", "0.3", "0.1"])
 
