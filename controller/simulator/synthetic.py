@@ -4,6 +4,7 @@ synthetic:poisson?rate=0.5&hours=24&work=4.5     Poisson arrivals, 0.5 requests/
 synthetic:daily?rate=0.5&swing=0.8               a daily cycle of the rate, 0.1 to 0.9 requests/s
 synthetic:bursts?rate=0.5&burst=20&every=600     Poisson arrivals and, about every 10 minutes, 20 in 10 s
 synthetic:onoff?rate=2&on=600&off=1800           10 minutes of traffic, 30 minutes without
+synthetic:step?rate=4&before=0.3&at=600          0.3 requests/s for 10 minutes, 4 requests/s from then on
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _PATTERN_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "daily": {"swing": 0.8},
     "bursts": {"burst": 20.0, "every": 600.0},
     "onoff": {"on": 600.0, "off": 1800.0},
+    "step": {"before": 0.1, "at": 600.0},
 }
 
 
@@ -66,7 +68,9 @@ def _check_size(pattern: str, options: Mapping[str, float]) -> None:
     if options.get("swing", 0) > 1:
         raise InvalidTrace(f"swing ({options['swing']:g}) must be at most 1")
     span_s = options["hours"] * 3600
-    requests = options["rate"] * span_s + options.get("burst", 0) * span_s / options.get("every", 1)
+    requests = max(options["rate"], options.get("before", 0)) * span_s + options.get("burst", 0) * span_s / options.get(
+        "every", 1
+    )
     if requests > _MAX_REQUESTS or span_s / options.get("every", span_s or 1) > _MAX_REQUESTS:
         raise InvalidTrace(f"{requests:.3g} requests are too many; at most {_MAX_REQUESTS:g} can be simulated")
 
@@ -81,6 +85,9 @@ def _arrivals(pattern: str, options: Mapping[str, float], rng: random.Random) ->
     if pattern == "onoff":
         period = options["on"] + options["off"]
         return _poisson_times(rate, until, lambda at: rate if at % period < options["on"] else 0.0, rng)
+    if pattern == "step":
+        before, change_s = options["before"], options["at"]
+        return _poisson_times(max(before, rate), until, lambda at: before if at < change_s else rate, rng)
     steady = _poisson_times(rate, until, lambda _: rate, rng)
     if pattern == "bursts":
         burst_starts = _poisson_times(1 / options["every"], until - _BURST_S, lambda _: 1 / options["every"], rng)

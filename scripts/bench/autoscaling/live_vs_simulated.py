@@ -72,7 +72,9 @@ def part_of(trace: str, work_factor: float, begin: float | None, hours: float) -
     return scale_work(slice_traffic(traffic, begin * _HOUR_S, (begin + hours) * _HOUR_S), work_factor)
 
 
-def settings(speed: float, policy: str, interval_s: float, load_s: float, max_workers: int) -> dict[str, Any]:
+def settings(
+    speed: float, policy: str, interval_s: float, load_s: float, max_workers: int, max_wait_s: float = 10.0
+) -> dict[str, Any]:
     """Return the default scaling settings with all times divided by `speed`."""
     defaults = Scaling()
     return {
@@ -80,7 +82,7 @@ def settings(speed: float, policy: str, interval_s: float, load_s: float, max_wo
         "min_workers": 1,
         "max_workers": max_workers,
         "interval_s": interval_s / speed,
-        "slo": {"max_wait_s": defaults.slo.max_wait_s / speed},
+        "slo": {"max_wait_s": max_wait_s / speed},
         "look_back_period_s": defaults.look_back_period_s / speed,
         "rate_window_s": defaults.rate_window_s / speed,
         "drain_s": defaults.drain_s / speed,
@@ -222,6 +224,7 @@ def main() -> None:
     parser.add_argument("--policy", default="slo_work")
     parser.add_argument("--interval", type=float, default=30.0, help="seconds between decisions, before the speed-up")
     parser.add_argument("--load", type=float, default=40.0, help="seconds of loading, before the speed-up")
+    parser.add_argument("--max-wait", type=float, default=10.0, help="allowed wait in seconds, before the speed-up")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, required=True)
     args = parser.parse_args()
@@ -230,7 +233,7 @@ def main() -> None:
     # The live run rounds the work to whole steps, so the simulation does the same.
     traffic = traffic._replace(work=[max(round(work / _STEP_S), 1) * _STEP_S for work in traffic.work])
     span_s = 60 * math.ceil(max(hour.times) / 60) / args.speed
-    scaling = settings(args.speed, args.policy, args.interval, args.load, args.max_workers)
+    scaling = settings(args.speed, args.policy, args.interval, args.load, args.max_workers, args.max_wait)
     scenario = Scenario(
         {"m": traffic}, {"m": WorkerProfile("m")}, {"m": Scaling.model_validate(scaling)}, args.max_workers, span_s
     )

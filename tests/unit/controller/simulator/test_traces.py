@@ -257,6 +257,14 @@ def test_daily_pattern_has_a_cycle() -> None:
     assert night < noon / 8
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.2, 3.0), (3.0, 0.2), (0.0, 2.0)])
+def test_step_pattern(before: float, after: float) -> None:
+    times = synthetic_traffic(f"synthetic:step?rate={after}&before={before}&at=1800&hours=1").times
+    early = sum(at < 1800 for at in times)
+    for count, rate in ((early, before), (len(times) - early, after)):
+        assert count == pytest.approx(rate * 1800, abs=5 * (rate * 1800) ** 0.5)
+
+
 def test_onoff_pattern() -> None:
     traffic = synthetic_traffic("synthetic:onoff?rate=1&on=600&off=1800&hours=4")
     assert all(at % 2400 < 600 for at in traffic.times)
