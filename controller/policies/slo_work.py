@@ -140,14 +140,23 @@ def decide(
     decisions = (*memory.decisions, PastDecision(now, have, want, desired))
     reach_s = max(_LONGEST_HOLD_S, down_window_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
     recent = tuple(past for past in decisions if past.at > now - reach_s)
-    reason = f"{inputs['n_rate']:.0f} for the arrivals, {inputs['n_backlog']:.0f} for the {queue.queued} queued"
-    if (kept := min(inputs["n_keep"], have)) > max(inputs["n_rate"], inputs["n_backlog"]):
-        reason += f", {kept:.0f} not to remove one too early"
-    if floor > max(inputs["n_rate"], kept):
-        reason += f", at least {floor} by a replay of the recent arrivals"
+    reason = _reason(inputs, queue.queued, have, floor)
     reason += limited_by and f"; {limited_by}"
     inputs = {**inputs, "floor": floor, "hold_s": down_window_s}
     return Decision(desired, reason, inputs=inputs), replace(memory, decisions=recent)
+
+
+def _reason(inputs: Mapping[str, float], queued: int, have: int, floor: int) -> str:
+    """Return what asks for how many workers."""
+    n_rate, n_backlog, kept = inputs["n_rate"], inputs["n_backlog"], min(inputs["n_keep"], have)
+    parts = [f"{n_rate:.0f} for the arrivals"]
+    if n_backlog:
+        parts.append(f"{n_backlog:.0f} for the {queued} queued")
+    if kept > max(n_rate, n_backlog):
+        parts.append(f"{kept:.0f} not to remove one too early")
+    if floor > max(n_rate, kept):
+        parts.append(f"at least {floor} by a replay of the recent arrivals")
+    return ", ".join(parts)
 
 
 def _initial_memory(observation: Observation, scaling: Scaling, now: float) -> SloWorkMemory:
