@@ -17,7 +17,9 @@ from wire.messages import EXIT_ORPHANED
 HEALTHY_AFTER_S = 30.0
 #: The delay ends when a worker that was started after the crash has served for this long.
 _RESET_AFTER_S = 60.0
-_MAX_BACKOFF_S = 60.0
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0
+#: A power of two above 2^1023 is no number.
+_MAX_DOUBLINGS = 64
 #: Crashes on one machine within this time have one cause.
 _TOGETHER_S = 2.0
 #: Status of a worker that the balancer does not accept.
@@ -65,7 +67,13 @@ def record_crash(crashes: CrashBackoff, at: float, start_failure: str = "") -> C
     count = crashes.count + 1
     equal = start_failure != "" and _kind(start_failure) == _kind(crashes.reason)
     failures = crashes.equal_failures + 1 if equal else int(start_failure != "")
-    return CrashBackoff(count, at + min(2.0 ** (count - 1), _MAX_BACKOFF_S), at, start_failure, failures)
+    retry_at = at + doubled_s(_FIRST_BACKOFF_S, count - 1, _MAX_BACKOFF_S)
+    return CrashBackoff(count, retry_at, at, start_failure, failures)
+
+
+def doubled_s(first_s: float, times: int, max_s: float) -> float:
+    """Return `first_s` doubled so many times, at most `max_s`. There is no limit on `times`."""
+    return min(first_s * 2.0 ** min(times, _MAX_DOUBLINGS), max_s)
 
 
 def _start_failure(ended: Exit) -> str:

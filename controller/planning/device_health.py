@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from controller.planning.crash_backoff import doubled_s
 from controller.types import Replica, Stage
 
 _CRASHES = 3
@@ -80,7 +81,7 @@ class DeviceHealth:
                 suspects = self._suspects(device, failure)
                 if not any(place != device and model in suspects for place, model in serving):
                     continue
-                quarantine_s = min(_FIRST_QUARANTINE_S * 2.0**failure.quarantines, _MAX_QUARANTINE_S)
+                quarantine_s = doubled_s(_FIRST_QUARANTINE_S, failure.quarantines, _MAX_QUARANTINE_S)
                 # After the quarantine one more crash is enough for the next one.
                 self.failures[device] = replace(
                     failure, count=_CRASHES - 1, until=now + quarantine_s, quarantines=failure.quarantines + 1

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from configs.devices import machine_of
+from controller.planning.crash_backoff import doubled_s
 from controller.planning.device_health import DeviceHealth
 from controller.planning.machines import Machine
 from controller.types import Replica
@@ -61,7 +62,7 @@ class MachineHealth:
                 self._records[name] = replace(record, since=now, count=record.count + 1 if in_row else 1)
             elif not machine.silent and record.since is not None:
                 over = record.count - _FAILURES
-                wait_s = min(_FIRST_QUARANTINE_S * 2.0 ** min(over, 10), _MAX_QUARANTINE_S) if over >= 0 else 0.0
+                wait_s = doubled_s(_FIRST_QUARANTINE_S, over, _MAX_QUARANTINE_S) if over >= 0 else 0.0
                 self._records[name] = replace(record, since=None, ended_at=now, until=now + wait_s)
         for name in self._records.keys() - {machine.name for machine in machines}:
             if now - self._records[name].ended_at > _SAME_ROW_S and self._records[name].since is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from controller.planning.device_health import DeviceHealth
@@ -77,6 +79,12 @@ def test_quarantine_doubles_after_each_further_crash() -> None:
         assert update(record, ELSEWHERE, now) == {}, "it may be tried"
         record.record("cuda:0", "a", now)
     assert rests == [300, 600, 1200, 2400, 3600, 3600]
+
+
+def test_device_that_crashes_for_months_stays_in_quarantine() -> None:
+    record = failures(*ROW)
+    record.failures["cuda:0"] = replace(record.failures["cuda:0"], quarantines=10**6)
+    assert update(record, ELSEWHERE, NOW) == {"cuda:0": "3 crashes in a row; tried again in 3600 s"}
 
 
 def test_quarantine_ends_if_model_crashes_on_other_device() -> None:

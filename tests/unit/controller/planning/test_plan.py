@@ -163,6 +163,10 @@ def test_back_off_doubles_up_to_a_minute() -> None:
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def test_back_off_of_a_model_that_crashes_for_days() -> None:
+    assert record_crash(CrashBackoff(10**6), NOW).retry_at == NOW + 60
+
+
 @pytest.mark.parametrize(
     ("exit_", "count", "on_crash"),
     [
