@@ -148,6 +148,9 @@ class _Run:
         self.starting, self.wants = list(replay.starting), deque(replay.wants)
         self.workers, self.late, self.starts = replay.workers, 0, 0
         self.rule = step.plain_backlog if replay.floor else step.backlog
+        more = self.workers * step.batch - len(replay.slots)  # not 0 where another full batch was measured
+        self.idle += max(more, 0)
+        self._remove_places(max(-more, 0), step.start_s)
 
     def serve(self, tasks: Sequence[ReplayTask], now: float) -> None:
         """Add the tasks, and start those that find a free place until now, first in first out."""
@@ -219,14 +222,17 @@ class _Run:
         self.workers = max(self.workers, want)
 
     def shrink(self, keep: int, now: float) -> None:
+        """Remove workers down to this number."""
+        self._remove_places((self.workers - keep) * self.step.batch, now)
+        self.workers = keep
+        self.starting = self.starting[:keep]
+
+    def _remove_places(self, count: int, now: float) -> None:
         """Remove places, idle ones first. The rest of a task continues on the next free place."""
         self._release(now)
-        fewer = (self.workers - keep) * self.step.batch
-        still = max(fewer - self.idle, 0)
-        self.idle -= fewer - still
+        still = max(count - self.idle, 0)
+        self.idle -= count - still
         for _ in range(still):
             free = heapq.heappop(self.busy)
             if self.busy:
                 heapq.heapreplace(self.busy, self.busy[0] + free - now)
-        self.workers = keep
-        self.starting = self.starting[:keep]

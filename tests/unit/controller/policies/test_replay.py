@@ -93,17 +93,21 @@ def test_no_worker_goes_while_arrivals_are_unknown() -> None:
     assert one.workers == 5
 
 
+def test_places_follow_the_measured_batch() -> None:
+    one = begin(60.0, 0, 5, 1, 0.0)
+    for end_s, batch, by_rate, workers in ((30.0, 8, 5, 5), (60.0, 2, 5, 5), (150.0, 8, 1, 1), (180.0, 1, 1, 1)):
+        one = advance(one, step(start_s=end_s - 30, end_s=end_s, batch=batch, by_rate=by_rate))
+        assert (one.workers, len(one.slots)) == (workers, workers * batch)
+
+
 @given(
-    st.lists(st.tuples(st.integers(0, 60), st.floats(0.01, 60), st.integers(0, 20)), max_size=20),
+    st.lists(st.tuples(st.integers(0, 60), st.floats(0.01, 60), st.integers(0, 20), st.integers(1, 4)), max_size=20),
     st.sampled_from([60.0, 600.0]),
     st.integers(0, 8),
-    st.integers(1, 4),
 )
-def test_replay_keeps_its_places_and_tasks(
-    steps: list[tuple[int, float, int]], hold_s: float, floor: int, batch: int
-) -> None:
-    one, now, seconds = begin(hold_s, floor, 2, batch, 0.0), 0.0, 30.0
-    for count, work_s, by_rate in steps:
+def test_replay_keeps_its_places_and_tasks(steps: list[tuple[int, float, int, int]], hold_s: float, floor: int) -> None:
+    one, now, seconds = begin(hold_s, floor, 2, 1, 0.0), 0.0, 30.0
+    for count, work_s, by_rate, batch in steps:
         tasks = [ReplayTask(now + 0.5, work_s, 1)] * count
         before, one = (
             one,
