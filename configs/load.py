@@ -31,7 +31,7 @@ _PLAIN_MESSAGES = {
     "path_type": "must be the path of a file or folder",
     "tuple_type": "must be a list",
 }
-_PLAIN_WORDS = {"Input should be": "must be", "String should have": "must have", "Field required": "is required"}
+_PLAIN_WORDS = {"Input should be": "must be", "String should": "must", "Field required": "is required"}
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 
 
@@ -168,24 +168,43 @@ def _merge(base: Tree, over: Tree) -> Tree:
 
 
 def _explain(error: ValidationError, merged: Tree, sources: list[ConfigSource]) -> list[Problem]:
-    """Return one problem per key. A union of types causes several pydantic errors for the same value."""
+    return [
+        Problem(_origin(_keys(key), sources), _joined(key) or "configuration", value, message)
+        for key, value, message in _mistakes(error, merged, Settings)
+    ]
+
+
+def section_problems(error: ValidationError, values: Tree, section: type[BaseModel], where: str = "") -> list[str]:
+    """Return what is wrong in the values of a section, as texts with place, key, value and what is allowed."""
+    place = f"{where}: " if where else ""
+    return [
+        place + (str(Problem("", _joined(key), value, text)).removeprefix(": ") if key else text)
+        for key, value, text in _mistakes(error, values, section)
+    ]
+
+
+class _Mistake(NamedTuple):
+    key: tuple[str | int, ...]
+    value: JsonValue
+    message: str
+
+
+def _mistakes(error: ValidationError, values: Tree, root: type[BaseModel]) -> list[_Mistake]:
+    """Return one mistake per key. A union of types causes several pydantic errors for the same value."""
     found: dict[tuple[str | int, ...], tuple[JsonValue, list[str]]] = {}
     for item in error.errors():
-        path = _existing_path(merged, item["loc"])
+        path = _existing_path(values, item["loc"])
         missing = item["type"] == "missing"
         key = (*path, str(item["loc"][-1])) if missing else tuple(path)
         message = plain_message(item)
         if item["type"] == "extra_forbidden":
-            section = section_of(annotation_at(Settings, path[:-1]))
+            section = section_of(annotation_at(root, path[:-1]))
             message = unknown_key(str(path[-1]), list(section.model_fields) if section is not None else [])
         value = None if missing or isinstance(item["input"], dict | BaseModel) else item["input"]
         if item["input"] is None and path and not missing:
             value = NULL
         found.setdefault(key, (value, []))[1].append(message)
-    return [
-        Problem(_origin(_keys(key), sources), _joined(key) or "configuration", value, _alternatives(texts))
-        for key, (value, texts) in found.items()
-    ]
+    return [_Mistake(key, value, _alternatives(texts)) for key, (value, texts) in found.items()]
 
 
 def _alternatives(messages: Sequence[str]) -> str:

@@ -7,10 +7,10 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -19,17 +19,12 @@ from controller.policies import POLICIES, PolicyImportError, find
 from controller.simulator import table
 from controller.simulator.agents import MusterAgent, ReferenceAgent, ScalingAgent, ScalingTarget
 from controller.simulator.cost_bounds import CostBounds, cost_bounds
-from controller.simulator.plot import draw_plot
+from controller.simulator.option_checks import TOO_LARGE, InvalidScenario, check_output
+from controller.simulator.plot import PLOT_FORMATS, draw_plot
 from controller.simulator.reference import BASELINES
 from controller.simulator.results import PolicyResult, min_gpu_hours, model_results, samples_as_json, total_result
-from controller.simulator.scenario_options import (
-    InvalidScenario,
-    describe,
-    scenario_from,
-    with_fields,
-    write_json,
-    wrong_settings,
-)
+from controller.simulator.scaling_fields import InvalidScaling, with_fields
+from controller.simulator.scenario_options import describe, scenario_from, write_json
 from controller.simulator.scenario_parser import make_parser
 from controller.simulator.scenarios import Scenario
 from controller.simulator.simulator import SimulationResult, ignore_progress
@@ -65,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        if args.plot and importlib.util.find_spec("matplotlib") is None:
-            raise InvalidScenario(f"--plot requires matplotlib: {sys.executable} -m pip install matplotlib")
+        check_output("--json", args.json)
+        _check_plot(args.plot)
         scenario = scenario_from(args)
         console = Console()
         # A file needs all columns in full.
@@ -75,7 +70,21 @@ def main(argv: Sequence[str]) -> int:
     except InvalidScenario as error:
         print(f"cannot simulate: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except MemoryError:
+        print(f"cannot simulate: {args.trace} {TOO_LARGE}", file=sys.stderr)
+        return EXIT_USAGE
     return 0
+
+
+def _check_plot(file: Path | None) -> None:
+    """Raise `InvalidScenario` if no plot can be drawn into this file."""
+    if file is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InvalidScenario(f"--plot requires matplotlib: {sys.executable} -m pip install matplotlib")
+    if file.suffix.lower() not in PLOT_FORMATS:
+        raise InvalidScenario(f"--plot {file} must end in {', '.join(PLOT_FORMATS)}")
+    check_output("--plot", file)
 
 
 def _policy_names(args: argparse.Namespace, scenario: Scenario) -> list[str]:
@@ -113,8 +122,8 @@ def _with_policy(target: ScalingTarget, policy: str) -> ScalingTarget:
         return target
     try:
         return target._replace(scaling=with_fields(target.scaling, {"policy": policy}))
-    except ValidationError as error:
-        raise InvalidScenario(wrong_settings(error)) from None
+    except InvalidScaling as error:
+        raise InvalidScenario(str(error)) from None
 
 
 def run(
@@ -141,12 +150,20 @@ def _compare(args: argparse.Namespace, scenario: Scenario, names: Sequence[str],
             found[name] = (_results(name, result, bounds), result, time.perf_counter() - started)
     min_hours = sum(min_gpu_hours(model) for model in next(iter(found.values()))[1].models.values())
     notes = [f"full batches without idle time: {min_hours:.1f} GPU-h"]
-    notes += bounds.notes()
+    notes += bounds.notes() + _time_notes(scenario)
     table.print_table(console, describe(scenario), [row for parts, _, _ in found.values() for row in parts], notes)
     if args.json:
         write_json(args.json, _as_json(args, scenario, found, min_hours))
     if args.plot:
         _plot(args.plot, scenario, {name: result for name, (_, result, _) in found.items()})
+
+
+def _time_notes(scenario: Scenario) -> list[str]:
+    """Return when the trace begins, if a setting depends on it."""
+    if not any(scaling.schedule or scaling.recurring_load.learn for scaling in scenario.scalings.values()):
+        return []
+    begins = datetime.fromtimestamp(scenario.start_unix_s, UTC)
+    return [f"the trace begins on {begins:%A, %Y-%m-%d %H:%M} UTC; --start sets another time"]
 
 
 def _results(name: str, result: SimulationResult, bounds: CostBounds) -> list[PolicyResult]:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from controller.simulator.option_checks import InvalidScenario
 from controller.simulator.reference.linear_program import BoundUnavailable
 from controller.simulator.reference.lower_bound import min_hours
 from controller.simulator.reference.oracle import best_schedule
-from controller.simulator.scenario_options import InvalidScenario
 from controller.simulator.scenarios import Scenario
 from controller.simulator.simulator import ignore_progress
 

@@ -18,6 +18,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from configs.load import section_problems
 from configs.section_base import PositiveSeconds, Section
 from configs.yaml_file import InvalidYaml, read_yaml_file
 from controller.simulator.request_work import RequestCosts
@@ -122,9 +123,12 @@ class Hardware(Section):
 def read_hardware(file: Path) -> Hardware:
     """Read a YAML file. Raises `InvalidHardware`."""
     try:
-        return Hardware.model_validate(read_yaml_file(file).value)
-    except (InvalidYaml, OSError) as error:
+        values = read_yaml_file(file).value
+    except InvalidYaml as error:
         raise InvalidHardware(f"{file}: {error}") from None
+    except OSError as error:
+        raise InvalidHardware(f"{file} cannot be read: {error.strerror or error}") from None
+    try:
+        return Hardware.model_validate({} if values is None else values)
     except ValidationError as error:
-        problems = (f"{file}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise InvalidHardware("\n".join(problems)) from None
+        raise InvalidHardware("\n".join(section_problems(error, values, Hardware, str(file)))) from None

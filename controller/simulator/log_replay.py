@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
 
 from configs.load import ConfigError, load
 from configs.scaling import Scaling
@@ -28,7 +27,7 @@ from controller.simulator.agents import MusterAgent
 from controller.simulator.model_sim import WorkerProfile, batch_slowdowns
 from controller.simulator.recorded_requests import RecordedRequest, measured_waits, read_logs, traffic_from
 from controller.simulator.results import model_results
-from controller.simulator.scenario_options import with_fields
+from controller.simulator.scaling_fields import InvalidScaling, with_fields
 from controller.simulator.scenarios import Scenario, Traffic
 from controller.simulator.simulator import SimulationResult
 from controller.simulator.synthetic import synthetic_traffic
@@ -116,7 +115,7 @@ def replay(request: SimulationRequest, send: Send) -> None:
     traffic = traffic_from(recorded, start) if request.logs else _invented(request, profile)
     send(_traffic_reply(traffic, recorded, scalings[0], start, end, step_s))
     for run, scaling in zip(request.runs, scalings, strict=True):
-        send(_run(request, run.name, scaling, profile, traffic, end - start, step_s, send))
+        send(_run(request, run.name, scaling, profile, traffic, start, end, step_s, send))
 
 
 def _scaling(settings: Settings, model: str, run: RunSettings) -> Scaling:
@@ -124,9 +123,8 @@ def _scaling(settings: Settings, model: str, run: RunSettings) -> Scaling:
         raise InvalidReplay(f"The configuration has no model {model} any more.")
     try:
         return with_fields(settings.scaling(model), run.fields)
-    except ValidationError as error:
-        problems = (one["msg"].removeprefix("Value error, ") for one in error.errors())
-        raise InvalidReplay(f"{run.name}: {'; '.join(problems)}") from None
+    except InvalidScaling as error:
+        raise InvalidReplay(f"{run.name}: {error}") from None
 
 
 def _profile(request: SimulationRequest) -> WorkerProfile:
@@ -174,15 +172,16 @@ def _run(
     scaling: Scaling,
     profile: WorkerProfile,
     traffic: Traffic,
-    span_s: float,
+    start: float,
+    end: float,
     step_s: float,
     send: Send,
 ) -> SimulatedRun:
-    """Simulate one run, with its progress on the way."""
-    model = request.model
+    """Simulate one run from `start` to `end` in Unix seconds, with its progress on the way."""
+    model, span_s = request.model, end - start
     max_workers = request.max_workers if scaling.max_workers == "auto" else scaling.max_workers
     gpus = max(max_workers, scaling.min_workers)
-    scenario = Scenario({model: traffic}, {model: profile}, {model: scaling}, gpus, span_s)
+    scenario = Scenario({model: traffic}, {model: profile}, {model: scaling}, gpus, span_s, start_unix_s=start)
     try:
         targets = scenario.targets()
         agent = MusterAgent(targets, {model: find(scaling.policy)})

@@ -9,6 +9,9 @@ from typing import Any
 
 from controller.simulator.simulator import ModelSample
 
+#: Endings of files that can be written.
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+
 
 def draw_plot(file: Path, title: str, runs: Mapping[str, Sequence[ModelSample]], max_wait_s: float) -> None:
     """Draw arrivals, and the workers and oldest wait of each policy."""

@@ -13,6 +13,8 @@ _DURATION_COLUMNS = {"exec_s": 1.0, "ran_s": 1.0, "exec_time_seconds": 1.0, "dur
 _PROMPT_COLUMNS = ("input_tokens", "ContextTokens", "input_length", "prompt_tokens")
 _TOKEN_COLUMNS = ("output_tokens", "GeneratedTokens", "output_length", "completion_tokens")
 _STEP_COLUMNS = ("steps", "num_inference_steps")
+#: Work that no request exceeds: a year.
+MAX_WORK_S = 366 * 86_400.0
 #: Representations of a missing value.
 _MISSING_VALUES = ("", "NULL", "None", "NaN", "nan", None)
 
@@ -32,11 +34,19 @@ class RequestCosts(NamedTuple):
     pixels: float | None = None
 
 
-def work_of(row: Mapping[str, Any], costs: RequestCosts) -> float:
-    """Return the work of a request in seconds. Raises `ValueError` for a value that is no size."""
+def work_of(row: Mapping[str, Any], costs: RequestCosts) -> float | None:
+    """Return the work of a request in seconds; None without a size. Raises `ValueError` for a value that is none."""
+    work_s = _work_of(row, costs)
+    if work_s is not None and not work_s <= MAX_WORK_S:
+        raise ValueError(f"{work_s:.3g} s of work are too much; at most {MAX_WORK_S:g} s are allowed")
+    return work_s
+
+
+def _work_of(row: Mapping[str, Any], costs: RequestCosts) -> float | None:
     for column, units in _DURATION_COLUMNS.items():
-        if row.get(column) not in _MISSING_VALUES:
-            return max(number(row, column) / units, 0.0)
+        duration = _first(row, (column,))
+        if duration is not None:
+            return duration / units
     tokens, prompt = _first(row, _TOKEN_COLUMNS), _first(row, _PROMPT_COLUMNS)
     if tokens is not None:
         return tokens * costs.token_s + (prompt or 0.0) * costs.prompt_token_s
@@ -44,7 +54,7 @@ def work_of(row: Mapping[str, Any], costs: RequestCosts) -> float:
     if steps is not None:
         images = _first(row, ("num_images_per_prompt", "images"))
         return steps * costs.step_s * (1.0 if images is None else images) * _relative_pixels(row, costs.pixels)
-    return costs.request_s
+    return None
 
 
 def urgency_of(row: Mapping[str, Any]) -> Urgency:

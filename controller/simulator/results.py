@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -98,9 +98,9 @@ def total_result(policy: str, parts: Sequence[PolicyResult]) -> PolicyResult:
         requests=requests,
         unserved=sum(part.unserved for part in parts),
         in_slo=sum(part.in_slo * part.requests for part in parts) / requests if requests else 1.0,
-        wait_p50_s=max(part.wait_p50_s for part in parts),
-        wait_p99_s=max(part.wait_p99_s for part in parts),
-        total_p99_s=max(part.total_p99_s for part in parts),
+        wait_p50_s=_largest(part.wait_p50_s for part in parts),
+        wait_p99_s=_largest(part.wait_p99_s for part in parts),
+        total_p99_s=_largest(part.total_p99_s for part in parts),
         gpu_hours=hours,
         cold_starts=sum(part.cold_starts for part in parts),
         changes=sum(part.changes for part in parts),
@@ -108,6 +108,11 @@ def total_result(policy: str, parts: Sequence[PolicyResult]) -> PolicyResult:
         expired=sum(part.expired for part in parts),
         utilisation=sum(part.utilisation * part.gpu_hours for part in parts) / hours if hours else 0.0,
     )
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Return the largest number; NaN, which is that of a model without requests, only if there is no other."""
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def samples_as_json(result: SimulationResult) -> Mapping[str, Sequence[Mapping[str, float]]]:

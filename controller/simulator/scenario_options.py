@@ -11,17 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
-from configs.load import ConfigError, load, plain_message, unknown_key
-from configs.scaling import POLICY_FIELDS, Scaling
+from configs.load import ConfigError, load
+from configs.scaling import Scaling
 from configs.settings import Settings
-from configs.yaml_file import InvalidYaml, parse_yaml
 from controller.simulator.hardware import Hardware, InvalidHardware, read_hardware
 from controller.simulator.machines import SimMachine, SimSwitch
 from controller.simulator.model_sim import WorkerProfile, batch_slowdowns
+from controller.simulator.option_checks import InvalidScenario, check_options, hours_of
 from controller.simulator.request_work import RequestCosts
+from controller.simulator.scaling_fields import InvalidScaling, parse_fields, with_fields
 from controller.simulator.scenarios import (
     PRESETS,
     VARIANTS,
@@ -34,72 +32,30 @@ from controller.simulator.scenarios import (
 )
 from controller.simulator.synthetic import is_synthetic, synthetic_traffic
 from controller.simulator.trace_rows import InvalidTrace
-from controller.simulator.traces import read_numbers, read_trace
+from controller.simulator.traces import RecordedTrace, parse_start, read_numbers, read_recorded_trace
 
-#: Number of workers for `max_workers: auto` without `--gpus`.
+#: Number of workers for `max_workers: auto` without `--gpus` and without simulated GPUs.
 _DEFAULT_GPUS = 8
 #: Cold start time for `cold_start_s: auto`.
 _DEFAULT_COLD_START_S = 40.0
-_POSITIVE_OPTIONS = (
-    "scale_work",
-    "stretch",
-    "step_s",
-    "pixels",
-    "token_s",
-    "prompt_token_s",
-    "request_s",
-    "gpus",
-    "batch",
-    "standby_start",
-    "mean_life",
-)
-
-
-class InvalidScenario(Exception):
-    """The scenario cannot be simulated; the text says what to change."""
 
 
 def scenario_from(args: argparse.Namespace) -> Scenario:
     """Return the scenario of the options. Raises `InvalidScenario`."""
-    _check(args)
+    check_options(args)
     try:
         hardware = read_hardware(args.hardware) if args.hardware else Hardware()
-        traces, span_s = _traffic(args, hardware)
+        traces, span_s, start_unix_s = _traffic(args, hardware)
         scenario = _preset(args, merge_traffic(traces), span_s) if args.preset else _configured(args, traces, span_s)
-        return _on_hardware(args, replace(scenario, sizes_known=args.sizes == "known"), hardware)
-    except (InvalidTrace, InvalidHardware, ConfigError) as error:
+        scenario = replace(scenario, sizes_known=args.sizes == "known", start_unix_s=start_unix_s)
+        return _on_hardware(args, scenario, hardware)
+    except (InvalidTrace, InvalidHardware, ConfigError, InvalidScaling) as error:
         raise InvalidScenario(str(error)) from None
-    except ValidationError as error:
-        raise InvalidScenario(wrong_settings(error)) from None
-
-
-def wrong_settings(error: ValidationError) -> str:
-    """Return the wrong settings of a section `scaling` and what is allowed, as texts for people."""
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'scaling'}: {_wrong_setting(one)}" for one in error.errors())
-
-
-def _wrong_setting(problem: ErrorDetails) -> str:
-    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
-        return unknown_key(str(problem["loc"][0]), list(Scaling.model_fields))
-    return plain_message(problem)
-
-
-def _check(args: argparse.Namespace) -> None:
-    for name in _POSITIVE_OPTIONS:
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InvalidScenario(f"--{name.replace('_', '-')} ({value:g}) must be above 0")
-    if args.f0 is not None and not 0 <= args.f0 <= 1:
-        raise InvalidScenario(f"--f0 ({args.f0:g}) must be between 0 and 1")
-    if args.bad_lines < 0:
-        raise InvalidScenario(f"--bad-lines ({args.bad_lines}) must not be negative")
-    if args.bucket < 0:
-        raise InvalidScenario(f"--bucket ({args.bucket:g}) must not be negative")
 
 
 def _on_hardware(args: argparse.Namespace, scenario: Scenario, hardware: Hardware) -> Scenario:
     """Return the scenario with the machines and the batches of the hardware."""
-    if hardware.text is not None and not (args.curve or args.f0 is not None):
+    if hardware.text is not None and args.curve is None and args.f0 is None:
         slowdowns = hardware.text.slowdowns()[: args.batch]
         profiles = {name: replace(profile, slowdowns=slowdowns) for name, profile in scenario.profiles.items()}
         scenario = replace(scenario, profiles=profiles)
@@ -117,35 +73,34 @@ def _costs(args: argparse.Namespace, hardware: Hardware) -> RequestCosts:
     return hardware.costs(args.request_s)._replace(**{name: one for name, one in given.items() if one is not None})
 
 
-def _traffic(args: argparse.Namespace, hardware: Hardware) -> tuple[dict[str, Traffic], float]:
-    if is_synthetic(args.trace):
-        traces = {"": synthetic_traffic(args.trace, args.seed)}
-    else:
-        traces = read_trace(
-            Path(args.trace),
-            _costs(args, hardware),
-            stretch=args.stretch,
-            bucket_s=args.bucket,
-            seed=args.seed,
-            max_bad_lines=args.bad_lines,
-            warn=lambda message: print(message, file=sys.stderr),
-        )
-    if args.hours:
-        hours = _hours(args.hours)
-        traces = {name: part for name, trace in traces.items() if (part := slice_traffic(trace, *hours)).times}
+def _traffic(args: argparse.Namespace, hardware: Hardware) -> tuple[dict[str, Traffic], float, float]:
+    """Return the traffic by model, its duration, and the Unix time of its beginning."""
+    traces, start_unix_s = _trace(args, hardware)
     if not any(traffic.times for traffic in traces.values()):
-        raise InvalidScenario("the trace has no requests in this part; change --hours")
+        raise InvalidScenario(f"{args.trace} has no requests")
+    start_unix_s = parse_start(args.start) if args.start else start_unix_s or 0.0
+    if args.hours:
+        hours = hours_of(args.hours)
+        start_unix_s += hours[0]
+        traces = {name: part for name, trace in traces.items() if (part := slice_traffic(trace, *hours)).times}
+        if not traces:
+            raise InvalidScenario(f"the trace has no requests in --hours {args.hours}")
     last = max(traffic.times[-1] for traffic in traces.values() if traffic.times)
-    return traces, -(-last // 60) * 60.0
+    return traces, -(-last // 60) * 60.0, start_unix_s
 
 
-def _hours(text: str) -> tuple[float, float]:
-    start, dash, end = text.partition("-")
-    try:
-        hours = float(start or 0), float(end) if dash and end else float("inf")
-    except ValueError:
-        raise InvalidScenario(f"--hours {text} must be two numbers such as 0-12") from None
-    return 3600 * hours[0], 3600 * hours[1]
+def _trace(args: argparse.Namespace, hardware: Hardware) -> RecordedTrace:
+    if is_synthetic(args.trace):
+        return RecordedTrace({"": synthetic_traffic(args.trace, args.seed)})
+    return read_recorded_trace(
+        Path(args.trace),
+        _costs(args, hardware),
+        stretch=args.stretch,
+        bucket_s=args.bucket,
+        seed=args.seed,
+        max_bad_lines=args.bad_lines,
+        warn=lambda message: print(message, file=sys.stderr),
+    )
 
 
 def _preset(args: argparse.Namespace, traffic: Traffic, span_s: float) -> Scenario:
@@ -156,7 +111,7 @@ def _preset(args: argparse.Namespace, traffic: Traffic, span_s: float) -> Scenar
     scenario = from_preset(
         preset, traffic, span_s, cold_starts_s=_cold_starts(args, _DEFAULT_COLD_START_S), seed=args.seed
     )
-    slowdowns = _curve(args.curve) if args.curve else batch_slowdowns(preset.batch, preset.fixed_share)
+    slowdowns = _curve(args.curve) if args.curve is not None else batch_slowdowns(preset.batch, preset.fixed_share)
     profiles = {
         name: replace(profile, slowdowns=slowdowns, mean_lifetime_s=args.mean_life, standby_start_s=args.standby_start)
         for name, profile in scenario.profiles.items()
@@ -174,7 +129,8 @@ def _configured(args: argparse.Namespace, traces: Mapping[str, Traffic], span_s:
         traffic = {name: change(one, span_s, args.seed) for name, one in traffic.items()}
     scalings = {name: with_fields(settings.scaling(name), parse_fields(args.set)) for name in traffic}
     max_workers = [scaling.max_workers for scaling in scalings.values()]
-    gpus = args.gpus or round(sum(_DEFAULT_GPUS if one == "auto" else one for one in max_workers) * factor)
+    devices = sum(one.count for one in settings.devices.simulated) or _DEFAULT_GPUS
+    gpus = args.gpus or round(sum(devices if one == "auto" else one for one in max_workers) * factor)
     profiles = {name: _profile(args, name, settings, scalings[name]) for name in traffic}
     return Scenario(traffic, profiles, scalings, gpus, span_s, args.seed)
 
@@ -184,9 +140,10 @@ def _assigned(traces: Mapping[str, Traffic], settings: Settings) -> dict[str, Tr
     if set(traces) <= set(settings.models):
         return {name: traces.get(name, Traffic([], [])) for name in settings.models}
     if len(settings.models) > 1:
+        found = ", ".join(sorted(traces)) if any(traces) else "no column `model`"
         raise InvalidScenario(
-            f"the trace has the models {', '.join(sorted(traces))}, "
-            f"but the configuration has {', '.join(settings.models)}"
+            f"the configuration has several models ({', '.join(settings.models)}), "
+            f"so the trace must name one of them for each request; it has {found}"
         )
     return {next(iter(settings.models)): merge_traffic(traces)}
 
@@ -194,7 +151,7 @@ def _assigned(traces: Mapping[str, Traffic], settings: Settings) -> dict[str, Tr
 def _profile(args: argparse.Namespace, name: str, settings: Settings, scaling: Scaling) -> WorkerProfile:
     model = settings.models[name]
     batch = args.batch or (model.max_batch_size if model.max_batch_size != "auto" else 1)
-    if args.curve:
+    if args.curve is not None:
         slowdowns = _curve(args.curve)
     elif args.f0 is None and model.engine == "sim":
         step_s = model.sim.t0_s + model.sim.t1_s
@@ -234,50 +191,6 @@ def _curve(text: str) -> tuple[float, ...]:
     return slowdowns
 
 
-def parse_fields(pairs: list[str]) -> dict[str, Any]:
-    """Return `a.b=1` options as nested fields. Raises `InvalidScenario`."""
-    values = {}
-    for pair in pairs:
-        path, equals, value = pair.partition("=")
-        if not equals:
-            raise InvalidScenario(f"--set {pair} must be KEY=VALUE")
-        try:
-            values[path] = parse_yaml(value).value
-        except InvalidYaml as error:
-            raise InvalidScenario(f"--set {pair}: {error}") from None
-    return nested_fields(values)
-
-
-def nested_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by dotted path as nested fields."""
-    tree: dict[str, Any] = {}
-    for path, value in values.items():
-        *parents, last = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
-
-
-def with_fields(scaling: Scaling, tree: Mapping[str, Any]) -> Scaling:
-    """Return the scaling with these fields set, without fields that its policy does not read."""
-    merged = merge_fields(scaling.model_dump(exclude_unset=True), tree)
-    policy = merged.get("policy", Scaling.model_fields["policy"].default)
-    if policy in POLICY_FIELDS:
-        unused = frozenset().union(*POLICY_FIELDS.values()) - POLICY_FIELDS[policy] - set(tree)
-        merged = {key: value for key, value in merged.items() if key not in unused}
-    return Scaling.model_validate(merged)
-
-
-def merge_fields(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        inner = merged.get(key)
-        merged[key] = merge_fields(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
-    return merged
-
-
 def describe(scenario: Scenario) -> str:
     """Return a summary for a title."""
     parts = []
@@ -295,4 +208,4 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     try:
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise InvalidScenario(f"{file} cannot be written: {error}") from None
+        raise InvalidScenario(f"{file} cannot be written: {error.strerror or error}") from None

@@ -33,11 +33,16 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="work of a request without a size in the trace",
     )
     traffic.add_argument("--hours", metavar="A-B", help="use this part of the trace")
+    traffic.add_argument(
+        "--start", metavar="TIME", help="date of the beginning, for schedules: 2026-11-30T00:00Z, or a Unix time"
+    )
     traffic.add_argument("--variant", choices=sorted(VARIANTS), help="a variant of the traffic")
     workers = parser.add_argument_group("workers")
     workers.add_argument("--config", type=Path, metavar="FILE", help="YAML file with the models and their scaling")
     workers.add_argument("--preset", choices=sorted(PRESETS), help="a named scenario instead of a file")
-    workers.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a scaling field")
+    workers.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set a scaling field: slo.max_wait_s=5"
+    )
     workers.add_argument(
         "--hardware", type=Path, metavar="FILE", help="YAML file with costs of steps and tokens, and machines"
     )

@@ -66,6 +66,8 @@ class Scenario:
     sizes_known: bool = True
     #: Poll interval of the controller. The live one polls every second; longer intervals simulate large fleets faster.
     poll_interval_s: float = 1.0
+    #: Unix time at which the traffic begins, for schedules and recurring load.
+    start_unix_s: float = 0.0
     #: Named machines with several GPUs; none: `gpus` GPUs of one machine that does not fail.
     machines: Sequence[SimMachine] = ()
     #: Network switches between the machines.
@@ -109,6 +111,7 @@ class Scenario:
             sample_s=sample_s,
             sizes_known=self.sizes_known,
             poll_interval_s=self.poll_interval_s,
+            start_unix_s=self.start_unix_s,
         )
         return simulation.run(self.span_s, on_progress)
 

@@ -51,8 +51,10 @@ class SimulationResult:
     changes: dict[str, int] = field(default_factory=dict)
 
 
-def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool = True) -> Observation:
-    """Return the model as the live controller would observe it."""
+def observe(
+    model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool = True, start_unix_s: float = 0.0
+) -> Observation:
+    """Return the model as the live controller would observe it; `start_unix_s` is the Unix time of `now` = 0."""
     tail, times, profile = model.tail, model.times, model.profile
     first = max(tail - _MEAN_OVER, 0)
     mean_s = (model.sums[tail] - model.sums[first]) / (tail - first) if tail else None
@@ -85,7 +87,7 @@ def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool 
         uptime_s=now,
     )
     replicas = [worker.as_replica() for worker in model.workers.values()]
-    return Observation(profile.model, queue, replicas, spares=_observed_spares(model, now), unix_s=now)
+    return Observation(profile.model, queue, replicas, spares=_observed_spares(model, now), unix_s=start_unix_s + now)
 
 
 def _observed_spares(model: ModelSim, now: float) -> list[WorkerProcess]:
@@ -112,14 +114,19 @@ class Simulation:
         sample_s: float = 60.0,
         sizes_known: bool = True,
         poll_interval_s: float = 1.0,
+        start_unix_s: float = 0.0,
     ) -> None:
-        """`sample_s` is the time between two samples; infinity takes none after the first."""
+        """`sample_s` is the time between two samples; infinity takes none after the first.
+
+        The simulation begins at the Unix time `start_unix_s`.
+        """
         self._cluster = cluster
         self._agent = agent
         self._targets = targets
         self._sample_s = sample_s
         self._sizes_known = sizes_known
         self._poll_interval_s = poll_interval_s
+        self._start_unix_s = start_unix_s
         #: Whether the last tick left a part of its plan undone.
         self._is_incomplete = True
         self._poll_at = 0.0
@@ -241,7 +248,10 @@ class Simulation:
 
     def _observer(self, now: float) -> Callable[[str], Observation]:
         models, targets, sizes_known = self._cluster.models, self._targets, self._sizes_known
-        return lambda name: observe(models[name], targets[name].scaling, now, sizes_known=sizes_known)
+        start_unix_s = self._start_unix_s
+        return lambda name: observe(
+            models[name], targets[name].scaling, now, sizes_known=sizes_known, start_unix_s=start_unix_s
+        )
 
     def _sample(self, now: float) -> None:
         for name, model in self._cluster.models.items():

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
 
+from controller.simulator.request_work import MAX_WORK_S
 from controller.simulator.scenarios import Traffic
 from controller.simulator.trace_rows import InvalidTrace
 
@@ -23,6 +24,8 @@ _BURST_S = 10.0
 #: Each takes some hundred bytes.
 _MAX_REQUESTS = 2e7
 _MAX_VARIATION = 100.0
+#: Most hours, a year, and most seconds of work.
+_MAX_HOURS = 366 * 24
 #: Options of every pattern: requests/s, hours, mean work in seconds and its coefficient of variation.
 _DEFAULTS = {"rate": 0.5, "hours": 24.0, "work": 4.5, "cv": 0.7}
 _PATTERN_DEFAULTS: Mapping[str, Mapping[str, float]] = {
@@ -73,6 +76,9 @@ def _check_size(pattern: str, options: Mapping[str, float]) -> None:
     )
     if requests > _MAX_REQUESTS or span_s / options.get("every", span_s or 1) > _MAX_REQUESTS:
         raise InvalidTrace(f"{requests:.3g} requests are too many; at most {_MAX_REQUESTS:g} can be simulated")
+    for name, most in (("hours", _MAX_HOURS), ("work", MAX_WORK_S)):
+        if options[name] > most:
+            raise InvalidTrace(f"{name} ({options[name]:g}) must be at most {most:g}")
 
 
 def _arrivals(pattern: str, options: Mapping[str, float], rng: random.Random) -> list[float]:

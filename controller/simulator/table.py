@@ -54,4 +54,6 @@ def _hours(value: float | None) -> str:
 
 
 def _seconds(value: float) -> str:
+    if math.isnan(value):  # no request
+        return "-"
     return f"{value:.1f} s" if math.isfinite(value) else "never"

@@ -7,9 +7,10 @@ import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from controller.simulator import access_logs
 
@@ -17,6 +18,7 @@ from controller.simulator import access_logs
 _MAX_SHOWN = 5
 #: Reading ends when this many more lines than allowed are bad.
 _MAX_EXCESS = 1000
+_GZIP_START = b"\x1f\x8b"
 T = TypeVar("T")
 
 
@@ -36,15 +38,26 @@ def read_text(file: Path) -> str:
     try:
         if not file.name.endswith((".tar.gz", ".tgz")):
             data = file.read_bytes()
-            return (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
+            return _decoded(file, gzip.decompress(data) if data.startswith(_GZIP_START) else data)
         with tarfile.open(file) as archive:
             member = next((one for one in archive if one.isfile() and one.name.endswith((".csv", ".jsonl"))), None)
             content = archive.extractfile(member) if member else None
             if content is None:
                 raise InvalidTrace(f"{file} contains no .csv or .jsonl file")
-            return content.read().decode()
-    except (OSError, EOFError, tarfile.TarError, UnicodeDecodeError) as error:
-        raise InvalidTrace(f"{file} cannot be read: {error}") from None
+            return _decoded(file, content.read())
+    except tarfile.ReadError:
+        raise InvalidTrace(f"{file} cannot be read: it is no complete tar archive") from None
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise InvalidTrace(f"{file} cannot be read: {reason}") from None
+
+
+def _decoded(file: Path, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidTrace(f"{file}, line {line}: byte 0x{data[error.start]:02x} is no UTF-8 text") from None
 
 
 def parse_rows(text: str) -> Iterator[TraceRow]:
@@ -55,7 +68,7 @@ def parse_rows(text: str) -> Iterator[TraceRow]:
 
 
 def _json_rows(text: str) -> Iterator[TraceRow]:
-    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+    for number, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
         if line.strip():
             values = _json_values(line)
             if isinstance(values, ValueError) or access_logs.asks_a_model(values):
@@ -83,6 +96,11 @@ def _access_log_rows(text: str) -> Iterator[TraceRow]:
 
 def _csv_rows(text: str) -> Iterator[TraceRow]:
     reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff")))
+    try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    except csv.Error as error:
+        yield TraceRow(reader.line_num, ValueError(str(error)))
+        return
     while True:
         try:
             row = next(reader)
@@ -91,7 +109,16 @@ def _csv_rows(text: str) -> Iterator[TraceRow]:
         except csv.Error as error:
             yield TraceRow(reader.line_num, ValueError(str(error)))
             continue
-        yield TraceRow(reader.line_num, ValueError("more values than columns") if None in row else row)
+        yield TraceRow(reader.line_num, _checked(row))
+
+
+def _checked(row: Mapping[str | None, Any]) -> Mapping[str, Any] | ValueError:
+    """Return the row, or an error if its values are not one per column."""
+    if None in row:
+        return ValueError("more values than columns")
+    if None in row.values():
+        return ValueError("fewer values than columns")
+    return cast("Mapping[str, Any]", row)
 
 
 def convert_rows(
@@ -117,8 +144,8 @@ def convert_rows(
                 break
     errors += [f"and {bad - len(errors)} more bad lines"] * (bad > len(errors))
     if bad > max_bad_lines:
+        count = "; 1 bad line" if bad == 1 else f"\n{bad} bad lines"
         raise InvalidTrace(
-            "\n".join(errors)
-            + f"\n{bad} bad lines, and {max_bad_lines} are allowed (--bad-lines); {len(good)} are good"
+            "\n".join(errors) + f"{count}, and {max_bad_lines} are allowed (--bad-lines); {len(good)} are good"
         )
     return good, errors

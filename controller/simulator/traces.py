@@ -37,6 +37,10 @@ _TIME_COLUMNS = ("arrival_s", "arrived", "gmt_create", "timestamp_anon", "TIMEST
 #: Column with the time of the answer, in logs of servers.
 _END_COLUMN = "time"
 _DAY_S = 86_400.0
+#: In place of the work of a request without a size.
+_UNKNOWN_WORK = -1.0
+#: Times between these are dates, the years 1973 to 2096 in Unix seconds. Smaller ones count from a beginning.
+_FIRST_DATE_S, _LAST_DATE_S = 1e8, 4e9
 #: A longer trace has times in another unit.
 _MAX_SPAN_S = 366 * _DAY_S
 
@@ -55,7 +59,19 @@ class TraceRequest(NamedTuple):
     urgency: Urgency = Urgency()
 
 
-def read_trace(
+class RecordedTrace(NamedTuple):
+    """The requests of a file by model, and the Unix time at which they begin; None if the file does not tell."""
+
+    traffic: dict[str, Traffic]
+    start_unix_s: float | None = None
+
+
+def read_trace(file: Path, costs: RequestCosts | None = None, **options: Any) -> dict[str, Traffic]:
+    """Return the requests of `read_recorded_trace` by model. Raises `InvalidTrace`."""
+    return read_recorded_trace(file, costs, **options).traffic
+
+
+def read_recorded_trace(
     file: Path,
     costs: RequestCosts | None = None,
     *,
@@ -64,8 +80,8 @@ def read_trace(
     seed: int = 0,
     max_bad_lines: int = 0,
     warn: Callable[[str], None] = _ignore,
-) -> dict[str, Traffic]:
-    """Return the requests by model, with times relative to the first request. Raises `InvalidTrace`.
+) -> RecordedTrace:
+    """Return the requests, with times relative to the first one or as in `arrival_s`. Raises `InvalidTrace`.
 
     `stretch` multiplies all times. With times rounded to `bucket_s`, each request gets a random time in its bucket.
     Up to `max_bad_lines` lines are left out, which `warn` receives.
@@ -85,22 +101,32 @@ def read_trace(
         raise InvalidTrace(f"{file} has no requests")
     if "Total Request Count" in first:
         counts, errors = convert_rows(file, rows, _locust_count, max_bad_lines)
-        requests = list(_locust_requests(counts, costs))
+        requests = list(_locust_requests(counts))
     else:
         column = _find_column(first, (*_TIME_COLUMNS, _END_COLUMN), file)
         requests, errors = convert_rows(file, rows, lambda values: _request(values, column, costs), max_bad_lines)
     for error in errors:
         warn(f"left out: {error}")
-    traffic = by_model(requests, stretch, bucket_s, seed, absolute="arrival_s" in first)
+    unknown = sum(one.work_s == _UNKNOWN_WORK for one in requests)
+    if unknown:
+        warn(
+            f"{unknown} of {len(requests)} requests in {file} have no size; "
+            f"each counts as {costs.request_s:g} s of work (--request-s)"
+        )
+        requests = [one._replace(work_s=costs.request_s) if one.work_s == _UNKNOWN_WORK else one for one in requests]
+    first_at = min((one.at for one in requests), default=0.0)
+    start_unix_s = next((at for at in (first_at, first_at * stretch) if _FIRST_DATE_S <= at < _LAST_DATE_S), None)
+    relative = "arrival_s" in first and start_unix_s is None
+    traffic = by_model(requests, stretch, bucket_s, seed, absolute=relative)
     _check_span(file, traffic)
-    return traffic
+    return RecordedTrace(traffic, start_unix_s)
 
 
 def _check_span(file: Path, traffic: Mapping[str, Traffic]) -> None:
     span_s = max((one.times[-1] for one in traffic.values()), default=0.0)
     if span_s > _MAX_SPAN_S:
         raise InvalidTrace(
-            f"{file} spans {span_s / _DAY_S:.0f} days, and {_MAX_SPAN_S / _DAY_S:.0f} are allowed; "
+            f"{file} spans {round(span_s / _DAY_S, 0):.10g} days, and {_MAX_SPAN_S / _DAY_S:.0f} are allowed; "
             "if its unit is a millisecond, use --stretch 0.001"
         )
 
@@ -122,7 +148,16 @@ def _request(row: Mapping[str, Any], column: str, costs: RequestCosts) -> TraceR
         at -= number(row, "duration_s")
     if column == "arrival_s" and at < 0:
         raise ValueError(f"arrival_s ({at:g}) is negative")
-    return TraceRequest(at, work_of(row, costs), str(model), urgency_of(row))
+    work_s = work_of(row, costs)
+    return TraceRequest(at, _UNKNOWN_WORK if work_s is None else work_s, str(model), urgency_of(row))
+
+
+def parse_start(text: str) -> float:
+    """Return a Unix time from a date or a number. Raises `ValueError`."""
+    at = _parse_time({"--start": text}, "--start")
+    if not 0 <= at < _LAST_DATE_S:
+        raise ValueError(f"--start ({text}) must be between the years 1970 and 2096")
+    return at
 
 
 def _parse_time(row: Mapping[str, Any], column: str) -> float:
@@ -165,7 +200,7 @@ def _locust_count(row: Mapping[str, Any]) -> _LocustCount:
     return _LocustCount(_parse_time(row, "Timestamp"), total)
 
 
-def _locust_requests(counts: Iterable[_LocustCount], costs: RequestCosts) -> Iterator[TraceRequest]:
+def _locust_requests(counts: Iterable[_LocustCount]) -> Iterator[TraceRequest]:
     """Convert Locust's cumulative counts to requests."""
     previous: tuple[float, int] | None = None
     for at, count in counts:
@@ -175,7 +210,7 @@ def _locust_requests(counts: Iterable[_LocustCount], costs: RequestCosts) -> Ite
             start, start_count = previous
             for position in range(count - start_count):
                 at_s = start + (at - start) * (position + 0.5) / (count - start_count)
-                yield TraceRequest(at_s, costs.request_s, "")
+                yield TraceRequest(at_s, _UNKNOWN_WORK, "")
         previous = (at, count)
 
 

@@ -10,24 +10,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
 from configs.cli import EXIT_USAGE
 from configs.yaml_file import dump_yaml
 from controller.simulator.cli import run
+from controller.simulator.option_checks import TOO_LARGE, InvalidScenario
 from controller.simulator.random_search import ParameterRange, ParameterValues, SearchCandidate, search, search_space
 from controller.simulator.results import PolicyResult, model_results, total_result
-from controller.simulator.scenario_options import (
-    InvalidScenario,
-    describe,
-    merge_fields,
-    nested_fields,
-    scenario_from,
-    with_fields,
-    wrong_settings,
-)
+from controller.simulator.scaling_fields import InvalidScaling, merge_fields, nested_fields, with_fields
+from controller.simulator.scenario_options import describe, scenario_from
 from controller.simulator.scenario_parser import make_parser
 from controller.simulator.scenarios import Scenario, slice_traffic
 
@@ -60,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
     except InvalidScenario as error:
         print(f"cannot tune: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except MemoryError:
+        print(f"cannot tune: {args.trace} {TOO_LARGE}", file=sys.stderr)
+        return EXIT_USAGE
 
 
 def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int:
@@ -68,8 +64,8 @@ def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int
     fixed_fields = {"policy": args.policy, "slo": {"percentile": args.goal} | _within(args)}
     try:
         scalings = {name: with_fields(scaling, fixed_fields) for name, scaling in scenario.scalings.items()}
-    except ValidationError as error:
-        raise InvalidScenario(wrong_settings(error)) from None
+    except InvalidScaling as error:
+        raise InvalidScenario(str(error)) from None
     scenario = replace(scenario, scalings=scalings)
     first, rest = split_scenario(scenario, args.part)
     space = _space(args.policy, scenario)
@@ -107,7 +103,7 @@ def split_scenario(scenario: Scenario, part: float) -> tuple[Scenario, Scenario]
         raise InvalidScenario("both parts of the trace must have requests; change --part")
     return (
         replace(scenario, traffic=first, span_s=split_s),
-        replace(scenario, traffic=rest, span_s=scenario.span_s - split_s),
+        replace(scenario, traffic=rest, span_s=scenario.span_s - split_s, start_unix_s=scenario.start_unix_s + split_s),
     )
 
 
@@ -115,7 +111,7 @@ def evaluate(scenario: Scenario, policy: str, settings: ParameterValues) -> Poli
     """Simulate the settings."""
     try:
         scalings = {name: with_fields(scaling, nested_fields(settings)) for name, scaling in scenario.scalings.items()}
-    except ValidationError:
+    except InvalidScaling:
         return _INVALID_RESULT
     return total_result(policy, model_results(policy, run(policy, replace(scenario, scalings=scalings))))
 

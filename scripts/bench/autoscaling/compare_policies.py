@@ -27,7 +27,8 @@ from controller.simulator.reference import BASELINES
 from controller.simulator.reference.lower_bound import min_hours
 from controller.simulator.reference.oracle import best_schedule
 from controller.simulator.results import PolicyResult, model_results
-from controller.simulator.scenario_options import describe, with_fields
+from controller.simulator.scaling_fields import with_fields
+from controller.simulator.scenario_options import describe
 from controller.simulator.scenarios import PRESETS, VARIANTS, Preset, Scenario, Traffic, from_preset
 from controller.simulator.traces import read_trace
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from configs.scaling import Scaling
 from controller.simulator.cli import run
 from controller.simulator.results import model_results
-from controller.simulator.scenario_options import with_fields
+from controller.simulator.scaling_fields import with_fields
 from controller.simulator.scenarios import Scenario
 from scripts.bench.autoscaling.shapes import as_row, best_reference
 from scripts.bench.autoscaling.traffic.catalog import Shape, all_shapes

@@ -20,7 +20,7 @@ from rich.table import Table
 from controller.simulator.cli import run
 from controller.simulator.model_sim import ModelSim
 from controller.simulator.results import model_results
-from controller.simulator.scenario_options import with_fields
+from controller.simulator.scaling_fields import with_fields
 from controller.simulator.scenarios import PRESETS, Scenario, from_preset
 from controller.simulator.traces import read_trace
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from controller.simulator.cli import run
 from controller.simulator.results import model_results
-from controller.simulator.scenario_options import with_fields
+from controller.simulator.scaling_fields import with_fields
 from controller.simulator.scenarios import Scenario, Traffic
 from scripts.bench.autoscaling.traffic import generators as g
 from scripts.bench.autoscaling.traffic.catalog import Shape

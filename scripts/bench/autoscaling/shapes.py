@@ -27,7 +27,7 @@ from controller.simulator.agents import ReferenceAgent, ReferenceAutoscaler
 from controller.simulator.cli import run
 from controller.simulator.reference import Hpa, Kpa, RayServe
 from controller.simulator.results import PolicyResult, model_results
-from controller.simulator.scenario_options import with_fields
+from controller.simulator.scaling_fields import with_fields
 from controller.simulator.scenarios import Scenario
 from scripts.bench.autoscaling.traffic.catalog import Shape, all_shapes
 from scripts.bench.autoscaling.traffic.drawn import drawn

@@ -13,7 +13,7 @@ from configs.scaling import Scaling
 from controller.simulator.cli import main
 from controller.simulator.random_search import ParameterValues, search, search_space
 from controller.simulator.results import PolicyResult
-from controller.simulator.scenario_options import nested_fields, parse_fields, with_fields
+from controller.simulator.scaling_fields import InvalidScaling, nested_fields, parse_fields, with_fields
 from controller.simulator.tune import main as tune
 
 
@@ -44,6 +44,23 @@ def test_policy_change_keeps_shared_settings() -> None:
     scaling = Scaling(policy="queue_depth", scale_up_at=3, scale_down_at=1, max_workers=7)
     other = with_fields(scaling, {"policy": "slo_work", "feedback": {"gain": 0.02}})
     assert (other.policy, other.max_workers, other.feedback.gain) == ("slo_work", 7, 0.02)
+
+
+def test_fields_of_options_are_merged() -> None:
+    assert parse_fields(["scaling.slo.max_wait_s=5", "slo.percentile=90"]) == {
+        "slo": {"max_wait_s": 5, "percentile": 90}
+    }
+    assert parse_fields(["slo=5", "slo.max_wait_s=4"]) == {"slo": {"max_wait_s": 4}}
+    with pytest.raises(InvalidScaling, match="slo = 5: must be a section"):
+        with_fields(Scaling(), parse_fields(["slo.max_wait_s=4", "slo=5"]))
+    for pair in ("=1", "a..b=1", "interval_s"):
+        with pytest.raises(InvalidScaling, match="must be KEY=VALUE"):
+            parse_fields([pair])
+
+
+def test_aliases_replace_their_fields() -> None:
+    scaling = Scaling(min_workers=1, max_workers=7)
+    assert with_fields(scaling, {"max_replicas": 3}).max_workers == 3
 
 
 # ---- the command
@@ -82,9 +99,40 @@ def test_command_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "interval_s"], "KEY=VALUE"),
         (
             ["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "intervall_s=1"],
-            "intervall_s: unknown key; did you mean `interval_s`? allowed: min_workers, ",
+            "intervall_s = 1: unknown key; did you mean `interval_s`? allowed: min_workers, ",
         ),
-        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--hours", "5-6"], "no requests"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--hours", "5-6"], "no requests in --hours 5-6"),
+        (["--trace", "synthetic:poisson?rate=0", "--preset", "s2"], "synthetic:poisson?rate=0 has no requests"),
+        (["--trace", "synthetic:poisson?work=1e300", "--preset", "s2"], "work (1e+300) must be at most"),
+        (["--trace", "synthetic:poisson?hours=1e6&rate=1e-6", "--preset", "s2"], "hours (1e+06) must be at most 8784"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--stretch", "2"], "--stretch is for recorded"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--hours", "5-1"], "--hours 5-1 must be"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--bucket", "nan"], "--bucket (nan)"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--gpus", "99999"], "at most 4096"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--batch", "99999"], "at most 4096"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--mean-life", "0.1"], "at least 1 s"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--curve", "1,2", "--batch", "2"], "excludes"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--curve", ""], "must be numbers"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--config", "a.yaml"], "exclude each other"),
+        (
+            ["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--start", "soon"],
+            "is no number and no date",
+        ),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--start", "1e300"], "between the years"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--json", "."], "--json . is a folder"),
+        (
+            ["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--json", "none/a.json"],
+            "there is no folder",
+        ),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--plot", "a.txt"], "must end in .png"),
+        (
+            ["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "slo.max_wait=1"],
+            "slo.max_wait = 1: unknown key; did you mean `max_wait_s`? allowed: max_wait_s, percentile",
+        ),
+        (
+            ["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "max_workers=0"],
+            "max_workers = 0: must be greater than or equal to 1 or 'auto'",
+        ),
     ],
 )
 def test_invalid_options_are_rejected(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +156,76 @@ def test_models_keep_their_own_policies(tmp_path: Path) -> None:
         ("as configured", "all", 120),
     ]
     assert model_results[0]["cold_starts"] == 0
+
+
+SCHEDULED = """
+models:
+  m:
+    engine: sim
+    scaling:
+      policy: schedule
+      max_workers: 8
+      schedule:
+        - {cron: "0 8 * * 1-5", workers: 6, timezone: Europe/Berlin}
+        - {cron: "0 19 * * 1-5", workers: 1, timezone: Europe/Berlin}
+"""
+
+
+@pytest.mark.parametrize(
+    ("trace", "options", "begins", "workers"),
+    [
+        ("arrival_s\n0\n3599\n", [], "Thursday, 1970-01-01 00:00", 1),
+        ("arrival_s\n0\n3599\n", ["--start", "2026-11-30T07:00:00Z"], "Monday, 2026-11-30 07:00", 6),
+        ("timestamp\n2026-11-30T07:00:00Z\n2026-11-30T07:59:59Z\n", [], "Monday, 2026-11-30 07:00", 6),
+        ("timestamp\n2026-11-30T06:00:00Z\n2026-11-30T07:59:59Z\n", ["--hours", "1-"], "Monday, 2026-11-30 07:00", 6),
+        ("arrived\n1796022000\n1796025599\n", [], "Monday, 2026-11-30 07:00", 6),
+        ("timestamp\n1796022000000\n1796025599000\n", ["--stretch", "0.001"], "Monday, 2026-11-30 07:00", 6),
+        ("arrival_s\n2026-11-30T18:00:00Z\n2026-11-30T18:59:59Z\n", [], "Monday, 2026-11-30 18:00", 1),
+    ],
+)
+def test_schedule_follows_the_dates_of_the_trace(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    trace: str,
+    options: list[str],
+    begins: str,
+    workers: int,
+) -> None:
+    config, file = tmp_path / "muster.yaml", tmp_path / "trace.csv"
+    config.write_text(SCHEDULED)
+    file.write_text(trace)
+    results = tmp_path / "out.json"
+    assert main(["--config", str(config), "--trace", str(file), *options, "--json", str(results)]) == 0
+    assert f"the trace begins on {begins} UTC" in capsys.readouterr().out
+    samples = json.loads(results.read_text())["samples"]["schedule"]["m"]
+    assert {sample["desired"] for sample in samples[2:-1]} == {workers}
+
+
+def test_model_without_requests_has_no_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, trace = tmp_path / "muster.yaml", tmp_path / "trace.csv"
+    config.write_text(yaml.safe_dump({"models": {name: {"engine": "sim"} for name in "ab"}}))
+    trace.write_text("arrival_s,model,exec_s\n0,b,2\n1,b,2\n")
+    assert main(["--config", str(config), "--trace", str(trace), "--json", str(tmp_path / "out.json")]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["model"], row["wait_p99_s"]) for row in rows] == [("a", None), ("b", 1.0), ("all", 1.0)]
+    assert "never" not in capsys.readouterr().out
+
+
+def test_automatic_maximum_is_the_number_of_simulated_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "muster.yaml"
+    devices = {"simulated": [{"memory": "24GiB", "count": 3}]}
+    config.write_text(yaml.safe_dump({"devices": devices, "models": {"m": {"engine": "sim"}}}))
+    assert main(["--config", str(config), "--trace", "synthetic:poisson?rate=0.1&hours=0.1"]) == 0
+    assert "at most 3 workers" in capsys.readouterr().out
+
+
+def test_trace_must_name_the_models_of_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "muster.yaml"
+    config.write_text(yaml.safe_dump({"models": {name: {"engine": "sim"} for name in "ab"}}))
+    assert main(["--config", str(config), "--trace", "synthetic:poisson?rate=0.1&hours=0.1"]) == 2
+    said = capsys.readouterr().err
+    assert "several models (a, b)" in said
+    assert "no column `model`" in said
 
 
 def test_custom_policy_is_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

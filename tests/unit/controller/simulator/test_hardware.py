@@ -36,7 +36,7 @@ def test_costs_of_images_and_texts(file: Path) -> None:
     costs = read_hardware(file).costs(3.0)
     assert work_of({"steps": "20", "width": "1024", "height": "512"}, costs) == pytest.approx(2.0)
     assert work_of({"input_tokens": "400", "output_tokens": "100"}, costs) == pytest.approx(0.05 + 2.0)
-    assert work_of({}, costs) == 3.0
+    assert work_of({}, costs) is None
 
 
 def test_decode_curve_is_linear_between_measurements(file: Path) -> None:
@@ -48,17 +48,20 @@ def test_decode_curve_is_linear_between_measurements(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("text: {decode_step_s: {1: 0.02}}", "text.prefill_tokens_per_s: Field required"),
+        ("text: {decode_step_s: {1: 0.02}}", "text.prefill_tokens_per_s: is required"),
         ("text: {prefill_tokens_per_s: 1, decode_step_s: {2: 0.02}}", "duration for a batch of 1 is needed"),
         ("text: {prefill_tokens_per_s: 1, decode_step_s: {1: 0.02, 2: 0.01}}", "2 texts takes less time than one of 1"),
-        ("text: {prefill_tokens_per_s: 0, decode_step_s: {1: 0.02}}", "text.prefill_tokens_per_s: .*greater than 0"),
+        (
+            "text: {prefill_tokens_per_s: 0, decode_step_s: {1: 0.02}}",
+            "per_s = 0: must be greater than 0",
+        ),
         ("text: {prefill_tokens_per_s: 1, decode_step_s: {9999: 1}}", "less than or equal to 4096"),
-        ("machines: {a: {gpus: 0}}", "machines.a.gpus: .*greater than or equal to 1"),
+        ("machines: {a: {gpus: 0}}", "machines.a.gpus = 0: must be greater than or equal to 1"),
         ("machines: {a/b: {gpus: 1}}", "machines.a/b"),
-        ("machine: {}", "machine: Extra inputs are not permitted"),
-        ("image: {step_s: fast}", "image.step_s: .*valid number"),
+        ("machine: {}", "machine: unknown key; did you mean `machines`"),
+        ("image: {step_s: fast}", "image.step_s = 'fast': must be a valid number"),
         ("image: {", "not valid YAML"),
-        ("7", "valid dictionary"),
+        ("7", "must be a section"),
     ],
 )
 def test_invalid_hardware_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -105,7 +108,7 @@ def test_equal_seeds_give_equal_failures() -> None:
 def test_command_reads_hardware(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "texts.csv"
     rows = "".join(f"{number / 2},800,100\n" for number in range(600))
-    trace.write_text("arrival_s,input_tokens,output_tokens\n" + rows + "oops\n")
+    trace.write_text("arrival_s,input_tokens,output_tokens\n" + rows + "oops,800,100\n")
     options = [
         "--trace",
         str(trace),

@@ -61,6 +61,16 @@ def test_settings_are_compared_with_the_record(config: str, tmp_path: Path) -> N
     assert any(isinstance(reply, SimulationProgress) for reply in others)
 
 
+def test_schedule_follows_the_dates_of_the_log(config: str, tmp_path: Path) -> None:
+    # It begins at 13:46 UTC.
+    schedule = [{"cron": "0 13 * * *", "workers": 3}, {"cron": "0 20 * * *", "workers": 1}]
+    replies: list[SimulationReply] = []
+    logs = [log(tmp_path, *(line(at) for at in range(0, 600, 5)))]
+    replay(request(config, logs, {"policy": "schedule", "schedule": schedule}), replies.append)
+    (scheduled,) = (one for one in replies if isinstance(one, SimulatedRun) and one.name == "A")
+    assert scheduled.workers[-1] == 3
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -15,13 +15,13 @@ from controller.policies import POLICIES
 from controller.simulator.cli import run
 from controller.simulator.cost_bounds import cost_bounds
 from controller.simulator.model_sim import WorkerProfile, batch_slowdowns
+from controller.simulator.option_checks import InvalidScenario
 from controller.simulator.reference import BASELINES
 from controller.simulator.reference import lower_bound as module
 from controller.simulator.reference.linear_program import BoundUnavailable
 from controller.simulator.reference.lower_bound import Fleet, lower_bound_s, min_hours
 from controller.simulator.reference.oracle import best_schedule
 from controller.simulator.results import model_results
-from controller.simulator.scenario_options import InvalidScenario
 from controller.simulator.scenarios import Scenario, Traffic
 
 FLEET = Fleet((1.0,), 40.0, 10.0, 0.99, initial_workers=1, min_workers=1, max_workers=4)

@@ -138,6 +138,42 @@ def test_compressed_files(tmp_path: Path) -> None:
         assert list(read_trace(tmp_path / name)[""].times) == [16.92, 18.0]
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (gzip.compress(b"arrival_s\n1\n", mtime=0)[:14], "cannot be read"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\0" + b"\x5a" * 40, "cannot be read"),
+        (b"arrival_s,model\n1,caf\xe9\n", "line 2: byte 0xe9 is no UTF-8 text"),
+        ("arrival_s\n1\n".encode("utf-16"), "line 1: byte 0xff is no UTF-8 text"),
+    ],
+    ids=["incomplete gzip", "damaged gzip", "Latin-1", "UTF-16"],
+)
+def test_unreadable_bytes_raise(tmp_path: Path, data: bytes, says: str) -> None:
+    for name in ("trace.csv", "trace.csv.gz"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InvalidTrace, match=says):
+            read_trace(tmp_path / name)
+
+
+def test_gzip_is_recognized_by_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_bytes(gzip.compress(b"arrival_s,exec_s\n1,2\n"))
+    assert list(read_trace(tmp_path / "trace.csv")[""].work) == [2.0]
+
+
+def test_spaces_around_column_names_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("\ufeffarrival_s, exec_s \r\n1, 60\r\n")
+    assert list(read_trace(file)[""].work) == [60.0]
+
+
+def test_requests_without_size_are_reported(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("arrival_s,exec_s\n1,2\n2,\n3,\n")
+    warnings: list[str] = []
+    assert list(read_trace(file, COSTS, warn=warnings.append)[""].work) == [2.0, 3.0, 3.0]
+    assert warnings == [f"2 of 3 requests in {file} have no size; each counts as 3 s of work (--request-s)"]
+
+
 def test_bucket_and_stretch_change_the_times(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
     file.write_text("timestamp_anon,value\n" + "0,1000\n" * 500 + "57,1000\n" * 500)
@@ -159,6 +195,10 @@ def test_bucket_and_stretch_change_the_times(tmp_path: Path) -> None:
         ("arrival_s,steps\n0,-3\n", "line 2: steps \\(-3\\) is negative"),
         ("arrival_s,exec_s\n0,1,2\n", "line 2: more values than columns"),
         ("arrival_s,exec_s\n,1\n", "line 2: arrival_s"),
+        ("arrival_s,exec_s\n0\n", "line 2: fewer values than columns; 1 bad line, and 0 are allowed"),
+        ("arrival_s,exec_s\n0,-2\n", "line 2: exec_s \\(-2\\) is negative"),
+        ("arrival_s,exec_s\n0,1e300\n", "line 2: 1e\\+300 s of work are too much"),
+        ("arrival_s,output_tokens\n0,1e308\n", "s of work are too much"),
         ("timestamp,exec_s\n0,1\n1700000000000,1\n", "spans 19675926 days, and 366 are allowed"),
         ("[]\n1\n", "none of the columns"),
         ('{"timestamp": 1}\n{"model": "m"}\n', "line 2: timestamp is missing"),
@@ -183,7 +223,8 @@ def test_allowed_bad_lines_are_left_out(tmp_path: Path, text: str) -> None:
     warnings: list[str] = []
     (traffic,) = read_trace(file, max_bad_lines=2, warn=warnings.append).values()
     assert list(traffic.times) == [0.0, 2.0]
-    assert [warning.split(":")[1].strip() for warning in warnings] == [f"{file}, line {n}" for n in _bad_lines(text)]
+    left_out = [warning for warning in warnings if warning.startswith("left out")]
+    assert [warning.split(":")[1].strip() for warning in left_out] == [f"{file}, line {n}" for n in _bad_lines(text)]
     with pytest.raises(InvalidTrace, match=r"2 bad lines, and 1 are allowed \(--bad-lines\); 2 are good"):
         read_trace(file, max_bad_lines=1)
 
