@@ -22,7 +22,7 @@ from controller.planning.machines import Machine, model_machines, preferred_mach
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
 from controller.planning.standby import StandbyTarget, as_replica, with_standby
-from controller.policies import bounds
+from controller.policies import Policy, bounds
 from controller.types import Decision, Observation
 from host.types import Exit
 
@@ -37,7 +37,7 @@ class DecisionEvent:
     trigger: str
     observation: Observation
     decision: Decision
-    #: The traceback where the policy failed; then there is no decision.
+    #: The traceback where the policy failed; then only the bounds apply.
     failure: str = ""
 
 
@@ -161,7 +161,9 @@ class Autoscaler:
         except Exception as error:  # a user's own policy may raise anything
             failure = traceback.format_exc()
             reason = f"the policy failed: {type(error).__name__}: {error}"
-            decision = Decision(observation.provisioned, reason, valid=False)
+            decision, model.memory = bounds.decide(
+                _no_decision(reason), observation, model.scaling, model.limits, model.memory, now
+            )
         if decision.valid:
             model.decision, model.has_decided = decision, True
         else:
@@ -241,3 +243,11 @@ class Autoscaler:
         else:
             model.crashes = record_crash(model.crashes, now, reason)
             model.crashes_by_kind["start_failed"] += 1
+
+
+def _no_decision(reason: str) -> Policy:
+    """Return a policy that leaves the number to the bounds."""
+    return lambda observation, _scaling, _limits, memory, _now: (
+        Decision(observation.provisioned, reason, valid=False),
+        memory,
+    )

@@ -46,7 +46,8 @@ def decide(
         floor, floor_reason = _floor(memory, observation, scaling, limits)
     queue = observation.queue
     if queue is None:
-        return _without_data(observation, limits, floor, floor_reason), replace(memory, idle_since=None)
+        no_data = Decision(observation.provisioned, "no data", valid=False)
+        return _by_bounds_alone(no_data, observation, limits, floor, floor_reason), replace(memory, idle_since=None)
     is_idle = not (queue.queued or queue.running or queue.proxied_in_flight)
     # A task that started and ended between two observations interrupts the idle period.
     has_started = queue.started_total != memory.dispatched
@@ -61,7 +62,8 @@ def decide(
     if floor == 0 and observation.provisioned == 0:
         decision = _from_zero(decision, observation, scaling, now)
     if not decision.valid:
-        return decision, memory
+        floor_reason = f"{decision.reason}; {floor_reason}"
+        return _by_bounds_alone(decision, observation, limits, floor, floor_reason), memory
     if decision.desired < floor:
         reason = f"{floor_reason}; the policy wanted {decision.desired}: {decision.reason}"
         decision = replace(decision, desired=floor, reason=reason)
@@ -101,13 +103,15 @@ def _learn(memory: PolicyMemory, observation: Observation, scaling: Scaling) -> 
     return replace(memory, recurring=recurring_load.update(recurring, observation.queue, scaling, observation.unix_s))
 
 
-def _without_data(observation: Observation, limits: WorkerLimits, floor: int, floor_reason: str) -> Decision:
-    """Return the decision for an unknown queue: only the bounds apply."""
+def _by_bounds_alone(
+    invalid: Decision, observation: Observation, limits: WorkerLimits, floor: int, floor_reason: str
+) -> Decision:
+    """Return the decision in place of an invalid one, which is kept within the bounds."""
     if observation.provisioned < floor:
         return Decision(floor, floor_reason)
     if observation.provisioned > limits.max_workers:
         return Decision(limits.max_workers, f"max_workers is {limits.max_workers}")
-    return Decision(observation.provisioned, "no data", valid=False)
+    return invalid
 
 
 def _from_zero(decision: Decision, observation: Observation, scaling: Scaling, now: float) -> Decision:

@@ -103,3 +103,14 @@ def test_failing_policy_is_an_invalid_decision() -> None:
     assert not decided.decision.valid
     assert "ValueError: too much" in decided.decision.reason
     assert "in failing" in decided.failure
+
+
+@pytest.mark.parametrize(("least", "ready", "queued", "desired"), [(0, 0, 3, 1), (0, 0, 0, 0), (2, 1, 0, 2)])
+def test_bounds_hold_while_the_policy_fails(least: int, ready: int, queued: int, desired: int) -> None:
+    scaling, limits = Scaling(policy="my.own:scale", min_workers=least), replace(LIMITS, min_workers=least)
+    failed = Autoscaler({"m": ModelState(scaling, limits, failing, SLOTS, Decision(0, "first"))})
+    queue = Queue(queued, 0, uptime_s=900.0)
+    [decided] = failed.tick({"m": observe(queue, ready)}, 0.0).decided
+    assert failed.models["m"].decision.desired == desired
+    assert (decided.failure != "") == bool(queued or least), "an idle model without workers needs no policy"
+    assert failed.tick({"m": observe(queue, ready)}, 1.0).decided == [], "it is not called again before the interval"

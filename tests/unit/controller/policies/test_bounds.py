@@ -162,6 +162,14 @@ def test_first_request_starts_workers_for_its_backlog(
     assert (decision.desired, decision.valid) == (desired, True)
 
 
+@pytest.mark.parametrize(("ready", "desired", "valid"), [(2, 4, True), (4, 5, False), (9, 8, True)])
+def test_bounds_hold_without_a_valid_decision(ready: int, desired: int, valid: bool) -> None:
+    settings = scaling(schedule=[{"cron": "0 8 * * *", "workers": 4}])
+    silent = Fixed(5, valid=False)
+    decision, _ = bounds.decide(silent, observe(IDLE, ready, unix_s=NINE), settings, LIMITS, PolicyMemory(), 0.0)
+    assert (decision.desired, decision.valid) == (desired, valid)
+
+
 def test_invalid_decision_is_kept_except_from_zero() -> None:
     silent = Fixed(5, valid=False)
     decision, _ = bounds.decide(silent, observe(IDLE, 2), scaling(), LIMITS, PolicyMemory(), 0.0)
