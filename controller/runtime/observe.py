@@ -48,12 +48,13 @@ class WorkerTracker:
 
         A worker that appears for the first time is ready since now.
         """
-        workers: dict[str, WorkerStats] = {}
+        own, workers = {child.id for child in children}, dict[str, WorkerStats]()
         queues: dict[str, Queue] = {}
         if snapshot is not None:
             for worker in snapshot.workers:
                 workers[worker.worker] = worker
-                if worker.slots or worker.state == "draining":
+                # One that has exited may still be in the snapshot.
+                if worker.worker in own and (worker.slots or worker.state == "draining"):
                     known = self._appearances.get(worker.worker)
                     known = known or _Appearance(now, now, worker.start.total_s, worker.start.standby)
                     self._appearances[worker.worker] = known._replace(last_at=now)

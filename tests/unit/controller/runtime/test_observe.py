@@ -109,6 +109,14 @@ def test_silence_counts_from_last_snapshot_or_balancer_start() -> None:
     assert replica_of(tracker, snapshot(stats("w")), 42.0).process.ready_at == 42.0
 
 
+def test_worker_that_has_exited_is_not_recorded_again() -> None:
+    tracker = WorkerTracker()
+    replica_of(tracker, snapshot(stats("w")), 10.0)
+    tracker.forget(child("w"))
+    tracker.observe(["m"], [], snapshot(stats("w")), 11.0)  # the balancer has not noticed its end yet
+    assert tracker.forget(child("w")).ready_at is None
+
+
 def test_start_of_a_worker_is_kept_while_it_is_absent() -> None:
     started = msgspec.structs.replace(stats("w"), start=StartupTimes(1.0, 2.0, 4.0, 8.0, 16.0, standby=True))
     tracker = WorkerTracker()
