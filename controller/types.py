@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from host.types import WorkerProcess
 from wire.snapshot import ArrivalBucket
 
+#: Minimum observation time for a rate estimate, as a fraction of the look-back period.
+_ENOUGH = 1 / 3
+
 
 class Stage(enum.StrEnum):
     """The stages of a worker process."""
@@ -91,6 +94,15 @@ class Queue:
     def divisible_work_s(self) -> float | None:
         """Return the part of `backlog_work_s` that more workers can share; None until a step was measured."""
         return None if self.backlog_work_s is None else max(self.backlog_work_s - self.long_work_s, 0.0)
+
+    @property
+    def worker_speed(self) -> float:
+        """Return the seconds of work per second of one worker with a full batch."""
+        return (self.batch_cap or 1) / self.batch_slowdown
+
+    def recent_rate(self, period_s: float) -> float:
+        """Return the arrivals per second over the look-back period `period_s`."""
+        return self.arrivals_short_window / min(period_s, max(self.uptime_s, period_s * _ENOUGH))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ The exit of a worker is no trigger. The desired number is unchanged, so the next
 from __future__ import annotations
 
 from configs.scaling import Scaling
-from controller.policies.queueing import worker_speed, workers_for_backlog
+from controller.policies.queueing import workers_for_backlog
 from controller.types import Decision, Observation, Stage, WorkerLimits
 
 #: Minimum time between two decisions outside the tick: a lasting overload is no new event.
@@ -37,4 +37,4 @@ def _would_miss_slo(observation: Observation, scaling: Scaling) -> bool:
         return False
     ready = sum(replica.stage is Stage.READY for replica in observation.replicas)
     max_wait_s = scaling.slo.max_wait_s
-    return queue.oldest_wait_s > max_wait_s or work_s > ready * worker_speed(queue) * max_wait_s
+    return queue.oldest_wait_s > max_wait_s or work_s > ready * queue.worker_speed * max_wait_s

@@ -15,7 +15,7 @@ import copy
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -58,9 +58,7 @@ def load_of(queue: Queue | None, scaling: Scaling) -> Load | None:
     patience_s = scaling.slo.max_wait_s
     mean = queue.mean_work_s or patience_s
     work = (queue.queued + queue.running) * mean if queue.divisible_work_s is None else queue.divisible_work_s
-    counted_s = min(scaling.look_back_period_s, queue.uptime_s)
-    rate = queue.arrivals_short_window / counted_s if counted_s > 0 else 0.0
-    return Load(work, rate, mean, (queue.batch_cap or 1) / max(queue.batch_slowdown, 1.0), patience_s)
+    return Load(work, queue.recent_rate(scaling.look_back_period_s), mean, queue.worker_speed, patience_s)
 
 
 def expected_waiting(load: Load, workers: int, ahead_s: float = HORIZON_S) -> float:
@@ -188,22 +186,34 @@ def find_move(taker: Claimant, others: Sequence[Claimant], slots: DeviceSlots) -
     This defragments the devices when no model has surplus workers. A move drains a worker and starts another one on a
     different device. It never moves the only serving worker of a busy model.
     """
-    name = taker.request.model
+    name, by_device = taker.request.model, _movable([other for other in others if other is not taker], slots)
     for device in taker.request.places:
+        candidates = by_device.get(device, {})
+        if not slots.will_fit(device, taker.request, [other.request for other, _ in candidates.values()]):
+            continue
         attempt, moved = copy.deepcopy(slots), []
-        for other in sorted(others, key=lambda claimant: claimant.request.need or 0):
-            if other is taker or (len(other.staying) < 2 and other.busy is not False):
-                continue
-            for replica in other.staying:
-                by_device = replica.process.device == device and other.can_lose([replica])
-                if by_device and attempt.take(other.request, but=device):
-                    attempt.release_later(device, other.request, replica.process.id)
-                    reason = f"swap: moves to another device, because {name} needs this one for its min_workers"
-                    moved.append(Swap(name, other.request.model, replica.process.id, device, reason))
-                    if attempt.will_fit(device, taker.request):
-                        return moved
-                    break
+        for other, replica in candidates.values():
+            if attempt.take(other.request, but=device):
+                attempt.release_later(device, other.request, replica.process.id)
+                reason = f"swap: moves to another device, because {name} needs this one for its min_workers"
+                moved.append(Swap(name, other.request.model, replica.process.id, device, reason))
+                if attempt.will_fit(device, taker.request):
+                    return moved
     return []
+
+
+def _movable(models: Sequence[Claimant], slots: DeviceSlots) -> Mapping[str, Mapping[str, tuple[Claimant, Replica]]]:
+    """Return by device one worker of each model that could move away, the smallest first."""
+    by_device: defaultdict[str, dict[str, tuple[Claimant, Replica]]] = defaultdict(dict)
+    for other in sorted(models, key=lambda claimant: claimant.request.need or 0):
+        is_needed = len(other.staying) < 2 and other.busy is not False
+        # `find` changes the slots. A model for which no device has room cannot move from any.
+        if is_needed or copy.deepcopy(slots).find(other.request) is None:
+            continue
+        for replica in other.staying:
+            if other.can_lose([replica]):
+                by_device[replica.process.device].setdefault(other.request.model, (other, replica))
+    return by_device
 
 
 def _pick(

@@ -55,7 +55,8 @@ def select_to_stop(
         _keep_last_ready(alive)
     if outdated:
         first = next_to_replace(alive, decision.desired, outdated)
-        alive = [*first, *(replica for replica in alive if replica not in first)]
+        names = {replica.process.id for replica in first}
+        alive = [*first, *(replica for replica in alive if replica.process.id not in names)]
     drains = [Drain(r.process.id, outdated.get(r.process.id, decision.reason)) for r in alive[:surplus]]
     return [*kills, *drains], alive[surplus:]
 

@@ -16,8 +16,6 @@ from configs.scaling import Scaling
 from controller.types import Observation, Queue, Replica, Stage
 from wire.snapshot import ArrivalBucket
 
-#: Minimum observation time for a rate estimate, as a fraction of the look-back period.
-_ENOUGH = 1 / 3
 #: Windows in seconds in which a step of the rate may show first, and the margin in standard deviations.
 _STEP_WINDOWS_S = (5.0, 15.0, 30.0)
 _STEP_MARGIN = 2.0
@@ -89,12 +87,6 @@ def workers_for_rate(
     return least + bisect.bisect_left(range(least, max_workers + 1), True, key=is_enough)
 
 
-def recent_rate(queue: Queue, scaling: Scaling) -> float:
-    """Return the arrivals per second over the look-back period."""
-    period = scaling.look_back_period_s
-    return queue.arrivals_short_window / min(period, max(queue.uptime_s, period * _ENOUGH))
-
-
 def sustained_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
     """Return the upper confidence bound of the arrivals per second over the rate window, as of a Poisson process.
 
@@ -127,11 +119,6 @@ def sudden_rate(queue: Queue, rate_window_s: float) -> float:
         if count >= _SUDDEN_TASKS and count > usual + _SUDDEN_MARGIN * math.sqrt(usual + 1):
             found = max(found, count / window_s)
     return found
-
-
-def worker_speed(queue: Queue) -> float:
-    """Return the seconds of work per second of one worker with a full batch."""
-    return (queue.batch_cap or 1) / queue.batch_slowdown
 
 
 def eta_s(replica: Replica, cold_start_s: float, now: float) -> float:
@@ -177,14 +164,14 @@ class BacklogInputs(NamedTuple):
 
 def backlog_inputs(queue: Queue, scaling: Scaling, cold_start_s: float, *, believes_step: bool) -> BacklogInputs:
     """Return the inputs for the recent arrivals; `believes_step` as in `workers_for_backlog`."""
-    max_wait_s, rate = scaling.slo.max_wait_s, recent_rate(queue, scaling)
+    max_wait_s, rate = scaling.slo.max_wait_s, queue.recent_rate(scaling.look_back_period_s)
     drain_s = scaling.effective_drain_s
     if believes_step:
         rate = step_rate(queue, rate)
         # A worker that starts within the allowed wait can still help the requests that wait now.
         if cold_start_s <= max_wait_s and (sudden := sudden_rate(queue, scaling.rate_window_s)):
             rate, drain_s = max(rate, sudden), min(drain_s, _SUDDEN_DRAIN_WAITS * max_wait_s)
-    return BacklogInputs(rate * (queue.mean_work_s or 0.0), worker_speed(queue), max_wait_s, cold_start_s, drain_s)
+    return BacklogInputs(rate * (queue.mean_work_s or 0.0), queue.worker_speed, max_wait_s, cold_start_s, drain_s)
 
 
 def workers_to_clear(work_s: float, oldest_wait_s: float, etas: Sequence[float], inputs: BacklogInputs) -> int:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from configs.scaling import RecurringLoad, Scaling
-from controller.policies.queueing import worker_speed
 from controller.types import Queue
 
 _DAY_S = 86400.0
@@ -113,14 +112,13 @@ def _needs(queue: Queue, scaling: Scaling, known_to: int, end: int) -> Iterator[
     mean_s = queue.mean_work_s or 0.0
     works = [bucket.work_s or bucket.tasks * mean_s for bucket in queue.recent_arrivals]
     sums = [0.0, *accumulate(works)]
-    speed = max(worker_speed(queue), 1e-9)
     for second in range(known_to + 1, end):
         until = bisect_left(seconds, second + 1)
         need = 0.0
         if sums[until]:
             for window_s in _WINDOWS_S:
                 work_s = sums[until] - sums[bisect_left(seconds, second + 1 - window_s)]
-                need = max(need, work_s / (speed * (window_s + scaling.slo.max_wait_s)))
+                need = max(need, work_s / (queue.worker_speed * (window_s + scaling.slo.max_wait_s)))
         yield second, need
 
 

@@ -37,7 +37,6 @@ from configs.scaling import Scaling
 from controller.policies import replay_choice
 from controller.policies.queueing import (
     DispersionIndex,
-    recent_rate,
     sustained_rate,
     workers_for_backlog,
     workers_for_rate,
@@ -208,7 +207,7 @@ def _demand(
     batch, slowdown = queue.batch_cap or 1, queue.batch_slowdown
 
     def by_rate(margin: float) -> tuple[float, int]:
-        rate = max(recent_rate(queue, scaling), sustained_rate(queue, scaling, margin))
+        rate = max(queue.recent_rate(scaling.look_back_period_s), sustained_rate(queue, scaling, margin))
         allowed = min(10 ** (-0.5 - 0.5 * margin), _MAX_LATE_FRACTION)
         return rate, workers_for_rate(rate, work_s, batch, slowdown, patience_s, allowed, limits.max_workers)
 

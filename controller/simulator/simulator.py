@@ -10,6 +10,7 @@ import heapq
 import itertools
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -171,8 +172,9 @@ class Simulation:
         self._cluster.take_changed()
 
     def _free_slot(self, target: ScalingTarget) -> str | None:
-        used = [worker.process.device for worker in self._cluster.workers.values()]
-        return next((slot for slot in target.slots if used.count(slot) < list(target.slots).count(slot)), None)
+        free = Counter(target.slots)
+        free.subtract(worker.process.device for worker in self._cluster.workers.values())
+        return next((slot for slot in target.slots if free[slot] > 0), None)
 
     def _arrivals(self) -> Iterator[tuple[float, ModelSim]]:
         each = [zip(model.times, itertools.repeat(model)) for model in self._cluster.models.values()]

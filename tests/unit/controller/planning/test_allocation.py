@@ -82,6 +82,8 @@ def test_load_variance_gives_idle_worker_a_value() -> None:
         (Queue(3, 2, 4, 2.0, 50.0, 5.0, 30, 60, uptime_s=900), Load(50, 30 / 90, 5, 2, 10)),
         # The balancer counted for one minute only.
         (Queue(0, 0, 1, 1.0, 0.0, 5.0, 30, 30, uptime_s=60), Load(0, 0.5, 5, 1, 10)),
+        # The same rule as that of the policies for a balancer that has just started.
+        (Queue(0, 0, 1, 1.0, 0.0, 5.0, 30, 30, uptime_s=0.5), Load(0, 1.0, 5, 1, 10)),
         # A task of unknown size counts as long as its allowed wait.
         (Queue(3, 1, arrivals_short_window=9, uptime_s=900), Load(40, 0.1, 10, 1, 10)),
         (Queue(0, 0), Load(0, 0, 10, 1, 10)),

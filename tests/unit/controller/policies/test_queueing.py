@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from configs.scaling import Scaling
 from controller.policies.queueing import (
     late_fraction,
-    recent_rate,
     sustained_rate,
     workers_for_backlog,
     workers_for_rate,
@@ -172,7 +171,7 @@ def test_rates_are_counts_per_observed_time(
     recent: int, long_window: int, uptime_s: float, expected_recent: float, expected_sustained: float
 ) -> None:
     queue = Queue(0, 0, arrivals_short_window=recent, arrivals_long_window=long_window, uptime_s=uptime_s)
-    assert recent_rate(queue, SCALING) == pytest.approx(expected_recent)
+    assert queue.recent_rate(SCALING.look_back_period_s) == pytest.approx(expected_recent)
     assert sustained_rate(queue, SCALING, margin=0) == pytest.approx(expected_sustained)
 
 
