@@ -83,6 +83,10 @@ class ReplayMemory:
         new = [bucket for bucket in queue.recent_arrivals if known.second < bucket.second < end]
         return replace(known, variation=known.variation.updated(new)), new
 
+    def without_replays(self, queue: Queue) -> ReplayMemory:
+        """Return the memory up to now without replays."""
+        return ReplayMemory(variation=self.variation, second=int(queue.uptime_s) - 1)
+
 
 def update(
     memory: ReplayMemory,
@@ -101,7 +105,7 @@ def update(
     end_s, count = int(queue.uptime_s), sum(bucket.tasks for bucket in buckets)
     tasks = replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s)
     if count > _MAX_TASKS and len(tasks) > (_MAX_TASKS if memory.replays else _MAX_TASKS / 2):
-        return ReplayMemory(variation=memory.variation, second=end_s - 1)
+        return memory.without_replays(queue)
     if not memory.replays:
         return replace(memory, replays=_begin(observation, queue, limits, end_s), selected=1, second=end_s - 1)
     elapsed_s = max(end_s - 1 - memory.second, 0)
@@ -164,12 +168,10 @@ def _select(memory: ReplayMemory, allowed: float, startup_hold_s: float) -> int:
         normal.late - _CHANCE * math.sqrt(normal.late) > _FAILS * late
         or normal.recent_late - _CHANCE * math.sqrt(normal.recent_late) > _FAILS_RECENTLY * recent + _FEW
     )
-    if not fails:
-        works = normal.late <= _WORKS * late and normal.recent_late <= _WORKS_RECENTLY * recent + _FEW
-        if selected == 0 or is_learning or not works:
-            return selected if selected == 0 or is_learning else _cheapest(memory, late, recent, is_learning)
-        return 0
-    return selected if memory.age_s < startup_hold_s else _cheapest(memory, late, recent, is_learning)
+    if memory.age_s < startup_hold_s or (not fails and (selected == 0 or is_learning)):
+        return selected
+    works = normal.late <= _WORKS * late and normal.recent_late <= _WORKS_RECENTLY * recent + _FEW
+    return 0 if works and not fails else _cheapest(memory, late, recent, is_learning)
 
 
 def _cost_s(replay: Replay) -> float:

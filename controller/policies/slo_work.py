@@ -13,7 +13,8 @@
 
 z is a safety margin with feedback. Each late request raises it by `feedback.gain`, by more where the promise allows
 fewer than at 99 %. Each request lowers it so that z settles where the allowed fraction of requests is late. This
-corrects errors of the formula. A z below -1 also allows a backlog to take longer than `drain_s`.
+corrects errors of the formula. Of many requests between two decisions each counts for less, as they are late together.
+A z below -1 also allows a backlog to take longer than `drain_s`.
 Little experience is a risk too, so the first few hundred requests of a model are served with a higher z.
 
 Hysteresis: n_rate is for z - 0.2 and n_keep for z + 0.4, so that a rate that changes by chance starts few workers.
@@ -60,6 +61,8 @@ _VIOLATION_MARGIN = 0.75
 #: The fraction of late requests from which `feedback.gain` is as given. For lower ones it grows in proportion, so that
 #: the few late requests move z as fast.
 _USUAL_VIOLATIONS = 0.0075
+#: More requests than these between two decisions count as so many: they are late together.
+_MOST_COUNTED = 300
 #: Upper limit of the late fraction that the formula may allow, for a very low z.
 _MAX_LATE_FRACTION = 0.9
 #: Below this index of dispersion the arrivals are regular, and variation below that of chance counts.
@@ -112,6 +115,9 @@ def decide(
     if queue is None:
         return Decision(have, "no data", valid=False), memory
     replays, new_arrivals = memory.replays.counted(queue)
+    down_s = scaling.behavior.scale_down.stabilization_window_s
+    if down_s != "auto":
+        replays = replays.without_replays(queue)
     memory = replace(memory, counts=memory.counts.updated(queue, scaling, now), replays=replays)
     start = observation.cold_start_s / scaling.slo.max_wait_s
     initial_z = _INITIAL_Z + _Z_PER_DECADE * math.log10(start / _USUAL_START) if start > 1 else 0.0
@@ -123,25 +129,23 @@ def decide(
     inexperience = _INEXPERIENCE * _HALF_EXPERIENCE / (_HALF_EXPERIENCE + served)
     z = min(max(initial_z + memory.z_offset, _MIN_Z) + inexperience, _MAX_Z)
     want, inputs = _demand(observation, queue, scaling, limits, memory, z, now)
-    down_s, floor = scaling.behavior.scale_down.stabilization_window_s, 0
     if down_s == "auto":
         n_rate, n_keep = int(inputs["n_rate"]), int(inputs["n_keep"])
         replays = replay_choice.update(replays, new_arrivals, observation, queue, scaling, limits, n_rate, n_keep)
-        memory, current = replace(memory, replays=replays), replays.current
-        down_window_s, floor = max(observation.cold_start_s, current.hold_s), current.floor
-    else:
-        down_window_s = down_s
+        memory = replace(memory, replays=replays)
+        down_s = max(observation.cold_start_s, replays.current.hold_s)
+    floor = replays.current.floor
     memory = _apply_feedback(memory, observation, queue, scaling, initial_z)
     memory = replace(memory, at_max=want > limits.max_workers)
     want = min(max(want, floor, limits.min_workers), limits.max_workers)
-    desired, limited_by = _stabilize(want, observation, queue, scaling, memory, down_window_s, now)
+    desired, limited_by = _stabilize(want, observation, queue, scaling, memory, down_s, now)
     desired = min(max(desired, limits.min_workers), limits.max_workers)
     decisions = (*memory.decisions, PastDecision(now, have, want, desired))
-    reach_s = max(_LONGEST_HOLD_S, down_window_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
+    reach_s = max(_LONGEST_HOLD_S, down_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
     recent = tuple(past for past in decisions if past.at > now - reach_s)
     reason = _reason(inputs, queue.queued, have, floor)
     reason += limited_by and f"; {limited_by}"
-    inputs = {**inputs, "floor": floor, "hold_s": down_window_s}
+    inputs = {**inputs, "floor": floor, "hold_s": down_s}
     return Decision(desired, reason, inputs=inputs), replace(memory, decisions=recent)
 
 
@@ -184,7 +188,8 @@ def _apply_feedback(
     target = scaling.feedback.violation_target
     violations = _VIOLATION_MARGIN * (1 - scaling.slo.percentile / 100) if target == "auto" else target
     gain = scaling.feedback.gain * max(_USUAL_VIOLATIONS / violations, 1.0)
-    z = initial_z + memory.z_offset + gain * (preventable - started * violations)
+    weight = min(_MOST_COUNTED / max(started, 1), 1.0)
+    z = initial_z + memory.z_offset + gain * weight * (preventable - started * violations)
     return replace(known, z_offset=min(max(z, _MIN_Z), _MAX_Z) - initial_z)
 
 
@@ -237,12 +242,12 @@ def _stabilize(
     queue: Queue,
     scaling: Scaling,
     memory: SloWorkMemory,
-    down_window_s: float,
+    down_s: float,
     now: float,
 ) -> tuple[int, str]:
     """Apply the stabilization windows and step limits. Return the number, and why it differs from `want`."""
     have, up, down = observation.provisioned, scaling.behavior.scale_up, scaling.behavior.scale_down
-    before = max([have, *(past.desired for past in memory.decisions)])
+    before = max([have, *(past.desired for past in memory.decisions[-1:])])
     if queue.uptime_s < scaling.startup_hold_s and want < before:
         return before, f"{want} wanted, but arrivals were counted for only {queue.uptime_s:.0f} s"
     started = [have, *(past.have for past in memory.decisions if past.at > now - scaling.interval_s)]
@@ -252,7 +257,7 @@ def _stabilize(
             agreed = min(agreed, min(started) + up.max_step)
         agreed = max(agreed, have)
         return agreed, "" if agreed == want else f"{want} wanted, but behavior.scale_up limits the increase"
-    agreed = max([want, *(past.want for past in memory.decisions if past.at > now - down_window_s)])
+    agreed = max([want, *(past.want for past in memory.decisions if past.at > now - down_s)])
     if down.max_step is not None:
         agreed = max(agreed, max(started) - down.max_step)
     agreed = min(agreed, have)

@@ -168,6 +168,12 @@ def test_no_scale_down_within_startup_hold(uptime_s: float, ready: int, initial:
     assert decision.desired == desired
 
 
+def test_restarted_balancer_starts_no_worker() -> None:
+    past = tuple(PastDecision(100.0 * number, 8 - number, 2, 8 - number) for number in range(6))
+    decision, _ = decide(observe(replace(CALM, uptime_s=1.0), 3), SCALING, LIMITS, SloWorkMemory(decisions=past), 600.0)
+    assert decision.desired == 3, "it keeps the present number, not an earlier one"
+
+
 def test_initial_workers_are_kept_while_they_start() -> None:
     new_queue = replace(CALM, uptime_s=1.0)
     settings, memory = scaling(initial_workers=3), None
@@ -183,8 +189,11 @@ def test_initial_workers_are_kept_while_they_start() -> None:
         (100, 0, 0.9925),  # each task in time lowers it by gain times the allowed fraction
         (100, 1, 1.0025),
         (400, 3, 1.0),  # exactly the allowed fraction
-        (500, 500, 5.0),
-        (1_000_000, 0, -20.0),
+        (300, 300, 3.9775),
+        # More count as 300 between two decisions.
+        (600, 300, 2.4775),
+        (1_000_000, 0, 0.9775),
+        (1_000_000, 1_000_000, 3.9775),
     ],
 )
 def test_margin_follows_the_late_fraction(started: int, late: int, z: float) -> None:
@@ -203,9 +212,17 @@ def test_margin_settles_below_the_allowed_late_fraction(
     settings = scaling(
         slo={"percentile": percentile}, feedback={"gain": 0.01, "violation_target": target}, behavior=NO_REPLAYS
     )
-    queue = replace(STEADY, started_total=2000, started_late_total=10)
+    queue = replace(STEADY, started_total=1300, started_late_total=10)
     _, memory = decide(observe(queue, 6), settings, LIMITS, SloWorkMemory(-0.5, dispatched=1000, late=10), 30.0)
-    assert -0.5 - memory.z_offset == pytest.approx(0.01 * 1000 * violations), "none of 1000 was late"
+    assert -0.5 - memory.z_offset == pytest.approx(0.01 * 300 * violations), "none of 300 was late"
+
+
+@pytest.mark.parametrize(("before", "late", "z"), [(4.9, 300, 5.0), (-19.999, 0, -20.0)])
+def test_margin_has_bounds(before: float, late: int, z: float) -> None:
+    fixed = scaling(feedback={"gain": 0.01, "violation_target": 0.0075}, behavior=NO_REPLAYS)
+    queue = replace(STEADY, started_total=1300, started_late_total=10 + late)
+    _, memory = decide(observe(queue, 6), fixed, LIMITS, SloWorkMemory(before - 1.5, dispatched=1000, late=10), 30.0)
+    assert memory.z_offset == pytest.approx(z - 1.5)
 
 
 @pytest.mark.parametrize(
@@ -391,19 +408,36 @@ def test_learnt_least_number_is_kept_and_explained() -> None:
 
 def test_explicit_window_turns_the_replays_off() -> None:
     fixed = scaling(behavior={"scale_down": {"stabilization_window_s": 0}})
-    decision, _ = decide(observe(CALM, 6), fixed, LIMITS, SloWorkMemory(-0.5, replays=replayed(1)), 30.0)
+    late = replace(CALM, started_total=1100, started_late_total=60)
+    before = SloWorkMemory(-0.5, dispatched=1000, late=10, replays=replayed(1, new_late=50))
+    decision, memory = decide(observe(late, 6), fixed, LIMITS, before, 30.0)
     assert (decision.desired, decision.inputs["floor"], decision.inputs["hold_s"]) == (1, 0, 0)
+    assert memory.z_offset > -0.5, "what was learnt before does not hold the margin"
 
 
-def test_inevitable_lateness_does_not_raise_the_margin() -> None:
-    late = replace(STEADY, started_total=1100, started_late_total=60)
+def test_explicit_window_counts_each_arrival_once() -> None:
     fixed = scaling(behavior=NO_REPLAYS)
-    offsets = []
-    for inevitable in (0, 30, 50, 80):
-        memory = SloWorkMemory(-0.5, dispatched=1000, late=10, replays=replayed(0, new_late=inevitable))
-        offsets.append(decide(observe(late, 6), fixed, LIMITS, memory, 30.0)[1].z_offset)
-    assert offsets[0] > offsets[1] > offsets[2] == offsets[3]
-    assert offsets[3] < -0.5, "the other requests were in time"
+    queue = replace(STEADY, recent_arrivals=[ArrivalBucket(4990 + n, 1, 4.0, 4.0) for n in range(8)])
+    memory = SloWorkMemory(-0.5)
+    for now in (30.0, 60.0, 90.0):
+        _, memory = decide(observe(queue, 6), fixed, LIMITS, memory, now)
+    assert memory.replays.variation.count == 8
+
+
+@pytest.mark.parametrize(("inevitable", "preventable"), [(0, 50), (30, 20), (50, 0), (80, 0)])
+def test_requests_that_were_late_in_every_replay_could_not_be_prevented(inevitable: int, preventable: int) -> None:
+    assert replayed(0, new_late=inevitable).preventable(50, 300.0) == preventable
+
+
+@pytest.mark.parametrize(("bunch", "is_raised"), [(0, True), (100, False)])
+def test_inevitable_lateness_does_not_raise_the_margin(bunch: int, is_raised: bool) -> None:
+    arrivals = [ArrivalBucket(4970, bunch, 4.0 * bunch, 4.0)] if bunch else []
+    late = replace(STEADY, started_total=1100, started_late_total=30, recent_arrivals=arrivals)
+    served = tuple(replace(one, late=0.0, slots=(0.0,) * 6) for one in replayed(0).replays)
+    replays = ReplayMemory(served, 0, second=4960, age_s=1e5, total=1e5, recent_total=1e5)
+    memory = SloWorkMemory(-0.5, 1000, 10, replays=replays)
+    _, memory = decide(observe(late, 6), SCALING, LIMITS, memory, 30.0)
+    assert (memory.z_offset > -0.5) is is_raised
 
 
 @pytest.mark.parametrize(("age_s", "counts"), [(60.0, False), (299.0, False), (301.0, True)])
