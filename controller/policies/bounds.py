@@ -47,7 +47,7 @@ def decide(
     queue = observation.queue
     if queue is None:
         no_data = Decision(observation.provisioned, "no data", valid=False)
-        return _by_bounds_alone(no_data, observation, limits, floor, floor_reason), replace(memory, idle_since=None)
+        return _within_bounds(no_data, observation, limits, floor, floor_reason), replace(memory, idle_since=None)
     is_idle = not (queue.queued or queue.running or queue.proxied_in_flight)
     # A task that started and ended between two observations interrupts the idle period.
     has_started = queue.started_total != memory.dispatched
@@ -63,7 +63,7 @@ def decide(
         decision = _from_zero(decision, observation, scaling, now)
     if not decision.valid:
         floor_reason = f"{decision.reason}; {floor_reason}"
-        return _by_bounds_alone(decision, observation, limits, floor, floor_reason), memory
+        return _within_bounds(decision, observation, limits, floor, floor_reason), memory
     if decision.desired < floor:
         reason = f"{floor_reason}; the policy wanted {decision.desired}: {decision.reason}"
         decision = replace(decision, desired=floor, reason=reason)
@@ -103,7 +103,7 @@ def _learn(memory: PolicyMemory, observation: Observation, scaling: Scaling) -> 
     return replace(memory, recurring=recurring_load.update(recurring, observation.queue, scaling, observation.unix_s))
 
 
-def _by_bounds_alone(
+def _within_bounds(
     invalid: Decision, observation: Observation, limits: WorkerLimits, floor: int, floor_reason: str
 ) -> Decision:
     """Return the decision in place of an invalid one, which is kept within the bounds."""

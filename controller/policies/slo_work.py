@@ -133,19 +133,19 @@ def decide(
         n_rate, n_keep = int(inputs["n_rate"]), int(inputs["n_keep"])
         replays = replay_choice.update(replays, new_arrivals, observation, queue, scaling, limits, n_rate, n_keep)
         memory = replace(memory, replays=replays)
-        down_s = max(observation.cold_start_s, replays.current.hold_s)
+    hold_s = max(observation.cold_start_s, replays.current.hold_s) if down_s == "auto" else down_s
     floor = replays.current.floor
     memory = _apply_feedback(memory, observation, queue, scaling, initial_z)
     memory = replace(memory, at_max=want > limits.max_workers)
     want = min(max(want, floor, limits.min_workers), limits.max_workers)
-    desired, limited_by = _stabilize(want, observation, queue, scaling, memory, down_s, now)
+    desired, limited_by = _stabilize(want, observation, queue, scaling, memory, hold_s, now)
     desired = min(max(desired, limits.min_workers), limits.max_workers)
     decisions = (*memory.decisions, PastDecision(now, have, want, desired))
-    reach_s = max(_LONGEST_HOLD_S, down_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
+    reach_s = max(_LONGEST_HOLD_S, hold_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
     recent = tuple(past for past in decisions if past.at > now - reach_s)
     reason = _reason(inputs, queue.queued, have, floor)
     reason += limited_by and f"; {limited_by}"
-    inputs = {**inputs, "floor": floor, "hold_s": down_s}
+    inputs = {**inputs, "floor": floor, "hold_s": hold_s}
     return Decision(desired, reason, inputs=inputs), replace(memory, decisions=recent)
 
 
@@ -242,7 +242,7 @@ def _stabilize(
     queue: Queue,
     scaling: Scaling,
     memory: SloWorkMemory,
-    down_s: float,
+    hold_s: float,
     now: float,
 ) -> tuple[int, str]:
     """Apply the stabilization windows and step limits. Return the number, and why it differs from `want`."""
@@ -257,7 +257,7 @@ def _stabilize(
             agreed = min(agreed, min(started) + up.max_step)
         agreed = max(agreed, have)
         return agreed, "" if agreed == want else f"{want} wanted, but behavior.scale_up limits the increase"
-    agreed = max([want, *(past.want for past in memory.decisions if past.at > now - down_s)])
+    agreed = max([want, *(past.want for past in memory.decisions if past.at > now - hold_s)])
     if down.max_step is not None:
         agreed = max(agreed, max(started) - down.max_step)
     agreed = min(agreed, have)
