@@ -127,7 +127,7 @@ def test_command_reads_hardware(file: Path, tmp_path: Path, capsys: pytest.Captu
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["unserved"] == 0
     for more, says in (
-        ([], "1 bad lines, and 0 are allowed"),
+        ([], "1 bad line, and 0 are allowed"),
         (["--bad-lines", "1", "--gpus", "3"], "exclude each other"),
         (["--bad-lines", "1", "--bound", "search"], "supports no failures"),
         (["--bad-lines", "-1"], "must not be negative"),
