@@ -73,13 +73,20 @@ def part_of(trace: str, work_factor: float, begin: float | None, hours: float) -
 
 
 def settings(
-    speed: float, policy: str, interval_s: float, load_s: float, max_workers: int, max_wait_s: float = 10.0
+    speed: float,
+    policy: str,
+    interval_s: float,
+    load_s: float,
+    max_workers: int,
+    max_wait_s: float = 10.0,
+    initial_workers: int = 1,
 ) -> dict[str, Any]:
     """Return the default scaling settings with all times divided by `speed`."""
     defaults = Scaling()
     return {
         "policy": policy,
         "min_workers": 1,
+        "initial_workers": initial_workers,
         "max_workers": max_workers,
         "interval_s": interval_s / speed,
         "slo": {"max_wait_s": max_wait_s / speed},
@@ -140,6 +147,18 @@ async def send_requests(url: str, folder: Path, live: LiveRun, zero: float) -> N
         poller.cancel()
 
 
+async def wait_for_workers(url: str, folder: Path, number: int) -> None:
+    """Return once this number of workers is ready."""
+    headers = {"authorization": f"Bearer {internal_token(folder)}"}
+    async with aiohttp.ClientSession() as session, asyncio.timeout(120):
+        while True:
+            async with session.get(f"{url}/internal/snapshot", headers=headers) as answer:
+                snapshot = msgspec.json.decode(await answer.read(), type=Snapshot)
+            if sum(worker.state == "ready" for worker in snapshot.workers) >= number:
+                return
+            await asyncio.sleep(0.1)
+
+
 def read_log(text: str, zero: float) -> tuple[Counts, dict[str, float]]:
     """Return the numbers of starting and ready workers, and the start time of each, from the controller's log."""
     counts, number, started = [], 0, {}
@@ -168,6 +187,7 @@ def run_live(scenario: Scenario, scaling: dict[str, Any], load_s: float) -> Live
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "controller.log"
         with serving(Path(folder), {"models": {"m": model}}) as url:
+            asyncio.run(wait_for_workers(url, Path(folder), scaling["initial_workers"]))
             zero = time.time() + 1.0
             asyncio.run(send_requests(url, Path(folder), live, zero))
             text = log.read_text()
@@ -220,6 +240,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0, help="with --begin, the number of hours")
     parser.add_argument("--scale-work", type=float, default=1.0, help="multiply the work of requests")
     parser.add_argument("--max-workers", type=int, default=8)
+    parser.add_argument("--initial-workers", type=int, default=1, help="ready before the first request")
     parser.add_argument("--speed", type=float, default=6.0)
     parser.add_argument("--policy", default="slo_work")
     parser.add_argument("--interval", type=float, default=30.0, help="seconds between decisions, before the speed-up")
@@ -233,7 +254,9 @@ def main() -> None:
     # The live run rounds the work to whole steps, so the simulation does the same.
     traffic = traffic._replace(work=[max(round(work / _STEP_S), 1) * _STEP_S for work in traffic.work])
     span_s = 60 * math.ceil(max(hour.times) / 60) / args.speed
-    scaling = settings(args.speed, args.policy, args.interval, args.load, args.max_workers, args.max_wait)
+    scaling = settings(
+        args.speed, args.policy, args.interval, args.load, args.max_workers, args.max_wait, args.initial_workers
+    )
     scenario = Scenario(
         {"m": traffic}, {"m": WorkerProfile("m")}, {"m": Scaling.model_validate(scaling)}, args.max_workers, span_s
     )
