@@ -12,6 +12,8 @@ from controller.simulator.results import PolicyResult
 
 #: Values by dotted path in the scaling configuration.
 ParameterValues = dict[str, float]
+#: Candidates that are evaluated in parallel.
+AT_ONCE = 8
 
 
 class ParameterRange(NamedTuple):
@@ -81,7 +83,7 @@ def search(
     evaluate: Callable[[Sequence[ParameterValues]], Sequence[PolicyResult]],
     *,
     seed: int = 0,
-    at_once: int = 8,
+    at_once: int = AT_ONCE,
 ) -> SearchCandidate:
     """Return the values that meet the goal with the fewest GPU-hours, or come closest to it.
 

@@ -17,7 +17,14 @@ from configs.cli import EXIT_USAGE
 from configs.yaml_file import dump_yaml
 from controller.simulator.cli import run
 from controller.simulator.option_checks import TOO_LARGE, InvalidScenario
-from controller.simulator.random_search import ParameterRange, ParameterValues, SearchCandidate, search, search_space
+from controller.simulator.random_search import (
+    AT_ONCE,
+    ParameterRange,
+    ParameterValues,
+    SearchCandidate,
+    search,
+    search_space,
+)
 from controller.simulator.results import PolicyResult, model_results, total_result
 from controller.simulator.scaling_fields import InvalidScaling, merge_fields, nested_fields, with_fields
 from controller.simulator.scenario_options import describe, scenario_from
@@ -59,8 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int:
-    if not 0 < args.part < 1 or args.tries < 1 or not 0 < args.goal < 100:
-        raise InvalidScenario("--part must be between 0 and 1, --goal between 0 and 100, --tries at least 1")
+    _check(args)
     fixed_fields = {"policy": args.policy, "slo": {"percentile": args.goal} | _within(args)}
     try:
         scalings = {name: with_fields(scaling, fixed_fields) for name, scaling in scenario.scalings.items()}
@@ -79,6 +85,17 @@ def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int
         console.print(f"the goal of {args.goal:g} % is not met on the rest: do not use these settings")
     print(dump_yaml({"scaling": merge_fields(fixed_fields, nested_fields(best.settings))}), end="")
     return int(tuned_result.in_slo < args.goal / 100)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise `InvalidScenario` for an option out of its range."""
+    for name, most in (("part", 1), ("goal", 100)):
+        value = getattr(args, name)
+        if not 0 < value < most:
+            raise InvalidScenario(f"--{name} ({value:g}) must be between 0 and {most}")
+    for name in ("tries", "jobs"):
+        if getattr(args, name) < 1:
+            raise InvalidScenario(f"--{name} ({getattr(args, name)}) must be at least 1")
 
 
 def _within(args: argparse.Namespace) -> dict[str, float]:
@@ -120,7 +137,7 @@ def _search(
     args: argparse.Namespace, scenario: Scenario, space: Mapping[str, ParameterRange], console: Console
 ) -> SearchCandidate:
     with (
-        ProcessPoolExecutor(max(args.jobs, 1)) as pool,
+        ProcessPoolExecutor(min(args.jobs, AT_ONCE)) as pool,
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         bar = progress.add_task("searching", total=args.tries)

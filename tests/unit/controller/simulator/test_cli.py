@@ -262,7 +262,10 @@ def test_tune_prints_valid_settings(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--part", "1"], "--part must be between 0 and 1"),
+        (["--part", "1"], "--part (1) must be between 0 and 1"),
+        (["--goal", "nan"], "--goal (nan) must be between 0 and 100"),
+        (["--tries", "0"], "--tries (0) must be at least 1"),
+        (["--jobs", "-3"], "--jobs (-3) must be at least 1"),
         (["--policy", "static"], "no settings to search"),
         (["--part", "0.001"], "both parts of the trace must have requests"),
     ],
