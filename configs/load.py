@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from configs.environment import read_variables
 from configs.fields import Tree, annotation_at, field_path, section_of, with_field_names
-from configs.scaling import NAMES_ELSEWHERE
+from configs.scaling import FIELDS_OF_MODELS, NAMES_ELSEWHERE
 from configs.settings import Settings
 from configs.text import clip, closest, escaped
 from configs.user_engine import with_absolute_paths
@@ -270,6 +270,8 @@ def unknown_key(key: str, allowed: list[str]) -> str:
     """Return what to say about a key that does not exist: the one that is probably meant, and all that are allowed."""
     name = key.split("__", maxsplit=1)[0]
     other = NAMES_ELSEWHERE.get(name, "")
+    if other in FIELDS_OF_MODELS and other not in allowed:
+        return f"unknown key; did you mean `{other}` of the model?"
     near = other if other.split(".")[0] in allowed else closest(name, allowed)
     hint = f"did you mean `{near}`? " if near else ""
     return f"unknown key; {hint}allowed: {', '.join(allowed)}"

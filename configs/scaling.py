@@ -57,13 +57,14 @@ NAMES_ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "initialScale": "initial_workers",
         "pollingInterval": "interval_s",
         "cooldownPeriod": "scale_to_zero.idle_s",
+        "scale-to-zero-pod-retention-period": "scale_to_zero.idle_s",
         "downscale_to_zero_delay_s": "scale_to_zero.idle_s",
-        "activationThreshold": "scale_to_zero.activation",
         "activation-scale": "scale_to_zero.activation",
         "averageValue": "target_ongoing_requests",
         "threshold": "target_ongoing_requests",
         "target": "target_ongoing_requests",
         "target_num_ongoing_requests_per_replica": "target_ongoing_requests",
+        "max-scale-up-rate": "upscaling_factor",
         "upscale_smoothing_factor": "upscaling_factor",
         "downscale_smoothing_factor": "downscaling_factor",
         "stable-window": "look_back_period_s",
@@ -72,10 +73,16 @@ NAMES_ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "scaleDown": "scale_down",
         "stabilizationWindowSeconds": "stabilization_window_s",
         "desiredReplicas": "workers",
+        "container-concurrency": "max_batch_size",
+        "containerConcurrency": "max_batch_size",
+        "max_ongoing_requests": "max_batch_size",
+        "max_concurrent_queries": "max_batch_size",
         "scale_up_threshold": "scale_up_at",
         "scale_down_threshold": "scale_down_at",
     }
 )
+#: Those of `NAMES_ELSEWHERE` that are a setting of the model, beside its section `scaling`.
+FIELDS_OF_MODELS = frozenset({"max_batch_size"})
 #: A backlog is cleared within this many allowed waits, even if `drain_s` is longer.
 _DRAIN_WAITS = 3.0
 _CUSTOM_POLICY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -234,7 +241,8 @@ class Scaling(Section):
     rate_window_s: PositiveSeconds = 900.0
     """Window in which arrivals are counted for their long-term rate."""
     drain_s: PositiveSeconds = 30.0
-    """Time within which a backlog should be completed, once the workers for it have started."""
+    """Time within which a backlog should be completed, once the workers for it have started. At most three times
+    `slo.max_wait_s` count."""
     behavior: Behavior = Behavior.model_construct()
     startup_hold_s: Seconds = 300.0
     """`slo_work`: no worker is removed until arrivals have been counted for this time, and only after ten minutes

@@ -38,6 +38,8 @@ from controller.simulator.traces import RecordedTrace, parse_start, read_numbers
 _DEFAULT_GPUS = 8
 #: Cold start time for `cold_start_s: auto`.
 _DEFAULT_COLD_START_S = 40.0
+#: Start time from standby for `standby_start_s: auto`.
+_DEFAULT_STANDBY_START_S = WorkerProfile("").standby_start_s
 
 
 def scenario_from(args: argparse.Namespace) -> Scenario:
@@ -108,15 +110,19 @@ def _preset(args: argparse.Namespace, traffic: Traffic, span_s: float) -> Scenar
     given: dict[str, Any] = {"scale_work": args.scale_work, "batch": args.batch, "fixed_share": args.f0}
     given |= {"max_workers": args.gpus, "variant": args.variant}
     preset = preset._replace(**{key: value for key, value in given.items() if value is not None})
-    scenario = from_preset(
-        preset, traffic, span_s, cold_starts_s=_cold_starts(args, _DEFAULT_COLD_START_S), seed=args.seed
-    )
+    scenario = from_preset(preset, traffic, span_s, seed=args.seed)
+    scalings = {name: with_fields(scaling, parse_fields(args.set)) for name, scaling in scenario.scalings.items()}
     slowdowns = _curve(args.curve) if args.curve is not None else batch_slowdowns(preset.batch, preset.fixed_share)
     profiles = {
-        name: replace(profile, slowdowns=slowdowns, mean_lifetime_s=args.mean_life, standby_start_s=args.standby_start)
+        name: replace(
+            profile,
+            slowdowns=slowdowns,
+            cold_starts_s=_cold_starts(args, scalings[name]),
+            standby_start_s=_standby_start_s(args, scalings[name]),
+            mean_lifetime_s=args.mean_life,
+        )
         for name, profile in scenario.profiles.items()
     }
-    scalings = {name: with_fields(scaling, parse_fields(args.set)) for name, scaling in scenario.scalings.items()}
     return replace(scenario, profiles=profiles, scalings=scalings)
 
 
@@ -158,20 +164,27 @@ def _profile(args: argparse.Namespace, name: str, settings: Settings, scaling: S
         slowdowns = batch_slowdowns(batch, model.sim.t0_s / step_s if step_s else 1.0)
     else:
         slowdowns = batch_slowdowns(batch, 1.0 if args.f0 is None else args.f0)
-    cold_start_s = _DEFAULT_COLD_START_S if scaling.cold_start_s == "auto" else scaling.cold_start_s
     return WorkerProfile(
         name,
         slowdowns,
-        _cold_starts(args, cold_start_s),
-        args.standby_start,
+        _cold_starts(args, scaling),
+        _standby_start_s(args, scaling),
         mean_lifetime_s=args.mean_life,
         priority_s=settings.queue.priority_s,
     )
 
 
-def _cold_starts(args: argparse.Namespace, default_s: float) -> tuple[float, ...]:
+def _standby_start_s(args: argparse.Namespace, scaling: Scaling) -> float:
+    """Return the start time from standby: that of the option, of the configuration, or the usual one."""
+    if args.standby_start is not None:
+        return float(args.standby_start)
+    return _DEFAULT_STANDBY_START_S if scaling.standby_start_s == "auto" else scaling.standby_start_s
+
+
+def _cold_starts(args: argparse.Namespace, scaling: Scaling) -> tuple[float, ...]:
+    """Return the times of cold starts: those of the option, of the configuration, or the usual one."""
     if args.cold_start is None:
-        return (default_s,)
+        return (_DEFAULT_COLD_START_S if scaling.cold_start_s == "auto" else scaling.cold_start_s,)
     try:
         seconds: tuple[float, ...] = (float(args.cold_start),)
     except ValueError:

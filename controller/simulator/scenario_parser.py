@@ -51,7 +51,9 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     workers.add_argument("--f0", type=float, metavar="X", help="share of a step that does not grow with the batch")
     workers.add_argument("--curve", metavar="S1,S2,...", help="measured slowdowns of 1, 2, ... tasks")
     workers.add_argument("--cold-start", metavar="S|FILE", help="cold start time, or a file with measured times")
-    workers.add_argument("--standby-start", type=float, default=5.0, metavar="S", help="start time from standby")
+    workers.add_argument(
+        "--standby-start", type=float, metavar="S", help="start time from standby, instead of standby_start_s (auto: 5)"
+    )
     workers.add_argument("--mean-life", type=float, metavar="S", help="mean time between failures of a worker")
     workers.add_argument(
         "--sizes", choices=("known", "unknown"), default="known", help="whether the server knows the work"

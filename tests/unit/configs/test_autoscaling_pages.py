@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError, load
-from configs.scaling import NAMES_ELSEWHERE, POLICY_FIELDS, Scaling
+from configs.model_settings import Model
+from configs.scaling import FIELDS_OF_MODELS, NAMES_ELSEWHERE, POLICY_FIELDS, Scaling
 from configs.yaml_file import parse_yaml
 from controller.simulator.hardware import read_hardware
 
@@ -48,7 +49,8 @@ def test_every_policy_has_a_configuration(tmp_path: Path) -> None:
 def test_names_elsewhere_lead_to_fields() -> None:
     fields = set(Scaling.model_fields)
     inner = {"scale_up", "scale_down", "stabilization_window_s", "workers"}
-    assert {ours.split(".")[0] for ours in NAMES_ELSEWHERE.values()} <= fields | inner
+    assert {ours.split(".")[0] for ours in NAMES_ELSEWHERE.values()} <= fields | inner | FIELDS_OF_MODELS
+    assert set(Model.model_fields) >= FIELDS_OF_MODELS
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,10 @@ def test_names_elsewhere_lead_to_fields() -> None:
         ("cooldownPeriod: 300", "did you mean `scale_to_zero.idle_s`"),
         ("behavior: {scaleUp: {max_step: 1}}", "did you mean `scale_up`"),
         ("behavior: {scale_down: {stabilizationWindowSeconds: 3}}", "did you mean `stabilization_window_s`"),
+        ("max-scale-up-rate: 3", "did you mean `upscaling_factor`"),
+        ("scale-to-zero-pod-retention-period: 3", "did you mean `scale_to_zero.idle_s`"),
+        ("max_ongoing_requests: 3", "did you mean `max_batch_size` of the model?"),
+        ("activationThreshold: 3", "activationThreshold = 3: unknown key; allowed: "),
         ("cold_start_s: 10s", "must be a number of seconds without a unit, such as 10"),
         ("interval_s: 500 ms", "must be a number of seconds without a unit, such as 10"),
         ("slo: {max_wait_s: 1m}", "must be a number of seconds without a unit, such as 10"),

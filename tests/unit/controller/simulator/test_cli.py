@@ -14,6 +14,8 @@ from controller.simulator.cli import main
 from controller.simulator.random_search import ParameterValues, search, search_space
 from controller.simulator.results import PolicyResult
 from controller.simulator.scaling_fields import InvalidScaling, nested_fields, parse_fields, with_fields
+from controller.simulator.scenario_options import scenario_from
+from controller.simulator.scenario_parser import make_parser
 from controller.simulator.tune import main as tune
 
 
@@ -217,6 +219,30 @@ def test_automatic_maximum_is_the_number_of_simulated_gpus(tmp_path: Path, capsy
     config.write_text(yaml.safe_dump({"devices": devices, "models": {"m": {"engine": "sim"}}}))
     assert main(["--config", str(config), "--trace", "synthetic:poisson?rate=0.1&hours=0.1"]) == 0
     assert "at most 3 workers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", [["--preset", "s2"], ["--config", "muster.yaml"]])
+@pytest.mark.parametrize(
+    ("options", "cold_starts_s", "standby_start_s"),
+    [
+        ([], (40.0,), 5.0),
+        (["--set", "cold_start_s=12", "--set", "standby_start_s=3"], (12.0,), 3.0),
+        (["--set", "cold_start_s=12", "--cold-start", "7", "--standby-start", "2"], (7.0,), 2.0),
+    ],
+)
+def test_start_times_are_those_of_the_settings(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: list[str],
+    options: list[str],
+    cold_starts_s: tuple[float, ...],
+    standby_start_s: float,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "muster.yaml").write_text(yaml.safe_dump({"models": {"m": {"engine": "sim"}}}))
+    args = make_parser("test", "").parse_args(["--trace", "synthetic:poisson?hours=0.1", *source, *options])
+    profile = scenario_from(args).profiles["m"]
+    assert (profile.cold_starts_s, profile.standby_start_s) == (cold_starts_s, standby_start_s)
 
 
 def test_trace_must_name_the_models_of_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
