@@ -87,6 +87,32 @@ def test_schedule_is_a_minimum_for_any_policy(
         assert "schedule" in decision.reason
 
 
+def test_schedule_below_min_workers_changes_nothing() -> None:
+    settings = scaling(min_workers=3, schedule=[{"cron": "0 8 * * *", "workers": 2}])
+    limits = replace(LIMITS, min_workers=3)
+    decision, _ = bounds.decide(Fixed(1), observe(IDLE, 3, unix_s=NINE), settings, limits, PolicyMemory(), 0.0)
+    assert (decision.desired, decision.reason) == (3, "min_workers is 3; the policy wanted 1: fixed")
+
+
+def test_state_of_the_policy_is_passed_on() -> None:
+    def counting(
+        observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: int | None, now: float
+    ) -> tuple[Decision, int]:
+        return Decision(2, "counted"), (memory or 0) + 1
+
+    memory = PolicyMemory()
+    for now in (0.0, 30.0, 60.0):
+        _, memory = bounds.decide(counting, observe(IDLE, 2), scaling(), LIMITS, memory, now)
+    assert memory.own == 3
+
+
+def test_task_on_another_server_is_work() -> None:
+    settings, proxied = scaling(min_workers=0, scale_to_zero={"idle_s": 0}), replace(IDLE, proxied_in_flight=1)
+    for ready in (0, 1):
+        decision, _ = bounds.decide(Fixed(1), observe(proxied, ready), settings, ZERO, PolicyMemory(), 0.0)
+        assert decision.desired == 1
+
+
 def test_schedule_above_max_workers_is_clamped() -> None:
     settings = scaling(schedule=[{"cron": "0 8 * * *", "workers": 12}])
     decision, _ = bounds.decide(Fixed(1), observe(IDLE, 1, unix_s=NINE), settings, LIMITS, PolicyMemory(), 0.0)
@@ -111,6 +137,7 @@ def test_last_worker_stops_after_idle_s(policy: str) -> None:
     [
         replace(IDLE, queued=1),
         replace(IDLE, running=1),
+        replace(IDLE, proxied_in_flight=1),
         replace(IDLE, started_total=1),  # a task started and ended between two observations
         None,
     ],

@@ -103,6 +103,8 @@ def test_mean_load_restarts_after_a_change() -> None:
     # The load that led to ten workers does not cause another change.
     third, _ = decide(observe(20, 10), mean, LIMITS, memory, 20.0)
     assert third.desired == 10
+    other, _ = decide(observe(26, 10), mean, LIMITS, memory, 20.0)
+    assert other.inputs["tasks"] == 26, "the samples from before the change are gone"
 
 
 @given(

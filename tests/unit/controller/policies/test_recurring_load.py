@@ -71,6 +71,11 @@ def test_a_bunch_at_full_hours_is_expected_from_the_fourth_on() -> None:
         assert floor(memory, SCALING.recurring_load, now + 120, AHEAD_S) == 0
 
 
+def test_a_slot_counts_once_it_has_ended() -> None:
+    memory = learnt(at_full_hours, every(30, 0, 150))
+    assert [sorted(cycle.slots) for cycle in memory.cycles] == [[0], [], []]
+
+
 def test_what_does_not_recur_raises_no_floor() -> None:
     def now_and_then(unix_s: float) -> int:
         return at_full_hours(unix_s) if int(unix_s // HOUR) % 4 == 0 else 0

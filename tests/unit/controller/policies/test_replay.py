@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +54,52 @@ def test_batch_that_is_not_full_is_faster(arrivals: tuple[float, ...], late: int
     tasks = [ReplayTask(at, 10.0, 1) for at in arrivals]
     after = advance(begin(60.0, 0, 1, 2, 0.0), step(tasks=tasks, batch=2, slowdown=2.0, max_workers=1))
     assert after.late == late
+
+
+def test_a_task_that_waits_for_just_the_allowed_time_is_not_late() -> None:
+    tasks = [ReplayTask(0.0, 5.0, 1)] * 4
+    assert advance(begin(60.0, 0, 1, 1, 0.0), step(tasks=tasks, max_workers=1)).late == 1, (
+        "they begin at 0, 5, 10, 15 s"
+    )
+
+
+def test_a_long_queue_is_cut() -> None:
+    tasks = [ReplayTask(0.0, 100.0, 2)] * 3011
+    after = advance(begin(60.0, 0, 1, 1, 0.0), step(tasks=tasks, max_workers=1))
+    assert (len(after.waiting), after.late) == (3000, 20), "the oldest leave, and count as late"
+
+
+def test_a_running_task_moves_when_its_place_goes() -> None:
+    after = advance(replace(begin(60.0, 0, 2, 1, 0.0), slots=(50.0, 100.0)), step())
+    assert (after.workers, after.slots) == (1, (120.0,)), "20 s were left of the first task"
+
+
+def test_loading_workers_go_first() -> None:
+    loading = replace(begin(60.0, 0, 3, 1, 0.0), starting=(60.0, 60.0), slots=(0.0, 60.0, 60.0))
+    assert len(advance(loading, step()).starting) <= 1
+
+
+@pytest.mark.parametrize(
+    ("busy_until", "batch", "slowdown"),
+    [
+        # A running task of 1000 s would not end earlier with more workers.
+        ((1000.0,), 1, 1.0),
+        # Eight tasks that run eight times slower than alone are 30 s of work.
+        ((240.0,) * 8, 8, 8.0),
+    ],
+)
+def test_running_tasks_order_no_workers(busy_until: tuple[float, ...], batch: int, slowdown: float) -> None:
+    busy = replace(begin(60.0, 0, 1, batch, 0.0), slots=busy_until)
+    after = advance(busy, step(tasks=[ReplayTask(0.0, 1.0, 1)], batch=batch, slowdown=slowdown))
+    assert (after.starts, len(after.waiting)) == (0, 1)
+
+
+@pytest.mark.parametrize(("floor", "starts"), [(0, 8), (1, 0)])
+def test_settings_with_a_floor_use_the_plain_rate(floor: int, starts: int) -> None:
+    many = RULE._replace(arriving=4.0)
+    tasks = [ReplayTask(0.0, 4.0, 1)] * 5
+    after = advance(begin(60.0, floor, 1, 1, 0.0), step(tasks=tasks, backlog=many, plain_backlog=RULE))
+    assert (after.starts > 0) is (starts > 0)
 
 
 def test_loading_workers_have_no_work() -> None:
@@ -117,6 +164,7 @@ def test_replay_keeps_its_places_and_tasks(steps: list[tuple[int, float, int, in
         )
         now += seconds
         assert len(one.slots) == one.workers * batch
+        assert len(one.starting) <= one.workers
         assert 1 <= one.workers <= LIMITS.max_workers
         assert one.workers >= min(floor, LIMITS.max_workers)
         assert 0 <= one.new_late <= len(before.waiting) + count
@@ -190,6 +238,100 @@ def test_arrivals_of_the_present_second_wait() -> None:
     buckets = [ArrivalBucket(second, 1, 1.0, 1.0) for second in (96, 97, 98, 99, 100)]
     queue = replace(Queue(0, 0, uptime_s=100.4), recent_arrivals=buckets)
     assert [bucket.second for bucket in memory.counted(queue)[1]] == [98, 99]
+
+
+def update_at(now: float, memory: ReplayMemory, by_rate: int = 1, limits: WorkerLimits = LIMITS) -> ReplayMemory:
+    """Return the memory after an update without arrivals."""
+    seen = observation(now, [])
+    assert seen.queue is not None
+    return update(memory, [], seen, seen.queue, Scaling(), limits, by_rate, by_rate)
+
+
+@pytest.mark.parametrize(
+    ("limits", "floors"),
+    [
+        (LIMITS, [2, 3, 4, 6, 8, 11, 16]),
+        (WorkerLimits(4, 10, 60, 60, 10), [6, 8]),
+        (WorkerLimits(1, 1, 60, 60, 10), []),
+    ],
+)
+def test_floors_are_those_within_the_bounds(limits: WorkerLimits, floors: list[int]) -> None:
+    replays = update_at(100.0, ReplayMemory(), limits=limits).replays
+    assert [(one.hold_s, one.floor) for one in replays[:3]] == [(60.0, 0), (600.0, 0), (1800.0, 0)]
+    assert [(one.hold_s, one.floor) for one in replays[3:]] == [(60.0, floor) for floor in floors]
+
+
+def test_scores_fade() -> None:
+    one = replace(begin(60.0, 0, 1, 1, 0.0), late=100.0, recent_late=100.0, cost_s=1e5, starts=50.0)
+    memory = ReplayMemory((one,), second=999, age_s=1e5, total=1000.0, recent_total=1000.0)
+    memory = update_at(1000.0 + 4 * 3600, memory)
+    [after] = memory.replays
+    for value, before, hours in (
+        (after.late, 100.0, 4),
+        (after.starts, 50.0, 4),
+        (after.cost_s - 4 * 3600, 1e5, 4),
+        (memory.total, 1000.0, 4),
+        (after.recent_late, 100.0, 1),
+        (memory.recent_total, 1000.0, 1),
+    ):
+        assert value == pytest.approx(before * math.exp(-4 / hours), rel=1e-3)
+    assert memory.age_s == pytest.approx(1e5 + 4 * 3600)
+
+
+@pytest.mark.parametrize(("now", "workers"), [(290.0, 5), (300.0, 1)])
+def test_no_replayed_worker_goes_within_the_startup_hold(now: float, workers: int) -> None:
+    memory = ReplayMemory((begin(60.0, 0, 5, 1, 0.0),), second=int(now) - 1, age_s=1e5)
+    assert update_at(now, memory).replays[0].workers == workers
+
+
+def scored(
+    hold_s: float, floor: int, cost_s: float = 1000.0, late: float = 0.0, recent: float = 0.0, starts: float = 0.0
+) -> Replay:
+    return replace(
+        begin(hold_s, floor, max(floor, 1), 1, 0.0), cost_s=cost_s, late=late, recent_late=recent, starts=starts
+    )
+
+
+#: 100 of 10,000 tasks may be late, and 10 of the 1000 in the last hour.
+FAILING = scored(60.0, 0, late=500.0)
+LATE = scored(60.0, 0, late=200.0)
+HELD = scored(600.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("replays", "selected", "age_s", "chosen"),
+    [
+        # The normal setting is used while it serves enough in time, and again once it does.
+        ([scored(60.0, 0), HELD], 0, 1e5, 0),
+        ([scored(60.0, 0), HELD], 1, 1e5, 0),
+        # Between the limits the present setting stays.
+        ([LATE, HELD], 0, 1e5, 0),
+        ([LATE, HELD], 1, 1e5, 1),
+        ([FAILING, HELD], 0, 1e5, 1),
+        # It may fail in the last hour only.
+        ([scored(60.0, 0, late=250.0, recent=150.0), HELD], 0, 1e5, 1),
+        ([scored(60.0, 0, late=250.0, recent=80.0), HELD], 0, 1e5, 0),
+        # The cheapest that keeps the promise, if it is clearly cheaper than the present one.
+        ([FAILING, HELD, scored(60.0, 3, 950.0)], 1, 1e5, 1),
+        ([FAILING, HELD, scored(60.0, 3, 900.0)], 1, 1e5, 2),
+        ([FAILING, HELD, scored(60.0, 3, 950.0)], 0, 1e5, 2),
+        ([FAILING, HELD, scored(60.0, 3, 900.0, late=95.0)], 1, 1e5, 1),
+        ([FAILING, HELD, scored(60.0, 3, 900.0, recent=20.0)], 1, 1e5, 1),
+        # A start counts as 30 s of a worker.
+        ([FAILING, HELD, scored(60.0, 3, 900.0, starts=10.0)], 1, 1e5, 1),
+        # If none keeps it, a late task counts as ten minutes of a worker.
+        ([FAILING, scored(600.0, 0, late=200.0), scored(60.0, 3, 60_000.0, late=150.0)], 1, 1e5, 1),
+        ([FAILING, scored(600.0, 0, late=200.0), scored(60.0, 3, 20_000.0, late=150.0)], 1, 1e5, 2),
+        # Nothing changes until `startup_hold_s`, and until six times that only to more workers.
+        ([FAILING, HELD, scored(60.0, 3, 500.0)], 1, 299.0, 1),
+        ([FAILING, scored(600.0, 0, late=400.0), scored(60.0, 3, 500.0), scored(60.0, 4, 1500.0)], 1, 1799.0, 3),
+        ([FAILING, scored(600.0, 0, late=400.0), scored(60.0, 3, 500.0), scored(60.0, 4, 1500.0)], 1, 1801.0, 2),
+        ([scored(60.0, 0), HELD], 1, 1799.0, 1),
+    ],
+)
+def test_choice_of_a_setting(replays: list[Replay], selected: int, age_s: float, chosen: int) -> None:
+    memory = ReplayMemory(tuple(replays), selected, 4999, age_s, total=10_000.0, recent_total=1000.0)
+    assert update_at(5000.0, memory).selected == chosen
 
 
 def test_very_busy_model_is_not_replayed() -> None:

@@ -105,6 +105,50 @@ def test_a_worker_is_removed_later_than_it_is_added(have: int, desired: int) -> 
     assert decision.reason == "5 for the arrivals" + (", 6 not to remove one too early" if desired == 6 else "")
 
 
+def inputs_at(z: float) -> tuple[float, float]:
+    """Return the workers for adding and for removing at this margin."""
+    queue = replace(STEADY, arrivals_short_window=900, arrivals_long_window=9000)
+    wide = replace(LIMITS, max_workers=200)
+    inputs = decide(observe(queue, 5), SCALING, wide, SloWorkMemory(z - 1.5), 30.0)[0].inputs
+    return inputs["n_rate"], inputs["n_keep"]
+
+
+def test_workers_are_kept_for_a_margin_that_is_larger_by_six_tenths() -> None:
+    margins = [number / 10 for number in range(-20, 40)]
+    kept, added = zip(*((inputs_at(z)[1], inputs_at(z + 0.6)[0]) for z in margins), strict=True)
+    assert kept == added
+    assert len(set(kept)) > 3, "it depends on the margin"
+
+
+@pytest.mark.parametrize(
+    ("squares", "burstiness", "variation"),
+    [(30.0, 0.3, 0.0), (50.0, 1.0, 1.0), (120.0, 1.2, 1.0)],
+)
+def test_variation_below_that_of_chance_counts_for_regular_arrivals_only(
+    squares: float, burstiness: float, variation: float
+) -> None:
+    constant = [ArrivalBucket(4900 + number, 1, 4.0, 4.0) for number in range(40)]
+    memory = SloWorkMemory(-0.3, counts=DispersionIndex(squares=squares))
+    decision, _ = decide(observe(replace(STEADY, recent_arrivals=constant), 5), SCALING, LIMITS, memory, 30.0)
+    assert decision.inputs["burstiness"] == pytest.approx(burstiness)
+    assert decision.inputs["work_variation"] == pytest.approx(variation, abs=1e-9)
+
+
+@pytest.mark.parametrize(("recent", "at_max"), [(90, False), (180, True)])
+def test_a_wish_above_max_workers_is_remembered(recent: int, at_max: bool) -> None:
+    _, memory = decide(
+        observe(replace(STEADY, arrivals_short_window=recent), 5), SCALING, LIMITS, SloWorkMemory(-0.3), 30.0
+    )
+    assert memory.at_max is at_max
+
+
+def test_decisions_are_kept_for_the_longest_hold() -> None:
+    memory = learnt()
+    for now in (0.0, 900.0, 1799.0, 1800.0):
+        _, memory = decide(observe(STEADY, 5), SCALING, LIMITS, memory, now)
+    assert [past.at for past in memory.decisions] == [900.0, 1799.0, 1800.0]
+
+
 @pytest.mark.parametrize(("squares", "n_rate"), [(100.0, 5), (200.0, 6), (900.0, 7)])
 def test_bursty_arrivals_need_more_workers(squares: float, n_rate: int) -> None:
     decision, _ = decide(
@@ -297,6 +341,7 @@ def test_margin_is_unchanged_without_alternative(memory: SloWorkMemory) -> None:
 
 def test_waits_for_first_worker_do_not_change_margin() -> None:
     zero, memory = scaling(min_workers=0, behavior=NO_REPLAYS), SloWorkMemory(-0.5, dispatched=0)
+    wide = replace(LIMITS, max_workers=99)
     steps = [
         (0, 0, 1, 5.0),  # one task waits without a worker
         (0, 0, 9, 35.0),
@@ -306,10 +351,10 @@ def test_waits_for_first_worker_do_not_change_margin() -> None:
     ]
     for number, (ready, late, queued, oldest) in enumerate(steps):
         queue = replace(STEADY, queued=queued, started_total=late, started_late_total=late, oldest_wait_s=oldest)
-        _, memory = decide(observe(queue, ready, 1 - ready), zero, LIMITS, memory, 30.0 * number)
+        _, memory = decide(observe(queue, ready, 1 - ready), zero, wide, memory, 30.0 * number)
         assert memory.z_offset == -0.5
     queue = replace(STEADY, started_total=10, started_late_total=10)
-    _, memory = decide(observe(queue, 1), zero, LIMITS, memory, 200.0)
+    _, memory = decide(observe(queue, 1), zero, wide, memory, 200.0)
     assert memory.z_offset > -0.5, "from then on it counts again"
 
 
@@ -404,6 +449,18 @@ def test_learnt_least_number_is_kept_and_explained() -> None:
     decision, _ = decide(observe(CALM, 6), SCALING, LIMITS, SloWorkMemory(-0.5, replays=replayed(1)), 30.0)
     assert (decision.desired, decision.inputs["floor"]) == (6, 6)
     assert "at least 6 by a replay of the recent arrivals" in decision.reason
+    kept, _ = decide(observe(STEADY, 6), SCALING, LIMITS, SloWorkMemory(-0.3, replays=replayed(1)), 30.0)
+    assert kept.reason == "5 for the arrivals, 6 not to remove one too early", "the replay asks for no more"
+
+
+@pytest.mark.parametrize(("selected", "is_step"), [(0, True), (1, False)])
+def test_a_learnt_least_number_has_the_room_for_bunches(selected: int, is_step: bool) -> None:
+    bunch = [ArrivalBucket(4998, 40, 160.0, 4.0)]
+    queue = replace(STEADY, queued=40, backlog_work_s=160.0, recent_arrivals=bunch)
+    wide = replace(LIMITS, max_workers=99)
+    memory = SloWorkMemory(-0.5, replays=replayed(selected))
+    decision, _ = decide(observe(queue, 6), SCALING, wide, memory, 30.0)
+    assert (decision.inputs["n_backlog"] > 20) is is_step
 
 
 def test_explicit_window_turns_the_replays_off() -> None:
