@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.devices import machine_of
+from configs.text import exception_line
 from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.persistence import SavedModel, pack, unpack
 from controller.autoscaler.triggers import early_trigger
@@ -160,7 +161,7 @@ class Autoscaler:
             )
         except Exception as error:  # a user's own policy may raise anything
             failure = traceback.format_exc()
-            reason = f"the policy failed: {type(error).__name__}: {error}"
+            reason = f"the policy failed: {exception_line(error)}"
             decision, model.memory = bounds.decide(
                 _no_decision(reason), observation, model.scaling, model.limits, model.memory, now
             )

@@ -5,13 +5,18 @@ It gets the same observation as the built-in policies, and the same bounds apply
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from configs.scaling import Scaling
 from controller.types import Decision, Observation, WorkerLimits
 
 Scale = Callable[[Observation], Decision]
+
+#: Numbers that a report can carry exactly.
+_MAX_NUMBER = 2**53
 
 
 class PolicyImportError(Exception):
@@ -34,10 +39,34 @@ class CustomPolicy:
     ) -> tuple[Decision, None]:
         """Return the function's decision. Raises what the function raises, and `InvalidPolicy`."""
         del scaling, limits, memory, now
-        decision = self._scale(observation)
-        if not isinstance(decision, Decision) or not isinstance(decision.desired, int):
-            raise InvalidPolicy(f"{self._path} must return a Decision with a whole number, not {decision!r}")
-        return decision, None
+        try:
+            decision = self._scale(observation)
+        except SystemExit as error:  # it would end the server
+            raise InvalidPolicy(f"{self._path} has called sys.exit({error.code!r})") from error
+        if not _has_types(decision):
+            raise InvalidPolicy(f"{self._path} must return a Decision with a whole number and a text, not {decision!r}")
+        return dataclasses.replace(decision, inputs=_numbers(decision.inputs)), None
+
+
+def _has_types(decision: Any) -> bool:
+    """Return whether it is a `Decision` whose fields have their types, whatever the function has put into them."""
+    return (
+        isinstance(decision, Decision)
+        and isinstance(decision.desired, int)
+        and abs(decision.desired) <= _MAX_NUMBER
+        and isinstance(decision.reason, str)
+        and isinstance(decision.valid, bool)
+        and isinstance(decision.inputs, Mapping)
+    )
+
+
+def _numbers(inputs: Mapping[Any, Any]) -> dict[str, float]:
+    """Return the inputs that a report can carry."""
+    return {
+        name: float(value)
+        for name, value in inputs.items()
+        if isinstance(name, str) and isinstance(value, int | float) and abs(value) <= _MAX_NUMBER
+    }
 
 
 def load(path: str) -> CustomPolicy:

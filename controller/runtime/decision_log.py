@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
+from configs.text import printable
 from controller.autoscaler.autoscaler import DecisionEvent
 from controller.planning.plan import Blocked
 from controller.runtime.report import MAX_TEXT
@@ -37,11 +38,10 @@ class DecisionLog:
         self._blocked = LogThrottle()
 
     def add(self, event: DecisionEvent, wall: float) -> None:
-        """Keep and log a decision made at `wall`, in Unix seconds. Its text is cut, and its numbers are finite."""
+        """Keep and log a decision made at `wall`, in Unix seconds. Its text is clipped, and its numbers are finite."""
         self.last += 1
         decision = event.decision
-        # A custom policy may return anything.
-        numbers = [(name, float(value)) for name, value in decision.inputs.items() if isinstance(value, int | float)]
+        numbers = [(name, float(value)) for name, value in decision.inputs.items()]
         self.latest[event.model] = record = DecisionRecord(
             number=self.last,
             time=wall,
@@ -51,8 +51,8 @@ class DecisionLog:
             ready=sum(replica.stage is Stage.READY for replica in event.observation.replicas),
             desired=decision.desired,
             valid=decision.valid,
-            reason=decision.reason[:MAX_TEXT],
-            inputs={name[:_MAX_NAME]: value for name, value in numbers[:_MAX_INPUTS] if math.isfinite(value)},
+            reason=printable(decision.reason, MAX_TEXT),
+            inputs={printable(name, _MAX_NAME): value for name, value in numbers[:_MAX_INPUTS] if math.isfinite(value)},
         )
         self._records.append(record)
         self._log(event, record.inputs)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -121,5 +124,41 @@ def test_policy_import_error_names_the_cause(path: str, message: str) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_invalid_return_value_raises_invalid_policy() -> None:
-    with pytest.raises(custom.InvalidPolicy, match="must return a Decision with a whole number, not 3"):
+    with pytest.raises(custom.InvalidPolicy, match="must return a Decision with a whole number and a text, not 3"):
         find("tens:number")(observe(1), Scaling(policy="tens:number"), LIMITS, None, 0.0)
+
+
+def decide_with(returned: object) -> Decision:
+    """Return the decision of a custom policy that returns this."""
+    policy = custom.CustomPolicy("own:scale", lambda _: cast("Decision", returned))
+    return policy(observe(1), Scaling(policy="own:scale"), LIMITS, None, 0.0)[0]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        None,
+        "three",
+        Decision(cast("int", math.nan), "why"),
+        Decision(10**30, "why"),
+        Decision(2, cast("str", None)),
+        Decision(2, "why", valid=cast("bool", None)),
+        Decision(2, "why", inputs=cast("Mapping[str, float]", None)),
+    ],
+)
+def test_custom_policy_with_wrong_types_raises_invalid_policy(returned: object) -> None:
+    with pytest.raises(custom.InvalidPolicy, match="own:scale must return a Decision"):
+        decide_with(returned)
+
+
+def test_inputs_of_custom_policy_that_cannot_be_reported_are_left_out() -> None:
+    inputs: dict[Any, Any] = {"kept": 1.5, "text": "b", 3: 1.0, "huge": 10**400, "nan": math.nan, "inf": math.inf}
+    assert decide_with(Decision(2, "why", inputs=inputs)) == Decision(2, "why", inputs={"kept": 1.5})
+
+
+def test_exit_of_custom_policy_is_no_exit_of_the_controller() -> None:
+    def scale(_: object) -> Decision:
+        sys.exit(3)
+
+    with pytest.raises(custom.InvalidPolicy, match=r"own:scale has called sys.exit\(3\)"):
+        custom.CustomPolicy("own:scale", scale)(observe(1), Scaling(policy="own:scale"), LIMITS, None, 0.0)

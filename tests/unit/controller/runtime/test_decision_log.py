@@ -1,0 +1,23 @@
+"""The decision log: what a user's policy returns must not stop the controller."""
+
+from __future__ import annotations
+
+import msgspec
+
+from controller.autoscaler.autoscaler import DecisionEvent
+from controller.runtime.decision_log import DecisionLog
+from controller.runtime.report import MAX_TEXT
+from controller.types import Decision, Observation
+from wire.scaling import DecisionRecord
+
+
+def test_any_text_of_a_policy_can_be_reported() -> None:
+    log = DecisionLog()
+    for reason in ("\ud800 half a character", "\x1b[31m red", "x" * 100_000):
+        log.add(
+            DecisionEvent("m", 0.0, "tick", Observation("m", None, []), Decision(1, reason, inputs={"\udc80": 1.0})),
+            0.0,
+        )
+    sent = msgspec.json.decode(msgspec.json.encode(log.after(0)), type=tuple[DecisionRecord, ...])
+    assert [record.reason for record in sent] == ["? half a character", "?[31m red", "x" * (MAX_TEXT - 3) + "..."]
+    assert {name for record in sent for name in record.inputs} == {"?"}
