@@ -149,7 +149,7 @@ def _compare(args: argparse.Namespace, scenario: Scenario, names: Sequence[str],
             result = run(name, scenario, _SAMPLE_S, lambda now, bar=bar: progress.update(bar, completed=now))  # type: ignore[misc]
             found[name] = (_results(name, result, bounds), result, time.perf_counter() - started)
     min_hours = sum(min_gpu_hours(model) for model in next(iter(found.values()))[1].models.values())
-    notes = [f"full batches without idle time: {min_hours:.1f} GPU-h"]
+    notes = [f"full batches without idle time: {table.hours_text(min_hours)} GPU-h"]
     notes += bounds.notes() + _time_notes(scenario)
     table.print_table(console, describe(scenario), [row for parts, _, _ in found.values() for row in parts], notes)
     if args.json:

@@ -211,7 +211,8 @@ def describe(scenario: Scenario) -> str:
         traffic = scenario.traffic[name]
         mean = sum(traffic.work) / max(len(traffic.work), 1)
         start = profile.expected_start_s()
-        parts.append(f"{name}: {len(traffic.times)} requests of {mean:.3g} s, batch {profile.batch}, start {start:g} s")
+        requests = "1 request" if len(traffic.times) == 1 else f"{len(traffic.times)} requests"
+        parts.append(f"{name}: {requests} of {mean:.3g} s, batch {profile.batch}, start {start:g} s")
     models = "; ".join(parts[:3]) + ("; ..." if len(parts) > 3 else "")
     return f"{scenario.span_s / 3600:.3g} h, at most {scenario.gpus} workers. {models}"
 

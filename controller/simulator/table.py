@@ -11,12 +11,14 @@ from rich.text import Text
 
 from controller.simulator.results import PolicyResult
 
+_MANY_HOURS = 10.0
+
 
 def print_table(console: Console, title: str, results: Sequence[PolicyResult], notes: Sequence[str]) -> None:
     """Print one row per policy and model."""
     several = len({result.model for result in results}) > 1
     caption = Text("\n".join(notes)) if notes else None
-    table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
+    table = Table(caption=caption, caption_justify="left")
     table.add_column("policy", no_wrap=True)
     if several:
         table.add_column("model", no_wrap=True)
@@ -27,6 +29,7 @@ def print_table(console: Console, title: str, results: Sequence[PolicyResult], n
     for number, result in enumerate(results):
         names = (result.policy, result.model) if several else (result.policy,)
         table.add_row(*map(Text, names), *(cells[number] for cells in shown.values()))  # names may look like markup
+    console.print(Text(title))  # as a title of the table, it would be as narrow
     console.print(table)
 
 
@@ -47,10 +50,17 @@ def _cells(result: PolicyResult) -> dict[str, str]:
     }
 
 
+def hours_text(hours: float) -> str:
+    """Return GPU-hours with a decimal place, and with more of them for less than ten hours."""
+    if hours >= _MANY_HOURS or hours == 0:
+        return f"{hours:.1f}"
+    return f"{hours:.2f}" if hours >= 1 else f"{hours:#.2g}"
+
+
 def _hours(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1f}" if math.isfinite(value) else "none"
+    return hours_text(value) if math.isfinite(value) else "none"
 
 
 def _seconds(value: float) -> str:

@@ -62,9 +62,18 @@ def _decoded(file: Path, data: bytes) -> str:
 
 def parse_rows(text: str) -> Iterator[TraceRow]:
     """Yield the rows of a text. Rows of an access log that asked no model are left out."""
-    if text.lstrip("\ufeff \t\r\n").startswith("{"):
+    if _is_json(text):
         return _json_rows(text)
     return _access_log_rows(text) if access_logs.is_access_log(text) else _csv_rows(text)
+
+
+def is_csv(text: str) -> bool:
+    """Return whether the text is read as CSV: it is neither JSON lines nor an access log."""
+    return not _is_json(text) and not access_logs.is_access_log(text)
+
+
+def _is_json(text: str) -> bool:
+    return text.lstrip("\ufeff \t\r\n").startswith("{")
 
 
 def _json_rows(text: str) -> Iterator[TraceRow]:

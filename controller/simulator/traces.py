@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from controller.simulator.request_work import RequestCosts, number, urgency_of, work_of
 from controller.simulator.scenarios import TimedRequest, Traffic, traffic_of
-from controller.simulator.trace_rows import InvalidTrace, TraceRow, convert_rows, parse_rows, read_text
+from controller.simulator.trace_rows import InvalidTrace, TraceRow, convert_rows, is_csv, parse_rows, read_text
 from controller.simulator.urgency import Urgency
 
 #: Columns with the arrival time.
@@ -43,6 +43,8 @@ _UNKNOWN_WORK = -1.0
 _FIRST_DATE_S, _LAST_DATE_S = 1e8, 4e9
 #: A longer trace has times in another unit.
 _MAX_SPAN_S = 366 * _DAY_S
+#: Why a log may have none.
+_COUNTED = "; of an access log, answered POST requests count, and of Muster's own those for a model"
 
 
 def _ignore(message: str) -> None:
@@ -87,7 +89,8 @@ def read_recorded_trace(
     Up to `max_bad_lines` lines are left out, which `warn` receives.
     """
     costs = costs or RequestCosts()
-    rows = parse_rows(read_text(file))
+    text = read_text(file)
+    rows = parse_rows(text)
     bad: list[TraceRow] = []
     first: Mapping[str, Any] | None = None
     for row in rows:
@@ -98,7 +101,7 @@ def read_recorded_trace(
         bad.append(row)
     if first is None:
         convert_rows(file, bad, dict, max_bad_lines)
-        raise InvalidTrace(f"{file} has no requests")
+        raise InvalidTrace(f"{file} has no requests{'' if is_csv(text) else _COUNTED}")
     if "Total Request Count" in first:
         counts, errors = convert_rows(file, rows, _locust_count, max_bad_lines)
         requests = list(_locust_requests(counts))

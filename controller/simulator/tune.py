@@ -30,6 +30,7 @@ from controller.simulator.scaling_fields import InvalidScaling, merge_fields, ne
 from controller.simulator.scenario_options import describe, scenario_from
 from controller.simulator.scenario_parser import make_parser
 from controller.simulator.scenarios import Scenario, slice_traffic
+from controller.simulator.table import hours_text
 
 _DESCRIPTION = """\
 Search policy settings on the first part of a trace, evaluate them on the rest, and print them as YAML.
@@ -152,6 +153,7 @@ def _search(
 
 def _print_result(console: Console, label: str, result: PolicyResult) -> None:
     console.print(
-        f"{label}: {100 * result.in_slo:.2f} % in time, {result.gpu_hours:.1f} GPU-h, {result.cold_starts} starts",
+        f"{label}: {100 * result.in_slo:.2f} % in time, {hours_text(result.gpu_hours)} GPU-h, "
+        f"{result.cold_starts} starts",
         highlight=False,
     )

@@ -186,7 +186,10 @@ def test_bucket_and_stretch_change_the_times(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no requests"),
+        ("", "has no requests$"),
+        ("arrival_s,exec_s\n", "has no requests$"),
+        ('{"logger": "worker", "level": "info"}\n', "no requests; of an access log, answered POST requests count"),
+        ('- - - [28/Nov/2026:13:05:55 +0000] "GET / H" 200 1 "-" "-"\n', "no requests; of an access log, answered"),
         ("a,b\n1,2\n", "none of the columns arrival_s"),
         ("arrival_s,exec_s\nsoon,1\n", "line 2: arrival_s \\('soon'\\) is no number and no date"),
         ("arrival_s,exec_s\n1,much\n", "line 2: exec_s \\('much'\\) is not a number"),
