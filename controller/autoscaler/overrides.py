@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from controller.types import Decision, WorkerLimits
-from wire.scaling import Pause, Resume, Scale
+from wire.scaling import MAX_HOLD_S, Pause, Resume, Scale
 
 
 class InvalidCommand(Exception):
@@ -84,13 +84,20 @@ def check_worker(worker: str, workers: Collection[str]) -> None:
 
 
 def active_overrides(current: Overrides, limits: Mapping[str, WorkerLimits], now: float) -> Overrides:
-    """Return the overrides that have not ended, of present models, within the present bounds."""
+    """Return the overrides that have not ended, of present models, within the present bounds.
+
+    The system clock may have been ahead when they were made: none lasts longer than a command can ask for, and workers
+    that start from now on are not replaced.
+    """
     holds = {
-        name: replace(hold, workers=min(max(hold.workers, limits[name].min_workers), limits[name].max_workers))
+        name: Override(
+            min(max(hold.workers, limits[name].min_workers), limits[name].max_workers),
+            min(hold.until, now + MAX_HOLD_S),
+        )
         for name, hold in current.holds.items()
         if now < hold.until and name in limits
     }
-    before = {name: at for name, at in current.renew_before.items() if name in limits}
+    before = {name: min(at, now) for name, at in current.renew_before.items() if name in limits}
     return replace(current, holds=holds, renew_before=before)
 
 

@@ -67,7 +67,7 @@ def decide(
     if decision.desired < floor:
         reason = f"{floor_reason}; the policy wanted {decision.desired}: {decision.reason}"
         decision = replace(decision, desired=floor, reason=reason)
-    elif decision.desired == floor > limits.min_workers:
+    elif decision.desired == floor > limits.min_workers and scaling.policy != "schedule":  # which has said so itself
         decision = replace(decision, reason=f"{decision.reason}; {floor_reason}")
     minimum = max(floor, 1)
     return replace(decision, desired=min(max(decision.desired, minimum), limits.max_workers)), memory
@@ -118,6 +118,6 @@ def _from_zero(decision: Decision, observation: Observation, scaling: Scaling, n
     """Return the decision for a model without workers: `activation`, or what the backlog needs."""
     backlog = workers_for_backlog(observation, scaling, now)
     first = max(scaling.scale_to_zero.activation, backlog)
-    if decision.valid and decision.desired >= first:
+    if decision.valid and decision.desired > first:
         return decision
     return replace(decision, desired=first, reason=f"requests wait and there is no worker: start {first}", valid=True)

@@ -80,6 +80,11 @@ class RecurringMemory:
     #: The last second of the balancer's uptime whose arrivals were counted.
     second: int = -1
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` if it was saved by a version with other cycles."""
+        if len(self.cycles) != len(_CYCLES):
+            raise ValueError(f"{len(_CYCLES)} cycles are expected, not {len(self.cycles)}")
+
 
 def update(memory: RecurringMemory, queue: Queue, scaling: Scaling, unix_s: float) -> RecurringMemory:
     """Return the memory with the arrivals since the last update."""

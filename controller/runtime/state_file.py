@@ -47,7 +47,11 @@ class StateFile:
         """Return the saved state; None if there is none or it cannot be read."""
         try:
             header = msgspec.json.decode(self._header.read_bytes(), type=_Header)
-        except (OSError, msgspec.MsgspecError):
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            lost = "overrides, a pause and what the policies have learnt are lost"
+            log.warning("%s cannot be read, and %s: %s", self._header, lost, error)
             return None
         memory = b""
         with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ from controller.autoscaler.overrides import (
 )
 from controller.planning.rolling_update import UpdatePolicy
 from controller.types import Decision, Observation, Queue, WorkerLimits
-from wire.scaling import Pause, Resume, Scale
+from wire.scaling import MAX_HOLD_S, Pause, Resume, Scale
 
 NOW = 1_800_000_000.0
 LIMITS = {"a": WorkerLimits(1, 4, 600, 60, 10), "b": WorkerLimits(0, 2, 600, 60, 10)}
@@ -117,3 +117,12 @@ def test_restart_of_a_worker_replaces_only_running_ones() -> None:
     with pytest.raises(InvalidCommand, match="no worker that is named b-1") as raised:
         request_worker_restart(first, "b-1", ["a-1"])
     assert raised.value.param == "worker"
+
+
+def test_overrides_from_a_clock_that_was_ahead_end() -> None:
+    saved = Overrides({"a": Override(2, 1e300)}, renew_before={"a": NOW + 1e6})
+    present = active_overrides(saved, LIMITS, NOW)
+    assert present == Overrides({"a": Override(2, NOW + MAX_HOLD_S)}, renew_before={"a": NOW})
+    assert override_decision(present.holds["a"]).desired == 2
+    assert active_overrides(present, LIMITS, NOW + 1) == present
+    assert active_overrides(present, LIMITS, NOW + MAX_HOLD_S).holds == {}

@@ -70,13 +70,14 @@ def test_state_survives_a_restart(policy: str, own: object, after: object) -> No
         b'{"m": {"policy": "slo_work", "starts": {}, "memory": {"own": {"z_offset": "high"}}}}',
         b'{"other": {"policy": "slo_work", "starts": {}, "memory": {"own": {"z_offset": 3}}}}',
         b'{"m": {"policy": "queue_depth", "starts": {}, "memory": {"own": {"last_up": 3}}}}',
+        b'{"m": {"policy": "slo_work", "starts": {}, "memory": {"recurring": {"cycles": [{}]}}}}',
         b'{"m": {"policy": "own.module:scale", "starts": {}, "memory": {"own": {"what": "ever"}}}}',
     ],
 )
 def test_unreadable_or_foreign_state_is_ignored(saved: bytes) -> None:
     new = make_autoscaler()
     new.restore(saved, now=5.0)
-    assert new.models["m"].memory.own is None
+    assert (new.models["m"].memory.own, new.models["m"].memory.recurring) == (None, None)
     assert new.tick({"m": observe(Queue(0, 0))}, 6.0).decided[0].decision.valid
 
 

@@ -160,6 +160,20 @@ def test_scale_to_zero_goes_through_one_worker() -> None:
     assert decision.desired == 0
 
 
+@pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests", "static"])
+def test_first_start_says_that_a_request_waits(policy: str) -> None:
+    settings, waiting = scaling(policy=policy, min_workers=0), replace(IDLE, queued=1)
+    decision, _ = bounds.decide(POLICIES[policy], observe(waiting, 0), settings, ZERO, PolicyMemory(), 0.0)
+    assert (decision.desired, decision.reason) == (1, "requests wait and there is no worker: start 1")
+
+
+def test_policy_schedule_names_its_entry_once() -> None:
+    settings = scaling(policy="schedule", schedule=[{"cron": "0 8 * * *", "workers": 3}])
+    observed = observe(IDLE, 1, unix_s=NINE)
+    decision, _ = bounds.decide(POLICIES["schedule"], observed, settings, LIMITS, PolicyMemory(), 0.0)
+    assert (decision.desired, decision.reason) == (3, "schedule '0 8 * * *' requires 3")
+
+
 def test_schedule_prevents_scale_to_zero() -> None:
     settings = scaling(min_workers=0, scale_to_zero={"idle_s": 0}, schedule=[{"cron": "0 8 * * *", "workers": 2}])
     decision, _ = bounds.decide(Fixed(0), observe(IDLE, 1, unix_s=NINE), settings, ZERO, PolicyMemory(), 0.0)
