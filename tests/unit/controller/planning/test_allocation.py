@@ -165,6 +165,17 @@ SMALL = (wanted("a", 1, A[0], need=10), wanted("c", 1, replica("c1", "sim:0"), n
         ([wanted("a", 1, A[0], tasks=50), wanted("b", 1, B1)], []),
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, B1)], ["b1"]),
         ([wanted("a", 2, A[0], tasks=1), wanted("b", 1, B1)], []),
+        ([wanted("a", 2, A[0], tasks=8), wanted("b", 1, B1)], ["b1"]),
+        ([wanted("a", 2, A[0], tasks=5), wanted("b", 1, B1)], []),
+        # Of workers whose loss costs nothing, the one with the fewest tasks.
+        (
+            [
+                wanted("a", 2, replica("a1", "sim:0", load=2), replica("a2", "sim:1", load=1), slots=THREE),
+                wanted("c", 1, replica("c1", "sim:2"), slots=THREE),
+                wanted("b", 1, tasks=1, slots=THREE),
+            ],
+            ["c1"],
+        ),
         # ... but not if both are equally busy, or if the worker is younger than three cold starts.
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 2, B1, tasks=45)], []),
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, replica("b1", "sim:1", age=119))], []),
@@ -229,6 +240,12 @@ def test_free_devices_go_by_rank_then_by_saved_waiting() -> None:
     planned = make_plan(models, NOW, devices)
     assert [model for model, _ in starts(planned)] == ["a", "c", "b", "b"]
     assert set(planned.blocked) == {"a", "b"}
+
+
+def test_of_equally_calm_models_the_one_with_the_smaller_share_comes_first() -> None:
+    few = wanted("a", 2, replica("a1", "sim:0"), slots=THREE)
+    many = wanted("b", 4, replica("b1", "sim:1"), slots=THREE)
+    assert starts(plan(few, many)) == [("b", "sim:2")]
 
 
 def test_minimums_are_packed_tightly_if_required() -> None:

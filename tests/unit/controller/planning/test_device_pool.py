@@ -105,6 +105,12 @@ def test_repeated_crashes_quarantine_listed_and_unlisted() -> None:
         assert [device.name for device in update(pool, [well], 400.0).values() if device.fault] == []
 
 
+def test_reading_of_a_faulty_device_is_no_foreign_memory() -> None:
+    pool = DevicePool(GPUS)
+    pool.update([MemoryReading("cuda:0", 24 * GIB, 9 * GIB, fault="the driver says: GPU is lost")], ())
+    assert update(pool, [], 0.0)["cuda:0"].memory == 24 * GIB
+
+
 def test_sensors_are_those_of_the_last_reading() -> None:
     pool = DevicePool([Device("cuda:0", 24 * GIB)])
     assert "cuda:0" not in pool.sensors

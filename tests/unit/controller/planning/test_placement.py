@@ -79,6 +79,12 @@ def test_faulty_device_takes_no_worker() -> None:
     assert [there.take(request(model, 10)) for model in "abc"] == ["cuda:1", "cuda:1", None]
 
 
+def test_worker_takes_all_of_an_exclusive_device() -> None:
+    there = DeviceSlots({"cuda:0": Device("cuda:0", 24 * GIB, exclusive=True), "cuda:1": Device("cuda:1", 24 * GIB)})
+    assert [there.take(request(model, 4)) for model in "abc"] == ["cuda:0", "cuda:1", "cuda:1"]
+    assert there.take(request("d", 25)) is None
+
+
 def test_draining_worker_holds_room_until_its_exit() -> None:
     there = slots(24)
     there.hold("cuda:0", request("a", 20, (0,)))

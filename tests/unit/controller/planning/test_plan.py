@@ -72,6 +72,10 @@ def actions(*models: ModelDemand) -> list[Action]:
         # Starting workers stop first, then the least busy, then the newest.
         ([replica("a"), replica("b", Stage.STARTING, "cuda:1", age=5)], 1, [Drain("b", "why")]),
         ([replica("a", load=3), replica("b", load=1), replica("c", load=2)], 2, [Drain("b", "why")]),
+        # One that is almost loaded is worth more than an idle one, but never the last that serves.
+        ([replica("a"), replica("b", age=90), replica("c", Stage.STARTING, age=30)], 2, [Drain("b", "why")]),
+        ([replica("a"), replica("b", age=90), replica("c", Stage.STARTING, age=10)], 2, [Drain("c", "why")]),
+        ([replica("a"), replica("b", Stage.STARTING, "cuda:1", age=30)], 1, [Drain("b", "why")]),
         ([replica("old", age=90), replica("new", age=10), replica("mid", age=50)], 2, [Drain("new", "why")]),
         # Timeouts expire.
         ([replica("a", Stage.STARTING, age=61)], 1, ["kill a", Start("m", "cuda:1", "why")]),

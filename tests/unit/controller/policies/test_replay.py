@@ -94,12 +94,19 @@ def test_running_tasks_order_no_workers(busy_until: tuple[float, ...], batch: in
     assert (after.starts, len(after.waiting)) == (0, 1)
 
 
-@pytest.mark.parametrize(("floor", "starts"), [(0, 8), (1, 0)])
-def test_settings_with_a_floor_use_the_plain_rate(floor: int, starts: int) -> None:
+def test_no_worker_is_ordered_before_the_present_ones_would_be_late() -> None:
+    busy = replace(begin(60.0, 0, 1, 1, 0.0), slots=(12.0,))
+    task, many = ReplayTask(0.0, 1.0, 1), RULE._replace(arriving=4.0)
+    assert advance(busy, step(tasks=[task], backlog=many)).starts == 0, "the task begins at 12 s, and none follows"
+    assert advance(busy, step(tasks=[task, ReplayTask(4.0, 5.0, 1)], backlog=many)).starts > 0
+
+
+@pytest.mark.parametrize(("floor", "is_ordered"), [(0, True), (1, False)])
+def test_settings_with_a_floor_use_the_plain_rate(floor: int, is_ordered: bool) -> None:
     many = RULE._replace(arriving=4.0)
     tasks = [ReplayTask(0.0, 4.0, 1)] * 5
     after = advance(begin(60.0, floor, 1, 1, 0.0), step(tasks=tasks, backlog=many, plain_backlog=RULE))
-    assert (after.starts > 0) is (starts > 0)
+    assert (after.starts > 0) is is_ordered
 
 
 def test_loading_workers_have_no_work() -> None:
