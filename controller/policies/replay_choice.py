@@ -37,6 +37,8 @@ _SAFETY = 0.9
 _START_COST_S, _LATE_COST_S = 30.0, 600.0
 #: More tasks in one step are not replayed: it would take long, and the arrivals of so many vary little.
 _MAX_TASKS = 600
+#: Seconds of arrivals that a snapshot has, or two `interval_s`.
+_REPORTED_S = 120.0
 #: Another setting must be cheaper by this factor.
 _CHEAPER = 1.1
 _NOTHING_HELD = Replay(hold_s=0.0, floor=0, workers=0)
@@ -109,6 +111,7 @@ def update(
     if not memory.replays:
         return replace(memory, replays=_begin(observation, queue, limits, end_s), selected=1, second=end_s - 1)
     elapsed_s = max(end_s - 1 - memory.second, 0)
+    memory = replace(memory, replays=_with_floors(memory.replays, limits))
     step = _step(memory, observation, queue, scaling, limits, by_rate, to_keep, tasks)
     memory = replace(
         memory,
@@ -124,9 +127,21 @@ def update(
 def _begin(observation: Observation, queue: Queue, limits: WorkerLimits, now: float) -> tuple[Replay, ...]:
     """Return replays without arrivals. Those with a floor have its workers already, which shows its use at once."""
     workers, batch = max(observation.provisioned, 1), queue.batch_cap or 1
-    settings = [(hold_s, 0) for hold_s in _HOLDS_S]
-    settings += [(_HOLDS_S[0], floor) for floor in _FLOORS if limits.min_workers < floor <= limits.max_workers]
+    settings = [(hold_s, 0) for hold_s in _HOLDS_S] + [(_HOLDS_S[0], floor) for floor in _floors(limits)]
     return tuple(begin(hold_s, floor, max(workers, floor), batch, now) for hold_s, floor in settings)
+
+
+def _floors(limits: WorkerLimits) -> list[int]:
+    return [floor for floor in _FLOORS if limits.min_workers < floor <= limits.max_workers]
+
+
+def _with_floors(replays: tuple[Replay, ...], limits: WorkerLimits) -> tuple[Replay, ...]:
+    """Return the replays with those of floors that the bounds allow now. Each begins as the next lower one is."""
+    for floor in _floors(limits):
+        if all(one.floor != floor for one in replays):
+            lower = max((one for one in replays if one.floor < floor), key=lambda one: (one.floor, -one.hold_s))
+            replays = (*replays, replace(lower, floor=floor))
+    return replays
 
 
 def _step(
@@ -139,7 +154,9 @@ def _step(
     to_keep: int,
     tasks: Sequence[ReplayTask],
 ) -> ReplayStep:
-    start_s, end_s = memory.second + 1, max(int(queue.uptime_s), memory.second + 1)
+    end_s = max(int(queue.uptime_s), memory.second + 1)
+    # After a longer gap, as between two controllers, the arrivals before are not known.
+    start_s = max(memory.second + 1, end_s - int(max(_REPORTED_S, 2 * scaling.interval_s)))
     cold_start_s = observation.cold_start_s
     return ReplayStep(
         start_s=start_s,

@@ -268,15 +268,39 @@ def test_floors_are_those_within_the_bounds(limits: WorkerLimits, floors: list[i
     assert [(one.hold_s, one.floor) for one in replays[3:]] == [(60.0, floor) for floor in floors]
 
 
+def test_floors_follow_the_bounds() -> None:
+    small, large = replace(LIMITS, max_workers=3), replace(LIMITS, max_workers=6)
+    memory = update_at(100.0, ReplayMemory(), limits=small)
+    known = tuple(replace(one, late=float(number)) for number, one in enumerate(memory.replays))
+    assert [one.floor for one in known] == [0, 0, 0, 2, 3]
+    memory = update_at(100.0, replace(memory, replays=known), limits=large)
+    assert [one.floor for one in memory.replays] == [0, 0, 0, 2, 3, 4, 6]
+    assert [one.late for one in memory.replays] == [0, 1, 2, 3, 4, 4, 4], "the score of the next lower floor"
+    assert [one.workers for one in memory.replays[3:]] == [2, 3, 4, 6]
+    again = update_at(130.0, memory, limits=small)
+    assert [one.floor for one in again.replays] == [0, 0, 0, 2, 3, 4, 6]
+    none = update_at(100.0, ReplayMemory(), limits=replace(LIMITS, max_workers=1))
+    assert [(one.hold_s, one.floor) for one in update_at(100.0, none, limits=small).replays[3:]] == [
+        (60.0, 2),
+        (60.0, 3),
+    ]
+
+
+def test_arrivals_within_a_long_gap_are_not_known() -> None:
+    memory = ReplayMemory((begin(60.0, 0, 3, 1, 0.0),), second=99, age_s=1e5)
+    [after] = update_at(30 * 86_400.0, memory, limits=replace(LIMITS, max_workers=1)).replays
+    assert after.cost_s == 3 * 120
+
+
 def test_scores_fade() -> None:
     one = replace(begin(60.0, 0, 1, 1, 0.0), late=100.0, recent_late=100.0, cost_s=1e5, starts=50.0)
     memory = ReplayMemory((one,), second=999, age_s=1e5, total=1000.0, recent_total=1000.0)
-    memory = update_at(1000.0 + 4 * 3600, memory)
+    for now in range(1000, 1001 + 4 * 3600, 100):
+        memory = update_at(float(now), memory, limits=replace(LIMITS, max_workers=1))
     [after] = memory.replays
     for value, before, hours in (
         (after.late, 100.0, 4),
         (after.starts, 50.0, 4),
-        (after.cost_s - 4 * 3600, 1e5, 4),
         (memory.total, 1000.0, 4),
         (after.recent_late, 100.0, 1),
         (memory.recent_total, 1000.0, 1),
@@ -338,7 +362,7 @@ HELD = scored(600.0, 0)
 )
 def test_choice_of_a_setting(replays: list[Replay], selected: int, age_s: float, chosen: int) -> None:
     memory = ReplayMemory(tuple(replays), selected, 4999, age_s, total=10_000.0, recent_total=1000.0)
-    assert update_at(5000.0, memory).selected == chosen
+    assert update_at(5000.0, memory, limits=replace(LIMITS, max_workers=1)).selected == chosen
 
 
 def test_very_busy_model_is_not_replayed() -> None:
