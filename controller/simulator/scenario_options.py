@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import ConfigError, load
-from configs.scaling import Scaling
+from configs.scaling import POLICY_FIELDS, Scaling
 from configs.settings import Settings
 from controller.simulator.hardware import Hardware, InvalidHardware, read_hardware
 from controller.simulator.machines import SimMachine, SimSwitch
@@ -111,7 +111,7 @@ def _preset(args: argparse.Namespace, traffic: Traffic, span_s: float) -> Scenar
     given |= {"max_workers": args.gpus, "variant": args.variant}
     preset = preset._replace(**{key: value for key, value in given.items() if value is not None})
     scenario = from_preset(preset, traffic, span_s, seed=args.seed)
-    scalings = {name: with_fields(scaling, parse_fields(args.set)) for name, scaling in scenario.scalings.items()}
+    scalings = {name: with_fields(scaling, _fields(args)) for name, scaling in scenario.scalings.items()}
     slowdowns = _curve(args.curve) if args.curve is not None else batch_slowdowns(preset.batch, preset.fixed_share)
     profiles = {
         name: replace(
@@ -126,6 +126,16 @@ def _preset(args: argparse.Namespace, traffic: Traffic, span_s: float) -> Scenar
     return replace(scenario, profiles=profiles, scalings=scalings)
 
 
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `--set`. A single `--policy` is one of them, so that others may be its own."""
+    fields = parse_fields(args.set)
+    named = getattr(args, "policy", None) or []
+    policies = [named] if isinstance(named, str) else named
+    if len(policies) == 1 and (policies[0] in POLICY_FIELDS or ":" in policies[0]):
+        fields.setdefault("policy", policies[0])
+    return fields
+
+
 def _configured(args: argparse.Namespace, traces: Mapping[str, Traffic], span_s: float) -> Scenario:
     settings = load(args.config)
     traces = _assigned(traces, settings)
@@ -133,7 +143,7 @@ def _configured(args: argparse.Namespace, traces: Mapping[str, Traffic], span_s:
     traffic = {name: scale_work(one, args.scale_work or 1.0) for name, one in traces.items()}
     if change is not None:
         traffic = {name: change(one, span_s, args.seed) for name, one in traffic.items()}
-    scalings = {name: with_fields(settings.scaling(name), parse_fields(args.set)) for name in traffic}
+    scalings = {name: with_fields(settings.scaling(name), _fields(args)) for name in traffic}
     max_workers = [scaling.max_workers for scaling in scalings.values()]
     devices = sum(one.count for one in settings.devices.simulated) or _DEFAULT_GPUS
     gpus = args.gpus or round(sum(devices if one == "auto" else one for one in max_workers) * factor)

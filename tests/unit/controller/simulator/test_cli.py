@@ -245,6 +245,17 @@ def test_start_times_are_those_of_the_settings(
     assert (profile.cold_starts_s, profile.standby_start_s) == (cold_starts_s, standby_start_s)
 
 
+def test_fields_of_the_named_policy_can_be_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trace", "synthetic:poisson?rate=0.5&hours=0.2", "--preset", "s2"]
+    more = ["--policy", "queue_depth", "--set", "scale_up_at=0.1", "--set", "scale_down_at=0"]
+    assert main([*options, *more, "--json", str(tmp_path / "out.json")]) == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (row["policy"], row["cold_starts"]) == ("queue_depth", 11)
+    assert tune([*options, "--policy", "queue_depth", "--set", "scale_up_hold_s=3", "--tries", "1", "--jobs", "1"]) < 2
+    assert main([*options, "--set", "scale_up_at=0.1"]) == 2
+    assert "set policy: queue_depth" in capsys.readouterr().err
+
+
 def test_trace_must_name_the_models_of_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "muster.yaml"
     config.write_text(yaml.safe_dump({"models": {name: {"engine": "sim"} for name in "ab"}}))
