@@ -234,10 +234,11 @@ def test_initial_workers_are_kept_while_they_start() -> None:
         (100, 1, 1.0025),
         (400, 3, 1.0),  # exactly the allowed fraction
         (300, 300, 3.9775),
-        # More count as 300 between two decisions.
-        (600, 300, 2.4775),
-        (1_000_000, 0, 0.9775),
-        (1_000_000, 1_000_000, 3.9775),
+        (600, 300, 3.955),
+        # More count as 600 between two decisions.
+        (1200, 600, 3.955),
+        (1_000_000, 0, 0.955),
+        (1_000_000, 500_000, 3.955),
     ],
 )
 def test_margin_follows_the_late_fraction(started: int, late: int, z: float) -> None:
