@@ -5,7 +5,6 @@ It gets the same observation as the built-in policies, and the same bounds apply
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from controller.types import Decision, Observation, WorkerLimits
 
 Scale = Callable[[Observation], Decision]
 
-#: Numbers that a report can carry exactly.
+#: The largest number that every reader of a report can have.
 _MAX_NUMBER = 2**53
 
 
@@ -45,7 +44,7 @@ class CustomPolicy:
             raise InvalidPolicy(f"{self._path} has called sys.exit({error.code!r})") from error
         if not _has_types(decision):
             raise InvalidPolicy(f"{self._path} must return a Decision with a whole number and a text, not {decision!r}")
-        return dataclasses.replace(decision, inputs=_numbers(decision.inputs)), None
+        return decision, None
 
 
 def _has_types(decision: Any) -> bool:
@@ -58,15 +57,6 @@ def _has_types(decision: Any) -> bool:
         and isinstance(decision.valid, bool)
         and isinstance(decision.inputs, Mapping)
     )
-
-
-def _numbers(inputs: Mapping[Any, Any]) -> dict[str, float]:
-    """Return the inputs that a report can carry."""
-    return {
-        name: float(value)
-        for name, value in inputs.items()
-        if isinstance(name, str) and isinstance(value, int | float) and abs(value) <= _MAX_NUMBER
-    }
 
 
 def load(path: str) -> CustomPolicy:

@@ -249,7 +249,10 @@ def _stabilize(
     have, up, down = observation.provisioned, scaling.behavior.scale_up, scaling.behavior.scale_down
     before = max([have, *(past.desired for past in memory.decisions[-1:])])
     if queue.uptime_s < scaling.startup_hold_s and want < before:
-        return before, f"{want} wanted, but arrivals were counted for only {queue.uptime_s:.0f} s"
+        return before, (
+            f"{want} wanted, but none is removed until arrivals were counted for {scaling.startup_hold_s:.0f} s "
+            f"(startup_hold_s; {queue.uptime_s:.0f} s so far)"
+        )
     started = [have, *(past.have for past in memory.decisions if past.at > now - scaling.interval_s)]
     if want > have:
         agreed = min([want, *(past.want for past in memory.decisions if past.at > now - up.stabilization_window_s)])

@@ -6,9 +6,10 @@ The log has changes at `info`, confirmations at `debug`, and each blocked reason
 from __future__ import annotations
 
 import logging
-import math
+import sys
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 from configs.text import printable
 from controller.autoscaler.autoscaler import DecisionEvent
@@ -20,6 +21,7 @@ from wire.scaling import MAX_DECISIONS, MAX_DECISIONS_PER_REPORT, DecisionRecord
 log = logging.getLogger("controller")
 
 _MAX_NAME, _MAX_INPUTS = 100, 50
+_MAX_FLOAT = sys.float_info.max
 #: A message of one model and key is logged at most once in this time, however often it comes and goes.
 REPEAT_AFTER_S = 300.0
 
@@ -41,7 +43,7 @@ class DecisionLog:
         """Keep and log a decision made at `wall`, in Unix seconds. Its text is clipped, and its numbers are finite."""
         self.last += 1
         decision = event.decision
-        numbers = [(name, float(value)) for name, value in decision.inputs.items()]
+        numbers = _numbers(decision.inputs)
         self.latest[event.model] = record = DecisionRecord(
             number=self.last,
             time=wall,
@@ -52,7 +54,7 @@ class DecisionLog:
             desired=decision.desired,
             valid=decision.valid,
             reason=printable(decision.reason, MAX_TEXT),
-            inputs={printable(name, _MAX_NAME): value for name, value in numbers[:_MAX_INPUTS] if math.isfinite(value)},
+            inputs=dict(numbers[:_MAX_INPUTS]),
         )
         self._records.append(record)
         self._log(event, record.inputs)
@@ -87,6 +89,15 @@ class DecisionLog:
         messages = {model: (blocked.kind, blocked.reason) for model, blocked in models.items()}
         for model, reason in self._blocked.filter(messages, now).items():
             log.warning("%s: %s", model, reason)
+
+
+def _numbers(inputs: Mapping[Any, Any]) -> list[tuple[str, float]]:
+    """Return the inputs that can be reported. A custom policy may give anything."""
+    return [
+        (printable(name[:_MAX_NAME], _MAX_NAME), float(value))
+        for name, value in inputs.items()
+        if isinstance(name, str) and isinstance(value, int | float) and -_MAX_FLOAT <= value <= _MAX_FLOAT
+    ]
 
 
 class LogThrottle:

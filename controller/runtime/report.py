@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from configs.text import clip
 from controller.autoscaler.autoscaler import Autoscaler, TickResult
-from controller.autoscaler.overrides import Overrides
+from controller.autoscaler.overrides import Override, Overrides
 from controller.planning.plan import ModelDemand
 from controller.planning.rolling_update import describe_progress
 from controller.types import Replica, Stage
@@ -92,7 +92,7 @@ def _model(state: ReportInput, demand: ModelDemand) -> ModelRecord:
         starting=stages[Stage.STARTING],
         draining=stages[Stage.DRAINING],
         policy=model.scaling.policy,
-        reason=latest.reason if latest else model.decision.reason,
+        reason=_reason(latest, model.decision.reason, hold),
         inputs=latest.inputs if latest else {},
         blocked_reason=clip(blocked.reason, MAX_TEXT) if blocked else "",
         override=OverrideRecord(hold.workers, hold.until) if hold else None,
@@ -105,6 +105,15 @@ def _model(state: ReportInput, demand: ModelDemand) -> ModelRecord:
         blocked_kind=blocked.kind.partition(" ")[0] if blocked else "",
         crashes_by_kind=dict(model.crashes_by_kind),
     )
+
+
+def _reason(latest: DecisionRecord | None, decided: str, hold: Override | None) -> str:
+    """Return why the model has its number of workers."""
+    if latest is None:
+        return decided
+    if latest.trigger == "override" and hold is None:  # the policy does not decide during a pause
+        return f"no longer held: {latest.desired} workers stay until the policy decides"
+    return latest.reason
 
 
 def _replica(state: ReportInput, demand: ModelDemand, replica: Replica) -> ReplicaRecord:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import msgspec
 
 from controller.autoscaler.autoscaler import DecisionEvent
@@ -21,3 +24,10 @@ def test_any_text_of_a_policy_can_be_reported() -> None:
     sent = msgspec.json.decode(msgspec.json.encode(log.after(0)), type=tuple[DecisionRecord, ...])
     assert [record.reason for record in sent] == ["? half a character", "?[31m red", "x" * (MAX_TEXT - 3) + "..."]
     assert {name for record in sent for name in record.inputs} == {"?"}
+
+
+def test_inputs_that_cannot_be_reported_are_left_out() -> None:
+    log = DecisionLog()
+    inputs: dict[Any, Any] = {"kept": 1.5, "text": "b", 3: 1.0, "huge": 10**400, "nan": math.nan, "inf": math.inf}
+    log.add(DecisionEvent("m", 0.0, "tick", Observation("m", None, []), Decision(2, "why", inputs=inputs)), 0.0)
+    assert log.latest["m"].inputs == {"kept": 1.5}
