@@ -60,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        check_output("--json", args.json)
-        _check_plot(args.plot)
+        check_output("--json", args.json, args.trace)
+        _check_plot(args.plot, args.trace)
         scenario = scenario_from(args)
         console = Console()
         # A file needs all columns in full.
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check_plot(file: Path | None) -> None:
+def _check_plot(file: Path | None, trace: str) -> None:
     """Raise `InvalidScenario` if no plot can be drawn into this file."""
     if file is None:
         return
@@ -84,7 +84,7 @@ def _check_plot(file: Path | None) -> None:
         raise InvalidScenario(f"--plot requires matplotlib: {sys.executable} -m pip install matplotlib")
     if file.suffix.lower() not in PLOT_FORMATS:
         raise InvalidScenario(f"--plot {file} must end in {', '.join(PLOT_FORMATS)}")
-    check_output("--plot", file)
+    check_output("--plot", file, trace)
 
 
 def _policy_names(args: argparse.Namespace, scenario: Scenario) -> list[str]:

@@ -104,10 +104,12 @@ def hours_of(text: str) -> tuple[float, float]:
     return 3600 * hours[0], 3600 * hours[1]
 
 
-def check_output(option: str, file: Path | None) -> None:
+def check_output(option: str, file: Path | None, trace: str) -> None:
     """Raise `InvalidScenario` if the file cannot be written, before anything is simulated for it."""
     if file is None:
         return
+    if file.resolve() == Path(trace).resolve():
+        raise InvalidScenario(f"{option} {file} is the trace, which it would replace")
     folder = file.parent
     if file.is_dir():
         raise InvalidScenario(f"{option} {file} is a folder, and must be a file")

@@ -32,7 +32,7 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
         metavar="S",
         help="work of a request without a size in the trace",
     )
-    traffic.add_argument("--hours", metavar="A-B", help="use this part of the trace")
+    traffic.add_argument("--hours", metavar="A-B", help="use these hours, from the beginning of the trace")
     traffic.add_argument(
         "--start", metavar="TIME", help="date of the beginning, for schedules: 2026-11-30T00:00Z, or a Unix time"
     )

@@ -179,7 +179,7 @@ def _parse_time(row: Mapping[str, Any], column: str) -> float:
 
 def _parse_date(value: str, column: str) -> float:
     day, dot, rest = value.partition(".")
-    digits = rest.split("+")[0].split("Z")[0]
+    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
     zone = rest[len(digits) :] or "+00:00"
     try:
         moment = datetime.fromisoformat(day if dot else value)
@@ -199,7 +199,7 @@ class _LocustCount(NamedTuple):
 
 
 def _locust_count(row: Mapping[str, Any]) -> _LocustCount:
-    total = int(row["Total Request Count"]) if row["Name"] == "Aggregated" else None
+    total = int(number(row, "Total Request Count")) if row.get("Name") == "Aggregated" else None
     return _LocustCount(_parse_time(row, "Timestamp"), total)
 
 

@@ -126,6 +126,7 @@ def test_command_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixtur
             ["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--json", "none/a.json"],
             "there is no folder",
         ),
+        (["--trace", "a.csv", "--preset", "s2", "--json", "./a.csv"], "--json a.csv is the trace"),
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--plot", "a.txt"], "must end in .png"),
         (
             ["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "slo.max_wait=1"],

@@ -76,7 +76,8 @@ FILES = {
     "log of a server": (
         (
             '{"time": "2026-11-28T13:05:55.5Z", "model": "m", "duration_s": 2.5}\n'
-            '{"time": 1795871160, "model": "m", "duration_s": 1}\n{"time": 1795871161, "model": "m"}\n'
+            '{"time": "2026-11-28T08:06:00.0-05:00", "model": "m", "duration_s": 1}\n'
+            '{"time": 1795871161, "model": "m"}\n'
         ),
         [0.0, 6.0, 8.0],
         [2.5, 1.0, 3.0],
@@ -204,6 +205,11 @@ def test_bucket_and_stretch_change_the_times(tmp_path: Path) -> None:
         ("arrival_s,output_tokens\n0,1e308\n", "s of work are too much"),
         ("timestamp,exec_s\n0,1\n1700000000000,1\n", "spans 19675926 days, and 366 are allowed"),
         ("[]\n1\n", "none of the columns"),
+        (
+            "Timestamp,Name,Total Request Count\n0,Aggregated,many\n",
+            "Total Request Count \\('many'\\) is not a number",
+        ),
+        ("timestamp\n2026-11-28T13:05:55.x\n", "line 2: timestamp .* is no number and no date"),
         ('{"timestamp": 1}\n{"model": "m"}\n', "line 2: timestamp is missing"),
         ('{"timestamp": 1}\n{"timestamp": \n', "line 2: this is not JSON"),
         ('{"timestamp": 1}\n3\n', "line 2: this is not a JSON object"),
