@@ -14,6 +14,7 @@ from typing import Any
 from configs.load import ConfigError, load
 from configs.scaling import POLICY_FIELDS, Scaling
 from configs.settings import Settings
+from configs.text import clip, escaped
 from controller.simulator.hardware import Hardware, InvalidHardware, read_hardware
 from controller.simulator.machines import SimMachine, SimSwitch
 from controller.simulator.model_sim import WorkerProfile, batch_slowdowns
@@ -40,6 +41,8 @@ _DEFAULT_GPUS = 8
 _DEFAULT_COLD_START_S = 40.0
 #: Start time from standby for `standby_start_s: auto`.
 _DEFAULT_STANDBY_START_S = WorkerProfile("").standby_start_s
+#: Characters of a file that a message shows.
+_MAX_SHOWN = 200
 
 
 def scenario_from(args: argparse.Namespace) -> Scenario:
@@ -156,7 +159,7 @@ def _assigned(traces: Mapping[str, Traffic], settings: Settings) -> dict[str, Tr
     if set(traces) <= set(settings.models):
         return {name: traces.get(name, Traffic([], [])) for name in settings.models}
     if len(settings.models) > 1:
-        found = ", ".join(sorted(traces)) if any(traces) else "no column `model`"
+        found = clip(escaped(", ".join(sorted(traces))), _MAX_SHOWN) if any(traces) else "no column `model`"
         raise InvalidScenario(
             f"the configuration has several models ({', '.join(settings.models)}), "
             f"so the trace must name one of them for each request; it has {found}"

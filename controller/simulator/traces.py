@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configs.text import clip, escaped
 from controller.simulator.request_work import RequestCosts, number, urgency_of, work_of
 from controller.simulator.scenarios import TimedRequest, Traffic, traffic_of
 from controller.simulator.trace_rows import InvalidTrace, TraceRow, convert_rows, is_csv, parse_rows, read_text
@@ -45,6 +46,9 @@ _FIRST_DATE_S, _LAST_DATE_S = 1e8, 4e9
 _MAX_SPAN_S = 366 * _DAY_S
 #: Why a log may have none.
 _COUNTED = "; of an access log, answered POST requests count, and of Muster's own those for a model"
+
+#: Characters of a file that a message shows.
+_MAX_SHOWN = 200
 
 
 def _ignore(message: str) -> None:
@@ -137,9 +141,9 @@ def _check_span(file: Path, traffic: Mapping[str, Traffic]) -> None:
 def _find_column(row: Mapping[str, Any], names: Iterable[str], file: Path) -> str:
     found = next((name for name in names if name in row), None)
     if found is None:
-        raise InvalidTrace(
-            f"{file} has none of the columns {', '.join(names)}; its columns are {', '.join(map(str, row))}"
-        )
+        columns = clip(escaped(", ".join(map(str, row))), _MAX_SHOWN)
+        hint = "; commas separate the columns of CSV" if len(row) == 1 else ""
+        raise InvalidTrace(f"{file} has none of the columns {', '.join(names)}; its columns are {columns}{hint}")
     return found
 
 
