@@ -85,6 +85,8 @@ NAMES_ELSEWHERE: Mapping[str, str] = MappingProxyType(
 FIELDS_OF_MODELS = frozenset({"max_batch_size"})
 #: A backlog is cleared within this many allowed waits, even if `drain_s` is longer.
 _DRAIN_WAITS = 3.0
+#: Least time in seconds of which arrivals are reported by second.
+_REPORTED_ARRIVALS_S = 120.0
 _CUSTOM_POLICY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -265,6 +267,11 @@ class Scaling(Section):
     def effective_drain_s(self) -> float:
         """Return `drain_s`, at most three allowed waits."""
         return min(self.drain_s, _DRAIN_WAITS * self.slo.max_wait_s)
+
+    @property
+    def reported_arrivals_s(self) -> float:
+        """Return the seconds of which the balancer reports the arrivals by second."""
+        return max(_REPORTED_ARRIVALS_S, 2 * self.interval_s)
 
     @model_validator(mode="before")
     @classmethod

@@ -37,8 +37,6 @@ _SAFETY = 0.9
 _START_COST_S, _LATE_COST_S = 30.0, 600.0
 #: More tasks in one step are not replayed: it would take long, and the arrivals of so many vary little.
 _MAX_TASKS = 600
-#: Seconds of arrivals that a snapshot has, or two `interval_s`.
-_REPORTED_S = 120.0
 #: Another setting must be cheaper by this factor.
 _CHEAPER = 1.1
 _NOTHING_HELD = Replay(hold_s=0.0, floor=0, workers=0)
@@ -156,7 +154,7 @@ def _step(
 ) -> ReplayStep:
     end_s = max(int(queue.uptime_s), memory.second + 1)
     # After a longer gap, as between two controllers, the arrivals before are not known.
-    start_s = max(memory.second + 1, end_s - int(max(_REPORTED_S, 2 * scaling.interval_s)))
+    start_s = max(memory.second + 1, end_s - int(scaling.reported_arrivals_s))
     cold_start_s = observation.cold_start_s
     return ReplayStep(
         start_s=start_s,

@@ -27,8 +27,6 @@ from host.types import WorkerProcess
 _MEAN_OVER = 200
 #: The simulation ends this long after the last arrival even if tasks are queued.
 _MAX_OVERTIME_S = 3600.0
-#: Least time of which arrivals are reported by second.
-_BUCKETS_S = 120.0
 
 
 class ModelSample(NamedTuple):
@@ -67,7 +65,7 @@ def observe(
     if sizes_known and queued:  # without queued tasks nothing depends on it
         most_s = scaling.effective_drain_s / profile.slowdowns[-1]
         long_s = sum(worker.work_beyond(most_s, now) for worker in model.workers.values())
-    since = now - max(_BUCKETS_S, 2 * scaling.interval_s)
+    since = now - scaling.reported_arrivals_s
     buckets = model.buckets[bisect_right(model.buckets, since, key=itemgetter(0)) :]
     if not sizes_known:
         buckets = [bucket._replace(work_s=0.0, largest_s=0.0) for bucket in buckets]

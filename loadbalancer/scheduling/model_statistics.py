@@ -26,8 +26,6 @@ from wire.snapshot import ArrivalBucket
 WINDOW_S = 60.0
 #: Number of arrivals that the mean work covers.
 _MEAN_OVER_ARRIVALS = 200
-#: Least time of which arrivals are reported by second.
-_REPORTED_S = 120.0
 #: Upper bounds of the time of one step in seconds.
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 #: Of the start of a worker.
@@ -101,7 +99,7 @@ class ModelStatistics:
         """`owners` is shared by all models."""
         self._model, self._config, self._owners = model, config, owners
         self._find_usage = owners.of_model(model).get
-        self._reported_s = max(_REPORTED_S, 2 * config.interval_s)
+        self._reported_s = config.reported_arrivals_s
         spans = WINDOW_S, config.look_back_period_s, config.rate_window_s, self._reported_s
         self._arrivals, self._completions = SlidingWindow(max(spans)), SlidingWindow()
         self._latest: deque[tuple[Shape, int]] = deque(maxlen=_MEAN_OVER_ARRIVALS)
