@@ -4,7 +4,8 @@
     burstiness  index of dispersion of the arrivals: 1 for a Poisson process, 5 if five always arrive together
     n_rate      the fewest workers for which Erlang's C formula gives at most 10^(-(1 + z) / 2) of the arrivals a wait
                 above `slo.max_wait_s`; waits grow with (burstiness + variation) / 2 (Allen and Cunneen's
-                approximation), where variation is the squared coefficient of variation of the work, at least 1
+                approximation), where variation is the squared coefficient of variation of the work; both are at
+                least 1 unless the arrivals are regular
     n_backlog   the workers that clear the backlog within `drain_s` after one more could have started; 0 if no
                 request will be late
     floor       the least number that replays of the recent arrivals ask for; 0 where the rest is enough
