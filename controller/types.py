@@ -55,6 +55,11 @@ class Replica:
     #: Whether it was a standby worker.
     from_standby: bool = False
 
+    @property
+    def serves(self) -> bool:
+        """Return whether it is ready, and the balancer hears from it."""
+        return self.stage is Stage.READY and self.silent_since is None
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:

@@ -57,7 +57,7 @@ def decide(
     # The holds restart after missing data or after a change of the number of workers: the load may have changed.
     unheld = replace(memory, high_since=None, low_since=None)
     if have < limits.min_workers:
-        return Decision(limits.min_workers, f"min_workers is {limits.min_workers}"), unheld
+        return Decision(limits.min_workers, _minimum_text(scaling, limits)), unheld
     if have > limits.max_workers:
         return Decision(limits.max_workers, f"max_workers is {limits.max_workers}"), unheld
     if observation.queue is None:
@@ -109,13 +109,19 @@ def _down(
     assert memory.low_since is not None
     held = now - memory.low_since
     if have <= limits.min_workers:
-        return Decision(have, f"{at}, but min_workers is {limits.min_workers}"), memory
+        return Decision(have, f"{at}, but {_minimum_text(scaling, limits)}"), memory
     if held < scaling.scale_down_hold_s:
         return Decision(have, f"{at} for {held:.0f} of {scaling.scale_down_hold_s:g} s"), memory
     if memory.last_change is not None and now - memory.last_change < scaling.scale_down_cooldown_s:
         return Decision(have, f"{at}, but the last change is {now - memory.last_change:.0f} s ago"), memory
     # The hold restarts, so that each removal needs a full hold time.
     return Decision(have - 1, f"{at} for {held:.0f} s"), replace(memory, last_change=now, low_since=None)
+
+
+def _minimum_text(scaling: Scaling, limits: WorkerLimits) -> str:
+    """Return what the minimum is now. A schedule may raise it, and `min_workers` 0 leaves one here."""
+    number = limits.min_workers
+    return f"min_workers is {number}" if number == scaling.min_workers else f"the minimum now is {number}"
 
 
 def _load(queue: Queue, workers: int) -> float:

@@ -15,7 +15,6 @@ from configs.text import printable
 from controller.autoscaler.autoscaler import DecisionEvent
 from controller.planning.plan import Blocked
 from controller.runtime.report import MAX_TEXT
-from controller.types import Stage
 from wire.scaling import MAX_DECISIONS, MAX_DECISIONS_PER_REPORT, DecisionRecord
 
 log = logging.getLogger("controller")
@@ -50,7 +49,7 @@ class DecisionLog:
             model=event.model,
             trigger=event.trigger,
             provisioned=event.observation.provisioned,
-            ready=sum(replica.stage is Stage.READY for replica in event.observation.replicas),
+            ready=sum(replica.serves for replica in event.observation.replicas),
             desired=decision.desired,
             valid=decision.valid,
             reason=printable(decision.reason, MAX_TEXT),

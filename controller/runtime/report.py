@@ -88,7 +88,7 @@ def _model(state: ReportInput, demand: ModelDemand) -> ModelRecord:
         max_workers=model.limits.max_workers,
         desired=model.decision.desired,
         provisioned=observed.provisioned,
-        ready=stages[Stage.READY],
+        ready=sum(replica.serves for replica in observed.replicas),
         starting=stages[Stage.STARTING],
         draining=stages[Stage.DRAINING],
         policy=model.scaling.policy,
@@ -123,12 +123,21 @@ def _replica(state: ReportInput, demand: ModelDemand, replica: Replica) -> Repli
         model=child.model,
         device=child.device,
         pid=child.pid,
-        stage="spare" if child.spare else "stuck" if replica.stuck else replica.stage.value,
+        stage=_stage(replica),
         load=replica.load,
         age_s=state.now - child.started_at,
         generation=child.generation,
         outdated=demand.outdated.get(child.id, ""),
     )
+
+
+def _stage(replica: Replica) -> str:
+    if replica.process.spare:
+        return "spare"
+    if replica.stuck:
+        return "stuck"
+    is_silent = replica.stage is Stage.READY and not replica.serves
+    return "silent" if is_silent else replica.stage.value
 
 
 def _devices(state: ReportInput) -> list[DeviceRecord]:

@@ -61,6 +61,23 @@ def test_single_decision(
     assert reason in decision.reason
 
 
+@pytest.mark.parametrize(
+    ("min_workers", "minimum", "ready", "reason"),
+    [
+        (3, 3, 3, "has been < 3, but min_workers is 3"),
+        (0, 1, 1, "has been < 3, but the minimum now is 1"),  # with scale to zero
+        (1, 3, 3, "has been < 3, but the minimum now is 3"),  # by a schedule
+        (1, 3, 2, "the minimum now is 3"),
+    ],
+)
+def test_reason_names_min_workers_only_if_it_is_the_bound(
+    min_workers: int, minimum: int, ready: int, reason: str
+) -> None:
+    scaling = SCALING.model_copy(update={"min_workers": min_workers})
+    decision, _ = decide(observe(Queue(0, 0), ready), scaling, replace(LIMITS, min_workers=minimum), None, 0.0)
+    assert (decision.desired, decision.reason[-len(reason) :]) == (3 if minimum == 3 else 1, reason)
+
+
 def test_missing_data_is_an_invalid_decision() -> None:
     _, memory = decide(observe(Queue(0, 0), 2), SCALING, LIMITS, QueueDepthMemory(), 0.0)
     no_data, memory = decide(observe(None, 2), SCALING, LIMITS, memory, 30.0)
