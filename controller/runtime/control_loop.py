@@ -34,6 +34,8 @@ log = logging.getLogger("controller")
 _POLL_INTERVAL_S = 0.2
 #: Interval between two ticks. Back-offs, timeouts and newly ready workers change the plan between two decisions.
 _TICK_INTERVAL_S = 1.0
+#: Decisions that take longer are logged.
+_SLOW_DECISION_S = 1.0
 
 
 class _Observed(NamedTuple):
@@ -127,9 +129,20 @@ class ControlLoop:
 
     async def _tick(self, now: float) -> None:
         observed = await self._observe(now)
-        result = self._autoscaler.tick(observed.models, now, observed.machines)
+        result = self._decide(observed, now)
         await self._apply(result)
         await self._report(observed.snapshot, result, now)
+
+    def _decide(self, observed: _Observed, now: float) -> TickResult:
+        """Decide and plan. Custom policies may take long; meanwhile the loop stands still."""
+        started_at = time.monotonic()
+        result = self._autoscaler.tick(observed.models, now, observed.machines)
+        took_s = time.monotonic() - started_at
+        custom = [model.scaling.policy for model in self._autoscaler.models.values() if ":" in model.scaling.policy]
+        if custom and took_s > _SLOW_DECISION_S:
+            text = "no worker was replaced and no command executed"
+            log.warning("decisions took %.1f s, in which %s; custom policies: %s", took_s, text, ", ".join(custom))
+        return result
 
     async def _observe(self, now: float) -> _Observed:
         snapshot = await self._balancer.call(SNAPSHOT)
