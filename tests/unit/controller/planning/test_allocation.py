@@ -180,6 +180,10 @@ SMALL = (wanted("a", 1, A[0], need=10), wanted("c", 1, replica("c1", "sim:0"), n
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 2, B1, tasks=45)], []),
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, replica("b1", "sim:1", age=119))], []),
         # A model of unknown load gives no worker for a gain.
+        (
+            [wanted("a", 2, A[0], tasks=50, slots=THREE), wanted("b", 2, B1, B2, known=False, slots=THREE)],
+            [],
+        ),
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, B1, known=False)], []),
         # A model in a crash back-off takes no device, because it may not start.
         ([wanted("a", 2, *A), wanted("b", 1, tasks=1, retry_at=NOW + 5)], []),
@@ -316,6 +320,7 @@ def test_idle_worker_is_moved_for_minimum_of_another_model() -> None:
         return [*there, wanted("b", 1, least=1, need=20)]
 
     assert plan(*lying(1)).swaps == [], "both have work"
+    assert plan(*lying(0)[:2], wanted("b", 1, need=20, tasks=9)).swaps == [], "only for its minimum"
     moved = plan(*lying(0))
     [swap] = moved.swaps
     assert (swap.worker, swap.device) == ("c1", "sim:1")
@@ -323,3 +328,13 @@ def test_idle_worker_is_moved_for_minimum_of_another_model() -> None:
     # After its exit each worker has its device.
     there = [wanted("a", 1, A[0], least=1, need=8, tasks=1), wanted("c", 1, least=1, need=8)]
     assert sorted(starts(plan(*there, wanted("b", 1, least=1, need=20)))) == [("b", "sim:1"), ("c", "sim:0")]
+
+
+def test_the_only_serving_worker_of_a_busy_model_is_not_moved() -> None:
+    loading = replica("c2", "sim:1", age=20, stage=Stage.STARTING)
+    models = [
+        wanted("c", 2, replica("c1", "sim:0"), loading, least=2, need=8, tasks=5, slots=THREE),
+        wanted("a", 1, replica("a1", "sim:2"), least=1, need=12, tasks=5, slots=THREE),
+        wanted("b", 1, least=1, need=20, slots=THREE),
+    ]
+    assert drained(plan(*models)) == ["c2"]

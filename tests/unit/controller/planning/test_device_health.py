@@ -48,6 +48,8 @@ ROW = [("cuda:0", "a", 30.0), ("cuda:0", "a", 20.0), ("cuda:0", "a", 10.0)]
         ([*ROW, ("cuda:0", "b", 5.0), ("cuda:2", "a", 5.0)], [*ELSEWHERE, ready("cuda:1", "b")], {"cuda:0"}),
         # An old crash does not count.
         ([("cuda:0", "a", 3000.0), *ROW[1:]], ELSEWHERE, set()),
+        # One that was ready before the crashes shows nothing.
+        (ROW, [*ELSEWHERE, ready("cuda:0", "a", NOW - 100)], {"cuda:0"}),
         # A worker that has served since the last crash shows that the device is healthy.
         (
             [(device, model, ago + 100) for device, model, ago in ROW],

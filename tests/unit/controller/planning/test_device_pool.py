@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.planning.device_pool import CONTEXT_BYTES, DevicePool
+from controller.planning.machines import Machine
 from controller.types import Device, Replica, Stage
 from host.types import Exit, GpuSensors, MemoryReading, WorkerProcess
 
@@ -109,6 +110,28 @@ def test_reading_of_a_faulty_device_is_no_foreign_memory() -> None:
     pool = DevicePool(GPUS)
     pool.update([MemoryReading("cuda:0", 24 * GIB, 9 * GIB, fault="the driver says: GPU is lost")], ())
     assert update(pool, [], 0.0)["cuda:0"].memory == 24 * GIB
+
+
+def test_other_programs_may_use_more_than_the_device_has() -> None:
+    pool = DevicePool(GPUS)
+    pool.update([MemoryReading("cuda:0", 24 * GIB, 25 * GIB)], ())
+    assert update(pool, [], 0.0)["cuda:0"].memory == 0
+
+
+def box(used: float, *, silent: bool = False) -> Machine:
+    reading = MemoryReading("box/cuda:0", 24 * GIB, int(used * GIB))
+    return Machine("box", [Device("box/cuda:0", 24 * GIB)], frozenset(), 0.0, silent=silent, readings=[reading])
+
+
+def test_readings_of_a_machine_end_with_it() -> None:
+    pool = DevicePool(GPUS)
+    pool.set_machines([box(4)], {})
+    assert pool.devices(0.0)["box/cuda:0"].memory == 20 * GIB
+    pool.set_machines([box(9, silent=True)], {})
+    assert pool.devices(0.0)["box/cuda:0"].memory == 20 * GIB, "the last report of a silent machine is old"
+    pool.set_machines([], {})
+    assert "box/cuda:0" not in pool.devices(0.0)
+    assert "box/cuda:0" not in pool.sensors
 
 
 def test_sensors_are_those_of_the_last_reading() -> None:

@@ -98,6 +98,26 @@ def test_draining_worker_holds_room_until_its_exit() -> None:
     assert there.max_free(small) == (0, "cuda:0")
 
 
+def test_draining_worker_counts_among_those_of_its_model() -> None:
+    there, own = slots(24), request("a", 4, (0,))
+    there.hold("cuda:0", own)
+    there.release_later("cuda:0", own, "a-1")
+    assert there.take(own) is None, "one of its like is there until its exit"
+    assert there.reserve_pending(own) == "cuda:0"
+
+
+def test_worker_of_unknown_need_takes_what_is_free() -> None:
+    there, unknown = slots(24, 16), request("a", None)
+    for device, need in (("cuda:0", 14), ("cuda:1", 4)):
+        there.hold(device, request("b", need))
+    assert there.take(unknown) is None
+    assert there.take_partial(unknown) == "cuda:1", "12 GiB are free there"
+    full = slots(24)
+    full.hold("cuda:0", request("b", 24, (0,)))
+    assert full.take_partial(request("a", None, (0,))) is None
+    assert slots(24).take_partial(request("a", 4, (0,))) is None, "its need is known"
+
+
 def test_reserved_room_is_not_taken_by_a_smaller_worker() -> None:
     there = slots(24)
     there.hold("cuda:0", request("a", 14, (0,)))

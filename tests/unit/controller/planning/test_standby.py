@@ -71,6 +71,7 @@ def activation(name: str, start: Start = START) -> Activate:
         # Workers have priority: no standby worker starts while a worker starts or is activated.
         ([START], target(1, []), [START]),
         ([], target(1, [], [worker(Stage.STARTING)]), []),
+        ([Drain("w", "why")], target(1, [], [worker(Stage.STARTING)]), [Drain("w", "why"), MORE]),
         ([], target(1, [], [worker(Stage.READY)]), [MORE]),
         ([], target(1, [], [worker(Stage.DRAINING)]), [MORE]),
         # Starts become activations; the standby workers are replaced later.
