@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from pathlib import Path
@@ -53,10 +52,18 @@ class StateFile:
             lost = "overrides, a pause and what the policies have learnt are lost"
             log.warning("%s cannot be read, and %s: %s", self._header, lost, error)
             return None
-        memory = b""
-        with contextlib.suppress(OSError):
+        age_s = max(time.time() - header.saved_at, 0.0)
+        return SavedState(header.overrides, header.last_decision, self._load_memory(), age_s)
+
+    def _load_memory(self) -> bytes:
+        """Return what the policies have learnt; empty if it cannot be read."""
+        try:
             memory = self._memory.read_bytes()
-        return SavedState(header.overrides, header.last_decision, memory, max(time.time() - header.saved_at, 0.0))
+            msgspec.json.decode(memory, type=dict[str, msgspec.Raw])
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("%s cannot be read, and what the policies have learnt is lost: %s", self._memory, error)
+            return b""
+        return memory
 
     def save(self, overrides: Overrides, last_decision: int, memory: bytes, *, final: bool = False) -> None:
         """Write the state. `final`: no further decision follows."""

@@ -32,3 +32,17 @@ def test_unreadable_state_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert StateFile(tmp_path).load() is None
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path}/overrides.json cannot be read, and overrides, a pause and")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"[1]", b'{"m": '])
+def test_unreadable_memory_of_policies_keeps_the_overrides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    overrides = Overrides(paused_since=7.0)
+    StateFile(tmp_path).save(overrides, 3, content)
+    with caplog.at_level(logging.WARNING):
+        saved = StateFile(tmp_path).load()
+    assert saved is not None
+    assert (saved.overrides, saved.memory) == (overrides, b"")
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}/autoscaler.json cannot be read, and what the policies")
