@@ -217,7 +217,7 @@ class DispersionIndex:
             return self
         ended = replace(self, at=now, last=queue.arrivals_short_window)
         square, both = (queue.arrivals_short_window - self.last) ** 2, queue.arrivals_short_window + self.last
-        if self.at is None or now >= self.at + 2 * period or square > _SAME_RATE**2 * both:
+        if self.at is None or now >= self.at + 2 * max(period, scaling.interval_s) or square > _SAME_RATE**2 * both:
             return ended
         return replace(ended, squares=_DECAY * self.squares + square, sums=_DECAY * self.sums + both)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -338,3 +339,10 @@ def test_the_only_serving_worker_of_a_busy_model_is_not_moved() -> None:
         wanted("b", 1, least=1, need=20, slots=THREE),
     ]
     assert drained(plan(*models)) == ["c2"]
+
+
+@pytest.mark.parametrize(("workers", "tasks", "started"), [(0, 1, 1), (1, 1, 0), (0, 0, 0)])
+def test_only_a_first_worker_of_unknown_need_shares_a_device(workers: int, tasks: int, started: int) -> None:
+    there = [replica(f"b{number}", "sim:1") for number in range(workers)]
+    unknown = replace(wanted("b", workers + 1, *there, tasks=tasks, slots=("sim:0",)), need=None)
+    assert len(starts(plan(wanted("a", 1, A[0], least=1, need=8), unknown))) == started

@@ -104,6 +104,7 @@ def test_surge_lasts_as_long_as_needed(replicas: list[Replica], desired: int, cr
         ([B, A, C, X], 2, "ab", "bcx"),
         ([worker("a", DRAINING), B, X], 2, "", "abx"),
         ([X], 1, "", "x"),
+        ([A, Y], 2, "", "ay"),
     ],
 )
 def test_next_to_replace_and_counted_workers(replicas: list[Replica], desired: int, going: str, counted: str) -> None:

@@ -64,6 +64,14 @@ def test_observation_within_period_or_after_gap_is_ignored() -> None:
     assert (gap.burstiness, gap.last) == (counts.burstiness, 70)
 
 
+def test_periods_of_rare_decisions_are_compared() -> None:
+    rare, counts = Scaling(look_back_period_s=90, interval_s=300), DispersionIndex()
+    for number, recent in enumerate([40, 60] * 20):
+        queue = Queue(0, 0, arrivals_short_window=recent, uptime_s=1e6)
+        counts = counts.updated(queue, rare, 300.0 * number)
+    assert counts.burstiness > 2
+
+
 def test_short_uptime_gives_no_estimate() -> None:
     assert updated(DispersionIndex(), 20, 0.0, uptime_s=60.0) == DispersionIndex()
 
