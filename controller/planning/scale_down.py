@@ -46,7 +46,8 @@ def select_to_stop(
             case Stage.READY if replica.stuck:
                 kills.append(Kill(child.id, "it is stuck: it sends heartbeats, but completes no step"))
             case Stage.READY if now - (replica.silent_since or now) > _LOST_FACTOR * limits.lost_after_s:
-                kills.append(Kill(child.id, f"it sent no heartbeat for {now - (replica.silent_since or now):.0f} s"))
+                silent_s = now - (replica.silent_since or now)
+                kills.append(Kill(child.id, f"it is silent: the balancer has missed it for {silent_s:.0f} s"))
             case _:
                 alive.append(replica)
     surplus = max(len(alive) - decision.desired - surge, 0)
