@@ -170,8 +170,8 @@ class Feedback(Section):
 
     gain: float = Field(default=0.01, ge=0, le=1)
     """Change of the margin per late request, in standard deviations; 0 keeps the margin constant. It grows in
-    proportion where fewer than 0.75 % of requests may be late. More than 600 requests between two decisions count as
-    600."""
+    proportion where fewer than 0.75 % of requests may be late. More than 100 requests between two decisions count as
+    100."""
     violation_target: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
     """Target fraction of requests that wait too long. `auto`: 0.75 of the fraction that `slo.percentile` allows."""
 

@@ -63,7 +63,7 @@ _VIOLATION_MARGIN = 0.75
 #: the few late requests move z as fast.
 _USUAL_VIOLATIONS = 0.0075
 #: More requests than these between two decisions count as so many: they are late together.
-_MOST_COUNTED = 600
+_MOST_COUNTED = 100
 #: Upper limit of the late fraction that the formula may allow, for a very low z.
 _MAX_LATE_FRACTION = 0.9
 #: Below this index of dispersion the arrivals are regular, and variation below that of chance counts.
