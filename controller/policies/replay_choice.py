@@ -97,17 +97,19 @@ def update(
     limits: WorkerLimits,
     by_rate: int,
     to_keep: int,
+    expected: int,
 ) -> ReplayMemory:
     """Return the memory after a replay up to now, with the setting to use.
 
-    `buckets` has the new arrivals of `ReplayMemory.counted`. `by_rate` and `to_keep` are as in `ReplayStep`.
+    `buckets` has the new arrivals of `ReplayMemory.counted`. `by_rate` and `to_keep` are as in `ReplayStep`. `expected`
+    is the number of workers that was decided last, with which replays begin.
     """
     end_s, count = int(queue.uptime_s), sum(bucket.tasks for bucket in buckets)
     tasks = replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s)
     if count > _MAX_TASKS and len(tasks) > (_MAX_TASKS if memory.replays else _MAX_TASKS / 2):
         return memory.without_replays(queue)
     if not memory.replays:
-        return replace(memory, replays=_begin(observation, queue, limits, end_s), selected=1, second=end_s - 1)
+        return replace(memory, replays=_begin(expected, queue, limits, end_s), selected=1, second=end_s - 1)
     elapsed_s = max(end_s - 1 - memory.second, 0)
     memory = replace(memory, replays=_with_floors(memory.replays, limits))
     step = _step(memory, observation, queue, scaling, limits, by_rate, to_keep, tasks)
@@ -122,9 +124,9 @@ def update(
     return replace(memory, selected=_select(memory, 1 - scaling.slo.percentile / 100, scaling.startup_hold_s))
 
 
-def _begin(observation: Observation, queue: Queue, limits: WorkerLimits, now: float) -> tuple[Replay, ...]:
+def _begin(expected: int, queue: Queue, limits: WorkerLimits, now: float) -> tuple[Replay, ...]:
     """Return replays without arrivals. Those with a floor have its workers already, which shows its use at once."""
-    workers, batch = max(observation.provisioned, 1), queue.batch_cap or 1
+    workers, batch = max(expected, 1), queue.batch_cap or 1
     settings = [(hold_s, 0) for hold_s in _HOLDS_S] + [(_HOLDS_S[0], floor) for floor in _floors(limits)]
     return tuple(begin(hold_s, floor, max(workers, floor), batch, now) for hold_s, floor in settings)
 

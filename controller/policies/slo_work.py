@@ -132,7 +132,11 @@ def decide(
     want, inputs = _demand(observation, queue, scaling, limits, memory, z, now)
     if down_s == "auto":
         n_rate, n_keep = int(inputs["n_rate"]), int(inputs["n_keep"])
-        replays = replay_choice.update(replays, new_arrivals, observation, queue, scaling, limits, n_rate, n_keep)
+        # The first workers are starting, one after the other: replays with fewer would find all requests late.
+        expected = min(max([have, *(past.desired for past in memory.decisions[-1:])]), limits.max_workers)
+        replays = replay_choice.update(
+            replays, new_arrivals, observation, queue, scaling, limits, n_rate, n_keep, expected
+        )
         memory = replace(memory, replays=replays)
     hold_s = max(observation.cold_start_s, replays.current.hold_s) if down_s == "auto" else down_s
     floor = replays.current.floor

@@ -194,7 +194,7 @@ def watch(bunch: int, period_s: int, hours: float, scaling: Scaling, by_rate: in
         seen = observation(float(now), buckets)
         assert seen.queue is not None
         memory, new = memory.counted(seen.queue)
-        memory = update(memory, new, seen, seen.queue, scaling, LIMITS, by_rate, by_rate)
+        memory = update(memory, new, seen, seen.queue, scaling, LIMITS, by_rate, by_rate, seen.provisioned)
     return memory
 
 
@@ -251,7 +251,7 @@ def update_at(now: float, memory: ReplayMemory, by_rate: int = 1, limits: Worker
     """Return the memory after an update without arrivals."""
     seen = observation(now, [])
     assert seen.queue is not None
-    return update(memory, [], seen, seen.queue, Scaling(), limits, by_rate, by_rate)
+    return update(memory, [], seen, seen.queue, Scaling(), limits, by_rate, by_rate, seen.provisioned)
 
 
 @pytest.mark.parametrize(
@@ -369,5 +369,5 @@ def test_very_busy_model_is_not_replayed() -> None:
     seen = observation(1000.0, [ArrivalBucket(second, 50, 200.0, 4.0) for second in range(880, 1000)])
     assert seen.queue is not None
     memory, new = ReplayMemory(second=960).counted(seen.queue)
-    memory = update(memory, new, seen, seen.queue, Scaling(), LIMITS, 16, 16)
+    memory = update(memory, new, seen, seen.queue, Scaling(), LIMITS, 16, 16, 1)
     assert (memory.replays, memory.second, memory.preventable(0, 300.0)) == ((), 999, 0)

@@ -463,6 +463,12 @@ def test_a_learnt_least_number_has_the_room_for_bunches(selected: int, is_step: 
     assert (decision.inputs["n_backlog"] > 20) is is_step
 
 
+@pytest.mark.parametrize(("ready", "initial", "workers"), [(0, 6, 6), (1, 6, 6), (7, 6, 7), (1, None, 1), (0, 20, 8)])
+def test_replays_begin_with_the_workers_that_are_to_start(ready: int, initial: int | None, workers: int) -> None:
+    _, memory = decide(observe(CALM, ready), scaling(initial_workers=initial), LIMITS, None, 0.0)
+    assert [one.workers for one in memory.replays.replays if one.floor == 0] == [workers] * 3
+
+
 def test_explicit_window_turns_the_replays_off() -> None:
     fixed = scaling(behavior={"scale_down": {"stabilization_window_s": 0}})
     late = replace(CALM, started_total=1100, started_late_total=60)
