@@ -133,7 +133,7 @@ def decide(
     if down_s == "auto":
         n_rate, n_keep = int(inputs["n_rate"]), int(inputs["n_keep"])
         # The first workers are starting, one after the other: replays with fewer would find all requests late.
-        expected = min(max([have, *(past.desired for past in memory.decisions[-1:])]), limits.max_workers)
+        expected = min(_number_before(memory, have), limits.max_workers)
         replays = replay_choice.update(
             replays, new_arrivals, observation, queue, scaling, limits, n_rate, n_keep, expected
         )
@@ -152,6 +152,11 @@ def decide(
     reason += limited_by and f"; {limited_by}"
     inputs = {**inputs, "floor": floor, "hold_s": hold_s}
     return Decision(desired, reason, inputs=inputs), replace(memory, decisions=recent)
+
+
+def _number_before(memory: SloWorkMemory, have: int) -> int:
+    """Return the number of workers that was decided last, or the present one if it is larger."""
+    return max([have, *(past.desired for past in memory.decisions[-1:])])
 
 
 def _reason(inputs: Mapping[str, float], queued: int, have: int, floor: int) -> str:
@@ -252,7 +257,7 @@ def _stabilize(
 ) -> tuple[int, str]:
     """Apply the stabilization windows and step limits. Return the number, and why it differs from `want`."""
     have, up, down = observation.provisioned, scaling.behavior.scale_up, scaling.behavior.scale_down
-    before = max([have, *(past.desired for past in memory.decisions[-1:])])
+    before = _number_before(memory, have)
     if queue.uptime_s < scaling.startup_hold_s and want < before:
         return before, (
             f"{want} wanted, but none is removed until arrivals were counted for {scaling.startup_hold_s:.0f} s "

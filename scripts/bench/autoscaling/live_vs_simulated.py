@@ -129,10 +129,8 @@ async def send_requests(url: str, folder: Path, live: LiveRun, zero: float) -> N
                 live.errors += answer.status != 200
 
         async def poll() -> None:
-            headers = {"authorization": f"Bearer {internal_token(folder)}"}
             while True:
-                async with session.get(f"{url}/internal/snapshot", headers=headers) as answer:
-                    snapshot = msgspec.json.decode(await answer.read(), type=Snapshot)
+                snapshot = await fetch_snapshot(session, url, folder)
                 at = time.time() - zero
                 live.uptime_s = live.uptime_s or snapshot.uptime_s - at
                 ready = sum(w.state == "ready" and w.slots > 0 for w in snapshot.workers)
@@ -147,15 +145,16 @@ async def send_requests(url: str, folder: Path, live: LiveRun, zero: float) -> N
         poller.cancel()
 
 
+async def fetch_snapshot(session: aiohttp.ClientSession, url: str, folder: Path) -> Snapshot:
+    headers = {"authorization": f"Bearer {internal_token(folder)}"}
+    async with session.get(f"{url}/internal/snapshot", headers=headers) as answer:
+        return msgspec.json.decode(await answer.read(), type=Snapshot)
+
+
 async def wait_for_workers(url: str, folder: Path, number: int) -> None:
     """Return once this number of workers is ready."""
-    headers = {"authorization": f"Bearer {internal_token(folder)}"}
     async with aiohttp.ClientSession() as session, asyncio.timeout(120):
-        while True:
-            async with session.get(f"{url}/internal/snapshot", headers=headers) as answer:
-                snapshot = msgspec.json.decode(await answer.read(), type=Snapshot)
-            if sum(worker.state == "ready" for worker in snapshot.workers) >= number:
-                return
+        while sum(worker.state == "ready" for worker in (await fetch_snapshot(session, url, folder)).workers) < number:
             await asyncio.sleep(0.1)
 
 
@@ -246,8 +245,8 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=30.0, help="seconds between decisions, before the speed-up")
     parser.add_argument("--load", type=float, default=40.0, help="seconds of loading, before the speed-up")
     parser.add_argument("--max-wait", type=float, default=10.0, help="allowed wait in seconds, before the speed-up")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--plot", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     hour = part_of(args.trace, args.scale_work, args.begin, args.hours)
     traffic = Traffic([t / args.speed for t in hour.times], scale_work(hour, 1 / args.speed).work)
@@ -282,9 +281,11 @@ def main() -> None:
         "live": live.counts,
         "simulated": simulated,
     }
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
     title = f"{args.policy}: the same traffic live and simulated ({100 * shares[0]:.1f} % within one tick and ±1)"
-    draw_plot(args.plot, live, simulated, args.speed, span_s, title)
+    if args.plot:
+        draw_plot(args.plot, live, simulated, args.speed, span_s, title)
     print(json.dumps({key: result[key] for key in list(result)[:7]}, indent=1))
 
 
