@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 FileRequest = ListFiles | ReadFile
 
+#: Connections of replaced agents that are remembered for each machine.
+_MAX_REPLACED = 16
+
 
 @dataclass(slots=True)
 class _Machine:
@@ -39,6 +43,8 @@ class _Machine:
     refused: str = ""
     #: Numbers of the exits that this balancer has acted on.
     exits: set[int] = field(default_factory=set)
+    #: Connections of other agents with this key, which a later Hello has replaced.
+    replaced: deque[RemoteRoute] = field(default_factory=lambda: deque(maxlen=_MAX_REPLACED))
 
 
 class AgentRelay:
@@ -62,9 +68,10 @@ class AgentRelay:
             return [self._accept(route, message)], [], None
         machine = self._machines.get(route.key)
         if machine is None or machine.route != route or machine.refused:
-            if machine is not None and machine.route != route:
+            if machine is not None and route in machine.replaced:
                 reason = f"another agent with the key {route.key} has connected later; each machine needs its own"
                 return [AgentReject(reason, fatal=True)], [], None
+            # ZeroMQ connects again by itself, with another identity, and the agent does not notice.
             return [AgentReject("unknown agent: say Hello")], [], None
         machine.received_at = self._clock()
         if isinstance(message, AgentReport):
@@ -75,8 +82,12 @@ class AgentRelay:
     def _accept(self, route: RemoteRoute, hello: AgentHello) -> ToAgent:
         former = self._machines.get(route.key)
         machine = _Machine(route, hello, self._clock())
-        if former is not None and former.hello.session == hello.session:
-            machine.report, machine.exits = former.report, former.exits
+        if former is not None:
+            machine.replaced = former.replaced
+            if former.hello.session == hello.session:
+                machine.report, machine.exits = former.report, former.exits
+            elif former.route != route:
+                machine.replaced.append(former.route)
         self._machines[route.key] = machine
         if hello.protocol != PROTOCOL:
             version = printable(hello.version, 40) or "?"

@@ -1,4 +1,4 @@
-"""A TCP proxy that can stop to forward, as a network that is cut without a word."""
+"""A TCP proxy that can stop to forward, as a network that is cut without a word, or break its connections."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class TcpProxy:
         self._loop = asyncio.new_event_loop()
         self._open = asyncio.Event()
         self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, name="tcp-proxy", daemon=True)
         self._ready = threading.Event()
 
@@ -34,6 +35,14 @@ class TcpProxy:
     def heal(self) -> None:
         """Forward again, also what has waited."""
         self._loop.call_soon_threadsafe(self._open.set)
+
+    def reset(self) -> None:
+        """Break every connection at once, as a firewall that has restarted. New ones are accepted."""
+        self._loop.call_soon_threadsafe(self._abort_connections)
+
+    def _abort_connections(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
 
     def start(self) -> TcpProxy:
         self._thread.start()
@@ -71,7 +80,10 @@ class TcpProxy:
         except OSError:
             writer.close()
             return
+        both = {writer, target_writer}
+        self._writers |= both
         await asyncio.gather(self._forward(reader, target_writer), self._forward(target_reader, writer))
+        self._writers -= both
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

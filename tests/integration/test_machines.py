@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from configs.paths import log_dir
 from controller.launchers.local import BALANCER
 from scripts.harness.agents import AgentMachine, agent_process
 from scripts.harness.balancer import sim
@@ -79,6 +80,9 @@ class Cluster:
         """Return the number of ready workers by machine."""
         return Counter(worker.worker.partition(":")[0] for worker in self.head.workers())
 
+    def balancer_log(self) -> str:
+        return (log_dir(self.head.folder) / "loadbalancer.log").read_text()
+
     def until(self, machines: dict[str, int]) -> None:
         self.head.until(lambda: self.machines() == machines, f"the workers {machines}")
 
@@ -135,6 +139,24 @@ def test_machine_that_was_cut_off_is_taken_over(cluster: Parts) -> None:
         parts.until({"near": EACH, "far": EACH})
         load.until_answered(20)
     assert set(load.statuses) == {200}
+    assert {worker.pid for worker in far.workers()} == before
+
+
+def test_machine_whose_connections_break_stays(cluster: Parts) -> None:
+    parts, _, far, proxy = cluster
+    parts.until({"near": EACH, "far": EACH})
+    before = {worker.pid for worker in far.workers()}
+    connected = parts.balancer_log().count("the agent of far has connected")
+    with Load(parts.head.url, 8) as load:
+        load.until_answered(20)
+        proxy.reset()
+        wait_until(
+            lambda: parts.balancer_log().count("the agent of far has connected") > connected, "the agent's next Hello"
+        )
+        load.until_answered(20)
+    parts.until({"near": EACH, "far": EACH})
+    assert set(load.statuses) == {200}
+    assert far.process.poll() is None
     assert {worker.pid for worker in far.workers()} == before
 
 

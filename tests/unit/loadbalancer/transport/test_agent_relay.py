@@ -81,14 +81,40 @@ def test_other_protocol_is_refused_and_shown(relay: AgentRelay) -> None:
     assert relay.on_orders({"box": AgentOrders(1)}) == []
 
 
-def test_later_connection_of_a_key_takes_its_place(relay: AgentRelay) -> None:
+def test_later_agent_of_a_key_takes_its_place(relay: AgentRelay) -> None:
     relay.on_message(BOX, HELLO)
     again = RemoteRoute(b"\0new", "box")
-    relay.on_message(again, HELLO)
+    relay.on_message(again, msgspec.structs.replace(HELLO, session="s2"))
     [reply] = relay.on_message(BOX, AgentReport(1, 1))[0]
     assert isinstance(reply, AgentReject)
     assert reply.fatal
+    assert relay.on_message(again, AgentReport(1, 1))[0] == [AgentAck(0.5)]
     assert relay.on_orders({"box": AgentOrders(1), "unknown": AgentOrders(1)}) == [(again, AgentOrders(1))]
+
+
+def test_agent_whose_connection_broke_is_asked_for_hello(relay: AgentRelay) -> None:
+    """ZeroMQ connects again by itself: the next report comes from a connection that is not known."""
+    relay.on_message(BOX, HELLO)
+    relay.on_message(BOX, AgentReport(1, 1))
+    again = RemoteRoute(b"\0new", "box")
+    assert relay.on_message(again, AgentReport(1, 2))[0] == [AgentReject("unknown agent: say Hello")]
+    assert relay.on_message(again, HELLO)[0] == [AgentAck(0.5)]
+    assert relay.on_message(again, AgentReport(1, 2))[0] == [AgentAck(0.5)]
+    # What the former connection still held is no reason to end the agent.
+    assert relay.on_message(BOX, AgentReport(1, 1))[0] == [AgentReject("unknown agent: say Hello")]
+    assert relay.on_message(BOX, HELLO)[0] == [AgentAck(0.5)]
+    assert relay.on_message(again, AgentReport(1, 3))[0] == [AgentReject("unknown agent: say Hello")]
+
+
+def test_replaced_agents_are_refused_after_the_next_one_reconnects(relay: AgentRelay) -> None:
+    relay.on_message(BOX, HELLO)
+    later, again = RemoteRoute(b"\0two", "box"), RemoteRoute(b"\0new", "box")
+    second = msgspec.structs.replace(HELLO, session="s2")
+    relay.on_message(later, second)
+    relay.on_message(again, second)
+    [reply] = relay.on_message(BOX, AgentReport(1, 1))[0]
+    assert isinstance(reply, AgentReject)
+    assert reply.fatal
 
 
 def test_exits_are_passed_once_and_of_its_own_workers_only(relay: AgentRelay) -> None:
