@@ -111,9 +111,12 @@ class TaskAssigner:
         return effects
 
     def _assign_isolated(self, queue: ModelQueue, model: str, assignments: _Assignments, now: float) -> None:
-        """Start isolated tasks on reserved workers that are empty, and reserve workers for the next ones."""
+        """Start isolated tasks on reserved workers that are empty, and reserve workers for the next ones.
+
+        A worker with room ahead only is reserved as well: while others are served first, it never has a free slot.
+        """
         registry = self._registry
-        if not any(worker.free_slots for worker in registry.pools[model]):
+        if not any(worker.free_slots or worker.load is not None for worker in registry.pools[model]):
             return
         reserved = registry.reserved(model)
         waiting = [self._tasks[name] for name in reserved if self._tasks[name].state is TaskState.QUEUED]

@@ -43,12 +43,17 @@ class WorkerRegistry:
         return f"<WorkerRegistry {len(self.workers)} workers, {assigned} of {slots} slots assigned>"
 
     def connect(self, hello: Hello, now: float) -> tuple[Worker, Worker | None]:
-        """Register the worker; return it and the one that it replaces. It keeps the tasks that it still runs."""
-        previous = self.workers.get(hello.worker)
-        running = {task for task, _ in hello.running}
-        kept = {task: attempt for task, attempt in previous.assigned.items() if task in running} if previous else {}
-        worker = Worker(hello, now, assigned=kept)
+        """Register the worker; return it and the one that it replaces.
+
+        It keeps the tasks that it still runs, in the attempts that it was assigned, and an isolated one by itself.
+        """
+        previous, running = self.workers.get(hello.worker), set(hello.running)
+        kept = dict(each for each in previous.assigned.items() if each in running) if previous else {}
+        isolated = previous.reserved_for if previous and previous.reserved_for in kept else None
+        worker = Worker(hello, now, assigned=kept, reserved_for=isolated)
         self.add(worker)
+        if isolated is not None:
+            self._reserved[isolated] = worker
         return worker, previous
 
     def add(self, worker: Worker) -> None:
@@ -113,8 +118,14 @@ class WorkerRegistry:
         return {task for task, worker in self._reserved.items() if worker.hello.model == model}
 
     def reserve(self, task: Task, now: float) -> Worker | None:
-        """Reserve the least loaded worker for an isolated task; None where none is free of a reservation."""
+        """Reserve the least loaded worker for an isolated task; None where none is free of a reservation.
+
+        The task waits in the queue. If its worker drains, hangs or is silent, another takes its place.
+        """
         worker = self._reserved.get(task.id)
+        if worker is not None and self.state(worker, now) != "ready":
+            self.cancel_reservation(task.id)
+            worker = None
         if worker is None:
             ready = [w for w in self.pools[task.model] if w.reserved_for is None and self.state(w, now) == "ready"]
             if not ready:

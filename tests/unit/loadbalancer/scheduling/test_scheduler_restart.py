@@ -19,7 +19,7 @@ from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted
 from loadbalancer.scheduling.task_state import TaskState
 from tests.support.scheduler import IMAGE, PNG, assignments, connect, new_scheduler, receive, task, updates
-from wire.messages import PROTOCOL, Cancel, Capacity, Finished, Hello, Preempted, Progress
+from wire.messages import PROTOCOL, Cancel, Capacity, Finished, Heartbeat, Hello, Preempted, Progress, Started
 
 HOLD_S = 3.0
 
@@ -146,6 +146,24 @@ def test_worker_that_reconnects_twice_keeps_its_claim() -> None:
     assert core.registry.workers["w"].assigned == {"t": 1}
     effects = connect(core, "w", 1, HOLD_S, {})
     assert [(a.task, a.attempt, a.step) for _, a in assignments(effects)] == [("t", 2, 5)], "it came back without it"
+
+
+@pytest.mark.parametrize(("attempt", "again"), [(1, ("t", 3)), (2, None)])
+def test_worker_that_has_missed_an_assignment_gets_another(attempt: int, again: tuple[str, int] | None) -> None:
+    """It was stuck, and the second assignment of its task got lost with the connection."""
+    core = new_scheduler()
+    connect(core, "w", 2)
+    core.handle(TasksSubmitted([task("t")]), 0.0)
+    now = 1.0
+    while core.tasks["t"].state is not TaskState.QUEUED:
+        receive(core, "w", Heartbeat(0), now)
+        core.handle(Tick(), now)
+        now += 1.0
+    receive(core, "w", Started("t", 1), now)
+    assert core.registry.workers["w"].assigned == {"t": 2}
+    effects = connect(core, "w", 2, now, {"t": attempt})
+    assert [(given.task, given.attempt) for _, given in assignments(effects)] == ([again] if again else [])
+    assert cancels(effects) == (["t"] if again else [])
 
 
 def test_claimed_tasks_end_like_others() -> None:

@@ -1,0 +1,78 @@
+"""Isolated tasks: which worker becomes empty for them, and that no other task joins them there."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.sections import Workers
+from loadbalancer.scheduling.events import TasksSubmitted, Tick
+from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.task import Task
+from tests.support.scheduler import IMAGE, PNG, assignments, connect, new_scheduler, receive, task
+from wire.messages import Capacity, Finished, Heartbeat, Started, WorkerCounters
+
+WORKERS = Workers(heartbeat_s=1.0, lost_after_s=1000.0, stuck_min_s=10.0)
+
+
+def suspect(name: str = "suspect", now: float = 0.0) -> Task:
+    """Return a task during which workers have died."""
+    found = task(name, now)
+    for _ in range(2):
+        found.on_crash()
+    return found
+
+
+def finish_all(core: Scheduler, worker: str, now: float) -> list[str]:
+    """End what the worker holds; return the tasks that are sent to it meanwhile."""
+    given: list[str] = []
+    for name, attempt in list(core.registry.workers[worker].assigned.items()):
+        effects = receive(core, worker, Finished(name, attempt, IMAGE), now, (PNG,))
+        given += [each.task for to, each in assignments(effects) if to == worker]
+    return given
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 4])
+def test_worker_becomes_empty_whatever_it_takes_ahead(ahead: int) -> None:
+    core = new_scheduler()
+    connect(core, "w", 0)
+    receive(core, "w", Capacity(2, ahead))
+    core.handle(TasksSubmitted([task(f"t{number}") for number in range(20)]), 0.0)
+    core.handle(TasksSubmitted([suspect(now=1.0)]), 1.0)
+    assert finish_all(core, "w", 2.0)[-1] == "suspect"
+    assert core.registry.workers["w"].assigned == {"suspect": 1}
+
+
+@pytest.mark.parametrize("ending", ["drains", "hangs", "is silent"])
+def test_another_worker_takes_the_place_of_one_that_takes_no_tasks(ending: str) -> None:
+    core = new_scheduler(workers=WORKERS)
+    for name in ("a", "b"):
+        connect(core, name, 1)
+    core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
+    for name in ("a", "b"):
+        [(own, attempt)] = core.registry.workers[name].assigned.items()
+        receive(core, name, Started(own, attempt))
+    receive(core, "a", Capacity(1, 1))  # the one with room is reserved
+    core.handle(TasksSubmitted([suspect()]), 0.0)
+    assert core.registry.workers["a"].reserved_for == "suspect"
+    if ending == "drains":
+        receive(core, "a", Capacity(0))
+    for now in range(1, 20):
+        receive(core, "b", Heartbeat(1, counters=WorkerCounters(steps=now)), now)
+        if ending != "is silent":
+            receive(core, "a", Heartbeat(1), now)
+    finish_all(core, "b", 20.0)
+    core.handle(Tick(), 20.0)
+    core.handle(Tick(), 20.25)
+    assert core.registry.workers["b"].assigned == {"suspect": 1}
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_worker_that_reconnects_keeps_an_isolated_task_for_itself(runs: bool) -> None:
+    core = new_scheduler()
+    connect(core, "w", 2)
+    core.handle(TasksSubmitted([suspect()]), 0.0)
+    core.handle(TasksSubmitted([task("other")]), 0.0)
+    effects = connect(core, "w", 2, 1.0, {"suspect": 1} if runs else {})
+    assert [each.task for _, each in assignments(effects)] == ([] if runs else ["suspect"])
+    assert core.registry.workers["w"].assigned == {"suspect": 1 if runs else 2}
+    assert finish_all(core, "w", 2.0) == ["other"]
