@@ -54,6 +54,8 @@ class ResponseRecording:
         self._held_bytes = 0
         #: The work has ended, and no reader can join.
         self._is_closed = False
+        #: Its last reader has left: the work is cancelled, and a repetition begins anew.
+        self.is_abandoned = False
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.chunks: list[bytes] = []
@@ -111,6 +113,7 @@ class ResponseRecording:
         """Remove a reader. The last one cancels the request, as it would without a key."""
         self.readers -= 1
         if not self.readers and not self.is_finished and self._task is not None:
+            self.is_abandoned = True
             self._task.cancel()
         self._release()
 
@@ -174,7 +177,7 @@ class IdempotencyMiddleware:
         Raises `IdempotencyKeyReused`, and `TooBusy` where the owner's responses fill its memory.
         """
         self._memory.check(key.owner)
-        running = self._running.get(key[:2])
+        running = self._find_running(key)
         if running is None:
             try:
                 stored = await self._database.do(lambda repository: repository.recall(key))
@@ -183,7 +186,7 @@ class IdempotencyMiddleware:
             if stored is not None:
                 self._memory.check(key.owner)  # many may have been read meanwhile
                 return stored, False
-            running = self._running.get(key[:2])  # a repetition may have arrived meanwhile
+            running = self._find_running(key)  # a repetition may have arrived meanwhile
         if running is not None:
             if running.key != key:
                 raise IdempotencyKeyReused
@@ -191,6 +194,10 @@ class IdempotencyMiddleware:
         recording = self._running[key[:2]] = ResponseRecording(key, self._memory)
         recording.start(self._record(recording, scope, body))
         return recording, True
+
+    def _find_running(self, key: IdempotencyKey) -> ResponseRecording | None:
+        running = self._running.get(key[:2])
+        return None if running is None or running.is_abandoned else running
 
     async def _record(self, recording: ResponseRecording, scope: Scope, body: bytes) -> None:
         """Record the application's response. It is stored before its last bytes are readable."""
@@ -225,7 +232,8 @@ class IdempotencyMiddleware:
         try:
             await self._app(scope, receive, send)
         finally:
-            del self._running[recording.key[:2]]
+            if self._running.get(recording.key[:2]) is recording:
+                del self._running[recording.key[:2]]
             recording.close()
 
     async def _store(self, recording: ResponseRecording, last: bytes) -> None:

@@ -74,6 +74,44 @@ async def test_not_a_byte_is_told_before_the_answer_is_on_disk(tmp_path: Path) -
     await database.close()
 
 
+async def test_repetition_of_an_abandoned_request_begins_anew(tmp_path: Path) -> None:
+    """A client that closes its connection may repeat the request before the work has noticed the cancellation."""
+    database, cancelled, may_end, asked = Database(tmp_path / "j.sqlite3"), asyncio.Event(), asyncio.Event(), 0
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                cancelled.set()
+                await may_end.wait()
+        await PlainTextResponse(f"answer {asked}")(scope, receive, send)
+
+    once = IdempotencyMiddleware(application, database, memory(), max_bytes=100)
+    messages: asyncio.Queue[Message] = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+    unread = asyncio.Queue[Message]()
+    left = asyncio.create_task(once({**_SCOPE, "state": {"caller": Caller()}}, messages.get, unread.put))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not asked:
+                await asyncio.sleep(0.01)
+            messages.put_nowait({"type": "http.disconnect"})
+            await cancelled.wait()
+            told = asyncio.Queue[Message]()
+            await _post(once, told)
+            assert (await told.get())["status"] == 200
+            assert (await told.get())["body"] == b"answer 2"
+            may_end.set()
+            await left
+            while len(once):
+                await asyncio.sleep(0.01)
+    finally:
+        await database.close()
+
+
 @pytest.mark.parametrize("size", [10, 1 << 16, (1 << 16) + 1, 1 << 20])
 async def test_large_digests_are_made_in_a_thread(size: int) -> None:
     """A type that records where it is read tells the thread of the digest."""
