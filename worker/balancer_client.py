@@ -161,6 +161,8 @@ class BalancerClient:
         if self._key is None:  # over TCP the balancer gives out identities, which nobody else can then claim
             dealer.setsockopt(zmq.ROUTING_ID, self._worker.encode())
         dealer.setsockopt(zmq.LINGER, 1000)
+        # No bound: a full queue would block the thread, which has to notice that the balancer is gone.
+        dealer.setsockopt(zmq.SNDHWM, 0)
         dealer.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
         dealer.setsockopt(zmq.RECONNECT_IVL, 100)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)

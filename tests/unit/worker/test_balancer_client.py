@@ -130,3 +130,16 @@ def test_absent_balancer_is_named_before_the_worker_leaves(address: str, caplog:
     assert request == DrainRequested("no balancer for 0.5 s", 0.0)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [f"no balancer answers at {address}; trying on"]
+
+
+def test_messages_that_nobody_takes_do_not_keep_the_worker(address: str) -> None:
+    """More of them than a queue of ZeroMQ holds: the thread still notices the silence, and ends."""
+    client = BalancerClient(address, "w", heartbeat_s=0.05, orphan_after_s=0.5)
+    client.send(*[result("large", 2**20)] * 1500)  # each leaves alone
+    client.start(lambda: Heartbeat(running=0))
+    [request] = client.receive(PATIENCE_S)
+    assert request == DrainRequested("no balancer for 0.5 s", 0.0)
+    closing = threading.Thread(target=client.close, args=("done",), daemon=True)
+    closing.start()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
