@@ -46,6 +46,8 @@ class Exit:
     start_failure: str = ""
     #: It had begun to serve, maybe for less time than passes between two snapshots.
     has_served: bool = False
+    #: Why it counts as ended although nobody saw its exit.
+    lost_reason: str = ""
     #: It ended with its whole machine, which failed or restarted. That is no crash of its model.
     machine_failed: bool = False
 

@@ -61,6 +61,8 @@ class AgentLauncher:
         self._state: AgentState | None = None
         self._last_report_at = clock()
         self._is_silent = False
+        #: When the present connection after an absence, or of another run of the agent, began.
+        self._returned_at = clock()
 
     def __repr__(self) -> str:
         return f"<AgentLauncher of {self.name}, {len(self._processes)} workers, {len(self._pending)} orders>"
@@ -149,6 +151,8 @@ class AgentLauncher:
             return
         if state.report is None:  # it has just connected
             return
+        if self._is_silent or state.hello.session != self._session:
+            self._returned_at = now
         self._is_silent = False
         # Ages in the report count from its arrival at the balancer.
         self._take_in(state.hello.session, state.report, self._last_report_at)
@@ -157,8 +161,9 @@ class AgentLauncher:
         """Count every worker as lost, once."""
         self._is_silent = True
         self._pending.clear()
-        reason = f"the machine {self.name} has sent nothing for {self._lost_after_s:g} s"
-        self._exits += [Exit(child, now, None, reason, machine_failed=True) for child in self._processes.values()]
+        refused = self._state.refused if self._state is not None else ""
+        reason = refused or f"the machine {self.name} has sent nothing for {self._lost_after_s:g} s"
+        self._exits += [_lost(child, now, reason) for child in self._processes.values()]
         self._processes.clear()
 
     def _take_in(self, session: str, report: AgentReport, now: float) -> None:
@@ -181,8 +186,7 @@ class AgentLauncher:
         for name in self._processes.keys() - reported.keys() - ordered:
             child = self._processes.pop(name)
             if name not in ended_names:
-                reason = f"it has ended while the agent of {self.name} did not run"
-                self._exits.append(Exit(child, now, None, reason, machine_failed=True))
+                self._exits.append(_lost(child, now, self._unseen_exit))
         for name, each in reported.items():
             self._processes[name] = self._with_orders(self._process(each, now))
 
@@ -200,9 +204,14 @@ class AgentLauncher:
                 printable_lines(ended.tail, MAX_TAIL),
                 printable(ended.start_failure, _MAX_TEXT),
                 ended.has_served,
+                self._unseen_exit if ended.machine_failed else "",
                 ended.machine_failed,
             )
         )
+
+    @property
+    def _unseen_exit(self) -> str:
+        return f"it has ended while the agent of {self.name} did not run"
 
     def _process(self, each: AgentProcess, now: float) -> WorkerProcess:
         """Return the process on the controller's clock. The times of a known process do not vary."""
@@ -239,14 +248,14 @@ class AgentLauncher:
             return None
         report, hello = state.report or AgentReport(0, 0), state.hello
         devices = [each for each in hello.devices if is_device_name(on_machine(self.name, each.name))]
-        if not state.refused and not report.settings and self._clock() < self._settings_at + _SETTINGS_WITHIN_S:
+        if not state.refused and not report.settings and not self._are_settings_late:
             return None
         return Machine(
             self.name,
             [Device(on_machine(self.name, each.name), each.memory) for each in devices],
             frozenset(report.models),
             self._last_report_at,
-            self._is_silent,
+            self._is_silent and not state.refused,  # the reason of a refusal stays true
             self._refused_reason(report, state),
             {model: printable(reason, _MAX_TEXT) for model, reason in report.unusable.items()},
             [
@@ -270,10 +279,15 @@ class AgentLauncher:
             return state.refused
         if report.stopping:
             return "its agent is stopping"
-        is_late = self._clock() > self._settings_at + _SETTINGS_WITHIN_S
-        if self._settings is not None and report.settings != self._settings.digest and is_late:
+        is_other = self._settings is not None and report.settings != self._settings.digest
+        if is_other and self._are_settings_late:
             return "its agent does not take the present configuration; its log says why"
         return ""
+
+    @property
+    def _are_settings_late(self) -> bool:
+        """Whether the agent has had the time to take in the present settings."""
+        return self._clock() > max(self._settings_at, self._returned_at) + _SETTINGS_WITHIN_S
 
     @property
     def problem(self) -> str:
@@ -283,6 +297,10 @@ class AgentLauncher:
         if self._state.refused:
             return self._state.refused
         return f"its agent has sent nothing for {self._state.silent_s:.0f} s" if self._is_silent else ""
+
+
+def _lost(child: WorkerProcess, at: float, reason: str) -> Exit:
+    return Exit(child, at, None, lost_reason=reason, machine_failed=True)
 
 
 def _earlier(known: float | None, age_s: float | None, now: float) -> float | None:

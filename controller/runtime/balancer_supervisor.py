@@ -66,5 +66,5 @@ class BalancerSupervisor:
 def describe_exit(ended: Exit) -> str:
     """Return the exit status or signal in words."""
     if ended.status is None:
-        return "exit status unknown"
+        return ended.lost_reason or "exit status unknown"
     return f"signal {-ended.status}" if ended.status < 0 else f"exit status {ended.status}"

@@ -190,7 +190,8 @@ class ControlLoop:
         ended = dataclasses.replace(ended, process=self._workers.forget(ended.process))
         child, how = ended.process, describe_exit(ended)
         if not self._autoscaler.on_exit(ended):
-            log.info("worker %s has exited (%s)", child.id, how)
+            text = "worker %s counts as lost: %s" if ended.lost_reason else "worker %s has exited (%s)"
+            log.info(text, child.id, how)
             return
         if child.spare:
             outcome = f"cannot start: {ended.start_failure}" if ended.start_failure else f"died ({how}):\n{ended.tail}"

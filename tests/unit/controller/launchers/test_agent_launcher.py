@@ -175,6 +175,7 @@ def test_worker_that_ended_with_its_agent_did_not_crash(pair: Pair) -> None:
     pair.exchange()
     [ended] = pair.launcher.poll().exits
     assert ended.machine_failed
+    assert ended.lost_reason == "it has ended while the agent of box did not run"
     assert not pair.names()
 
 
@@ -194,13 +195,45 @@ def test_next_controller_takes_over_by_any_clock(pair: Pair, epoch: int | None) 
 
 
 def test_refused_machine_is_not_used(pair: Pair) -> None:
-    state = msgspec.structs.replace(pair.agent.state(), refused="another version")
-    pair.launcher.update(state, 100.0)
+    pair.launcher.start("box:w", "m", "box/sim:0")
+    pair.exchange()
+    for silent_s in (0.0, LOST_AFTER_S + 1):  # it ends, and its agent is not started again
+        state = msgspec.structs.replace(pair.agent.state(silent_s), refused="another version")
+        pair.launcher.update(state, 100.0)
+        machine = pair.launcher.machine()
+        assert machine is not None
+        assert (machine.refused_reason, machine.silent) == ("another version", False)
+        assert pair.launcher.problem == "another version"
+        assert pair.launcher.orders() is None
+    [lost] = pair.launcher.poll().exits
+    assert (lost.lost_reason, lost.machine_failed) == ("another version", True)
+
+
+def test_agent_that_connects_late_has_time_for_the_settings(pair: Pair) -> None:
+    """Also a new run of the agent without the settings of the former one, and one whose settings are outdated."""
+    pair.now += 3600
+    for digest in ("", "other"):
+        pair.agent.restart()
+        pair.agent.digest = digest
+        pair.launcher.update(pair.agent.state(), 100.0)
+        machine = pair.launcher.machine()
+        assert machine is None or not machine.refused_reason
+        pair.exchange()
+        pair.now += 60
+        machine = pair.launcher.machine()
+        assert machine is not None
+        assert not machine.refused_reason
+
+
+def test_agent_that_does_not_take_the_settings_is_not_used(pair: Pair) -> None:
+    pair.now += 3600
+    pair.exchange(silent_s=LOST_AFTER_S + 1)
+    pair.agent.digest = "other"
+    for _ in range(10):
+        pair.exchange(lose=True)
     machine = pair.launcher.machine()
     assert machine is not None
-    assert machine.refused_reason == "another version"
-    assert pair.launcher.problem == "another version"
-    assert pair.launcher.orders() is None
+    assert "does not take the present configuration" in machine.refused_reason
 
 
 def test_new_balancer_has_time_to_meet_the_machine(pair: Pair) -> None:
