@@ -54,8 +54,8 @@ class ResponseRecording:
         self._held_bytes = 0
         #: The work has ended, and no reader can join.
         self._is_closed = False
-        #: Its last reader has left: the work is cancelled, and a repetition begins anew.
-        self.is_abandoned = False
+        #: Set when its last reader has left: the work ends, and a repetition begins anew.
+        self.abandoned = asyncio.Event()
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.chunks: list[bytes] = []
@@ -110,11 +110,10 @@ class ResponseRecording:
             self._task.result()
 
     def leave(self) -> None:
-        """Remove a reader. The last one cancels the request, as it would without a key."""
+        """Remove a reader. For the application, the last one is the client that disconnects."""
         self.readers -= 1
-        if not self.readers and not self.is_finished and self._task is not None:
-            self.is_abandoned = True
-            self._task.cancel()
+        if not self.readers and not self.is_finished:
+            self.abandoned.set()
         self._release()
 
     def response(self, last: bytes) -> StoredResponse | None:
@@ -197,7 +196,7 @@ class IdempotencyMiddleware:
 
     def _find_running(self, key: IdempotencyKey) -> ResponseRecording | None:
         running = self._running.get(key[:2])
-        return None if running is None or running.is_abandoned else running
+        return None if running is None or running.abandoned.is_set() else running
 
     async def _record(self, recording: ResponseRecording, scope: Scope, body: bytes) -> None:
         """Record the application's response. It is stored before its last bytes are readable."""
@@ -208,8 +207,9 @@ class IdempotencyMiddleware:
 
         async def receive() -> Message:
             nonlocal unread, is_sent
-            if is_sent:  # `ResponseRecording.leave` handles disconnected readers
-                await asyncio.get_running_loop().create_future()
+            if is_sent:  # no cancellation of the task, which may overtake a response that is to be closed
+                await recording.abandoned.wait()
+                return {"type": "http.disconnect"}
             part = source.read(_REPLAYED_PART_BYTES)
             unread -= len(part)
             is_sent = not unread

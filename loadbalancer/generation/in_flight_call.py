@@ -143,7 +143,11 @@ class AwaitedCalls(InFlightCalls):
         return future
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self.response.__await__()
+        try:
+            return (yield from self.response.__await__())
+        except BaseException:  # a cancellation may arrive when there is a response, which nobody gets then
+            self.close()
+            raise
 
     def deliver_to(self, receiver: Receiver) -> None:
         """Pass the response, or the error, to the `receiver` in a later turn of the loop, unless it is cancelled.

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
+from loadbalancer.api.frame_response import FrameResponse
+from loadbalancer.api.http_helpers import run_while_connected, wait_disconnect
 from loadbalancer.api.idempotency import IdempotencyMiddleware, ResponseRecording
 from loadbalancer.api.idempotency_keys import key_of, key_of_request
 from loadbalancer.generation.in_flight import MEMORY_FULL, ResponseMemory
@@ -75,18 +78,16 @@ async def test_not_a_byte_is_told_before_the_answer_is_on_disk(tmp_path: Path) -
 
 
 async def test_repetition_of_an_abandoned_request_begins_anew(tmp_path: Path) -> None:
-    """A client that closes its connection may repeat the request before the work has noticed the cancellation."""
-    database, cancelled, may_end, asked = Database(tmp_path / "j.sqlite3"), asyncio.Event(), asyncio.Event(), 0
+    """A client that closes its connection may repeat the request before the work has ended."""
+    database, disconnected, may_end, asked = Database(tmp_path / "j.sqlite3"), asyncio.Event(), asyncio.Event(), 0
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal asked
         asked += 1
         if asked == 1:
-            try:
-                await asyncio.get_running_loop().create_future()
-            finally:
-                cancelled.set()
-                await may_end.wait()
+            await wait_disconnect(receive)
+            disconnected.set()
+            await may_end.wait()
         await PlainTextResponse(f"answer {asked}")(scope, receive, send)
 
     once = IdempotencyMiddleware(application, database, memory(), max_bytes=100)
@@ -99,7 +100,7 @@ async def test_repetition_of_an_abandoned_request_begins_anew(tmp_path: Path) ->
             while not asked:
                 await asyncio.sleep(0.01)
             messages.put_nowait({"type": "http.disconnect"})
-            await cancelled.wait()
+            await disconnected.wait()
             told = asyncio.Queue[Message]()
             await _post(once, told)
             assert (await told.get())["status"] == 200
@@ -108,6 +109,52 @@ async def test_repetition_of_an_abandoned_request_begins_anew(tmp_path: Path) ->
             await left
             while len(once):
                 await asyncio.sleep(0.01)
+    finally:
+        may_end.set()
+        await database.close()
+
+
+async def test_abandoned_response_is_closed(tmp_path: Path) -> None:
+    """However far its route is when the client leaves: a response holds results until it is closed."""
+    database, unread, opened, closed = Database(tmp_path / "j.sqlite3"), memory(), 0, 0
+
+    def close() -> None:
+        nonlocal closed
+        closed += 1
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal opened
+
+        async def route() -> FrameResponse:
+            nonlocal opened
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            opened += 1
+            return FrameResponse([b"answer"], "text/plain", on_end=close)
+
+        response = await run_while_connected(Request(scope, receive), route())
+        await response(scope, receive, send)
+
+    once = IdempotencyMiddleware(application, database, unread, max_bytes=100)
+    try:
+        for rounds in range(20):
+            messages: asyncio.Queue[Message] = asyncio.Queue()
+            messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+            scope = {**_SCOPE, "headers": [(b"idempotency-key", b"%d" % rounds)], "state": {"caller": Caller()}}
+            sent: asyncio.Queue[Message] = asyncio.Queue()
+            posted = asyncio.create_task(once(scope, messages.get, sent.put))
+            async with asyncio.timeout(PATIENCE_S):
+                while not len(once) and not posted.done():
+                    await asyncio.sleep(0)
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                messages.put_nowait({"type": "http.disconnect"})
+                await asyncio.gather(posted, return_exceptions=True)
+                while len(once):
+                    await asyncio.sleep(0.01)
+            assert closed == opened, rounds
+        assert opened
+        assert unread.held == 0
     finally:
         await database.close()
 

@@ -106,6 +106,26 @@ async def test_cancelled_response_cancels_the_calls(harness: Harness) -> None:
     assert harness.is_idle
 
 
+@pytest.mark.parametrize("rounds", range(6))
+async def test_cancellation_beside_the_last_result_closes_the_calls(harness: Harness, rounds: int) -> None:
+    """The response may be there, while the task that awaits it has not gone on."""
+    call = harness.accept(joined, [b"1"])
+
+    async def answer() -> bytes:
+        response: bytes = await call
+        call.close()  # as the one who sends the response does
+        return response
+
+    waiting = asyncio.create_task(answer())
+    await asyncio.sleep(0)
+    harness.complete(call, 0, b"1")
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert harness.is_idle
+
+
 async def test_response_that_cannot_be_made_ends_the_calls(harness: Harness) -> None:
     def broken(_: AwaitedCalls) -> bytes:
         raise RuntimeError("a bug")
