@@ -292,6 +292,8 @@ class AgentStates(msgspec.Struct, frozen=True):
     machines: dict[str, AgentState]
     #: Age of the balancer.
     uptime_s: Seconds
+    #: Machines whose agents may connect, whether or not they have.
+    allowed: frozenset[str] = frozenset()
 
 
 # ---- encoding

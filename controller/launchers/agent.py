@@ -28,8 +28,7 @@ from wire.agents import (
     StartWorker,
 )
 
-#: The agent has not connected since the balancer started.
-_ABSENT = "its agent is not connected"
+_REVOKED = "the key of its agent was revoked"
 _MAX_TEXT = 1000
 #: Time in which an agent takes in new settings.
 _SETTINGS_WITHIN_S = 5.0
@@ -136,12 +135,16 @@ class AgentLauncher:
             None if knows_settings else settings,
         )
 
-    def update(self, state: AgentState | None, uptime_s: float) -> None:
-        """Take in the machine's state; None if it has not connected since the balancer started `uptime_s` ago."""
+    def update(self, state: AgentState | None, uptime_s: float, *, is_allowed: bool = True) -> None:
+        """Take in the machine's state; None if it has not connected since the balancer started `uptime_s` ago.
+
+        A machine that stays away is kept as silent, unless its key was revoked.
+        """
         now = self._clock()
         if state is None:
             if uptime_s > self._lost_after_s:
-                self._state = None
+                if not is_allowed:
+                    self._state = None
                 self._lose(now)
             return
         self._state = state
@@ -161,8 +164,7 @@ class AgentLauncher:
         """Count every worker as lost, once."""
         self._is_silent = True
         self._pending.clear()
-        refused = self._state.refused if self._state is not None else ""
-        reason = refused or f"the machine {self.name} has sent nothing for {self._lost_after_s:g} s"
+        reason = f"the machine {self.name} is not used: {self.problem}"
         self._exits += [_lost(child, now, reason) for child in self._processes.values()]
         self._processes.clear()
 
@@ -293,10 +295,11 @@ class AgentLauncher:
     def problem(self) -> str:
         """Why the machine is not used; empty if it is."""
         if self._state is None:
-            return _ABSENT
+            return _REVOKED
         if self._state.refused:
             return self._state.refused
-        return f"its agent has sent nothing for {self._state.silent_s:.0f} s" if self._is_silent else ""
+        silent_s = max(self._clock() - self._last_report_at, 0.0)
+        return f"its agent has sent nothing for {silent_s:.0f} s" if self._is_silent else ""
 
 
 def _lost(child: WorkerProcess, at: float, reason: str) -> Exit:

@@ -139,7 +139,7 @@ class MachinesLauncher:
             agent.update_settings(self._model_settings, self._generations)
             self._agents[name] = agent
         for name, agent in self._agents.items():
-            agent.update(states.machines.get(name), states.uptime_s)
+            agent.update(states.machines.get(name), states.uptime_s, is_allowed=name in states.allowed)
         self._log_changes()
 
     async def leave_agents(self, balancer: BalancerHttpClient, after_s: float) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,20 +62,19 @@ async def _monitor(pool: DevicePool, driver: GpuMonitor | None, data_dir: Path) 
         if driver is not None and interval % _INTERVALS_PER_DRIVER_READING == 0:
             occupied = pool.occupied
             pool.update(await asyncio.to_thread(driver.read), occupied)
-        previous, faults = (
-            faults,
-            {device.name: device.fault for device in pool.devices(time.monotonic()).values() if device.fault},
-        )
-        _log_changes(previous, faults)
+        devices = pool.devices(time.monotonic())
+        previous, faults = faults, {device.name: device.fault for device in devices.values() if device.fault}
+        log_changes(previous, faults, devices.keys())
         if pool.measured != saved:
             saved = dict(pool.measured)
             await asyncio.to_thread(_save, data_dir, saved)
 
 
-def _log_changes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+def log_changes(before: Mapping[str, str], now: Mapping[str, str], devices: Collection[str]) -> None:
+    """Log the faults that are new, and those that are over. `devices`: those that there still are."""
     for device in now.keys() - before.keys():
         log.error("%s is not used: %s", device, now[device])
-    for device in before.keys() - now.keys():
+    for device in (before.keys() - now.keys()) & set(devices):
         log.warning("%s is used again", device)
 
 

@@ -55,6 +55,7 @@ class AgentRelay:
         self._clock = clock
         self._started_at = clock()
         self._machines: dict[str, _Machine] = {}
+        self._allowed: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<AgentRelay of {len(self._machines)} machines>"
@@ -124,9 +125,10 @@ class AgentRelay:
             name: AgentState(machine.hello, machine.report, max(now - machine.received_at, 0.0), machine.refused)
             for name, machine in self._machines.items()
         }
-        return AgentStates(machines, now - self._started_at)
+        return AgentStates(machines, now - self._started_at, self._allowed)
 
     def keep_only(self, names: frozenset[str]) -> None:
-        """Forget machines whose keys are revoked."""
+        """Forget machines whose keys are revoked: all but these."""
+        self._allowed = names
         for name in self._machines.keys() - names:
             del self._machines[name]

@@ -206,7 +206,7 @@ def test_refused_machine_is_not_used(pair: Pair) -> None:
         assert pair.launcher.problem == "another version"
         assert pair.launcher.orders() is None
     [lost] = pair.launcher.poll().exits
-    assert (lost.lost_reason, lost.machine_failed) == ("another version", True)
+    assert (lost.lost_reason, lost.machine_failed) == ("the machine box is not used: another version", True)
 
 
 def test_agent_that_connects_late_has_time_for_the_settings(pair: Pair) -> None:
@@ -243,6 +243,24 @@ def test_new_balancer_has_time_to_meet_the_machine(pair: Pair) -> None:
     assert pair.names() == {"box:w"}
     pair.launcher.update(None, LOST_AFTER_S + 1)
     assert pair.names() == set()
+
+
+def test_machine_that_a_new_balancer_does_not_know_stays_until_its_key_is_revoked(pair: Pair) -> None:
+    pair.exchange()
+    last = pair.now - 1.0
+    pair.now += 60
+    for _ in range(2):
+        pair.launcher.update(None, LOST_AFTER_S + 1, is_allowed=True)
+        machine = pair.launcher.machine()
+        assert machine is not None
+        assert (machine.silent, machine.last_report_at) == (True, last)
+        assert pair.launcher.problem == f"its agent has sent nothing for {pair.now - last:.0f} s"
+        assert pair.launcher.orders() is None
+    pair.launcher.update(None, LOST_AFTER_S + 1, is_allowed=False)
+    assert pair.launcher.machine() is None
+    assert pair.launcher.problem == "the key of its agent was revoked"
+    pair.exchange()
+    assert not pair.launcher.problem
 
 
 def test_texts_of_an_agent_reach_no_terminal_as_they_are(pair: Pair) -> None:

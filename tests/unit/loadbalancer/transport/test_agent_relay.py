@@ -133,6 +133,7 @@ def test_revoked_machine_is_forgotten(relay: AgentRelay) -> None:
     assert relay.on_message(OTHER, ListFiles("m"))[2] == ListFiles("m")
     relay.keep_only(frozenset({"other"}))
     assert relay.states().machines.keys() == {"other"}
+    assert relay.states().allowed == {"other"}
 
 
 @given(st.lists(st.binary(max_size=60), max_size=3))
