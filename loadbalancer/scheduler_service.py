@@ -15,6 +15,7 @@ from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.scheduling.events import (
     Effect,
     Event,
+    LogLine,
     NotifyListener,
     ProxyFinished,
     RecordTask,
@@ -242,7 +243,8 @@ class SchedulerService:
         self._carry_out(self._scheduler.handle(event, now), now)
 
     def _carry_out(self, effects: Sequence[Effect], now: float) -> None:
-        """Carry out effects in order. What goes to workers is collected, and sent in the next turn of the loop."""
+        """Carry out effects in order, messages to workers first: a listener may cancel a task that they assign."""
+        self._collect_messages(effects)
         for effect in effects:
             if isinstance(effect, NotifyListener):
                 update, listeners = effect.update, self._listeners
@@ -253,16 +255,20 @@ class SchedulerService:
                         listener(update)
                     except Exception:
                         log.exception("a listener failed on %s", type(update).__name__)
-            elif isinstance(effect, SendMessage):
+            elif isinstance(effect, RecordTask):
+                for record in self._recorders:
+                    record(effect.task, now)
+            elif isinstance(effect, LogLine):
+                log.info("%s", _printable(effect.text))
+
+    def _collect_messages(self, effects: Sequence[Effect]) -> None:
+        """Collect what goes to workers, to be sent in the next turn of the loop."""
+        for effect in effects:
+            if isinstance(effect, SendMessage):
                 if not self._outbox:
                     self._loop.call_soon(self._send_outbox)
                 envelope = BalancerEnvelope(effect.message, effect.frames)
                 self._outbox.setdefault(effect.worker, []).append(envelope)
-            elif isinstance(effect, RecordTask):
-                for record in self._recorders:
-                    record(effect.task, now)
-            else:
-                log.info("%s", _printable(effect.text))
 
     def _send_outbox(self) -> None:
         """Send each worker its messages of this turn of the loop as one."""

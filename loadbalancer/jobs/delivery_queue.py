@@ -26,7 +26,7 @@ class DeliveryQueue:
         return len(self._running)
 
     def __repr__(self) -> str:
-        return f"<DeliveryQueue {len(self)} under way, {len(self._pending)} due>"
+        return f"<DeliveryQueue {len(self)} under way to {len(self._of_host)} hosts, {len(self._pending)} due>"
 
     def replace_pending(self, due: Iterable[PendingDelivery]) -> None:
         """Replace the due deliveries; those under way are left out."""
@@ -46,7 +46,10 @@ class DeliveryQueue:
     def finish(self, delivery: PendingDelivery) -> None:
         """End a delivery that was started. Raises `KeyError` for any other."""
         del self._running[delivery.job]
-        self._of_host[delivery.owner, delivery.host] -= 1
+        place = delivery.owner, delivery.host
+        self._of_host[place] -= 1
+        if not self._of_host[place]:  # clients name as many hosts as they like
+            del self._of_host[place]
         self._quota.remove(delivery.owner, 1)
 
     def _may_start(self, delivery: PendingDelivery) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,8 @@ from loadbalancer.schema.stream_events import KEEP_ALIVE, KEEP_ALIVE_S
 
 if TYPE_CHECKING:
     from loadbalancer.generation.in_flight import RequestTracker
+
+log = logging.getLogger(__name__)
 
 #: A stream is ended when its client leaves so many bytes unread.
 _MAX_UNREAD_BYTES = 16 << 20
@@ -156,4 +159,7 @@ class StreamFlusher:
     def _flush(self) -> None:
         streams, self._streams = self._streams, []
         for stream in streams:
-            stream.flush()
+            try:
+                stream.flush()
+            except Exception:  # an error here must not affect other requests
+                log.exception("a stream cannot be written")

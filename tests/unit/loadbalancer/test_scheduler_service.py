@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from zmq.asyncio import Context, Socket
 
 from configs.settings import Settings
 from loadbalancer.scheduler_service import SchedulerService
-from loadbalancer.scheduling.task import QueueFull, TaskCompleted, TaskStarted, TaskUpdate
+from loadbalancer.scheduling.task import QueueFull, TaskCompleted, TaskEnded, TaskStarted, TaskUpdate
+from loadbalancer.scheduling.task_state import TaskState
+from tests.support.waiting import until
 from wire.codec import WorkerEnvelope, decode_for_worker, encode
 from wire.inputs import CallInputs, Part
-from wire.messages import PROTOCOL, Ack, Assign, Cancel, Capacity, Finished, Hello, ToBalancer
+from wire.messages import PROTOCOL, Ack, Assign, Cancel, Capacity, Finished, Hello, Started, ToBalancer
 
 PATIENCE_S = 30.0
 RESULT = (Part(),)
@@ -42,22 +45,29 @@ class Peer:
 
 
 @asynccontextmanager
-async def serving(folder: Path, slots: int, max_tasks: int = 100) -> AsyncIterator[tuple[SchedulerService, Peer]]:
+async def connected(folder: Path, name: str, capacity: Capacity, pid: int = 1) -> AsyncIterator[Peer]:
+    """The connection of a worker that has said Hello."""
+    with Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.ROUTING_ID, name.encode())
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(f"ipc://{folder}/workers.sock")
+        peer = Peer(socket)
+        await peer.send(Hello(PROTOCOL, name, "m", "sim:0", pid), capacity)
+        yield peer
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, slots: int, max_tasks: int = 100, max_attempts: int = 3
+) -> AsyncIterator[tuple[SchedulerService, Peer]]:
     """A service with one worker that is ready."""
-    queue, server = {"max_tasks": max_tasks}, {"max_n": 1}
+    queue, server = {"max_tasks": max_tasks, "max_attempts": max_attempts}, {"max_n": 1}
     models = {"m": {"engine": "sim"}}
     settings = Settings.model_validate({"data_dir": folder, "models": models, "queue": queue, "server": server})
     service = SchedulerService(settings, f"ipc://{folder}/workers.sock")
     await service.start()
-    with Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.setsockopt(zmq.ROUTING_ID, b"w")
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(f"ipc://{folder}/workers.sock")
-        peer = Peer(socket)
-        await peer.send(Hello(PROTOCOL, "w", "m", "sim:0", 1), Capacity(slots))
-        async with asyncio.timeout(PATIENCE_S):
-            while not service.is_ready("m"):
-                await asyncio.sleep(0.01)
+    async with connected(folder, "w", Capacity(slots)) as peer:
+        await until(lambda: service.is_ready("m"))
         yield service, peer
         await service.stop()
 
@@ -100,3 +110,30 @@ async def test_full_queue_refuses_at_once_within_a_turn(tmp_path: Path) -> None:
         with pytest.raises(QueueFull):
             submit(service)
         assert assigned(await peer.receive()) == names[:2]
+
+
+async def test_task_that_its_listener_cancels_ends_at_its_new_worker(tmp_path: Path) -> None:
+    """The loss of a worker ends one task and moves another, which the end of the first one makes useless."""
+    names: list[str] = []
+    process = subprocess.Popen(["sleep", "1000"])
+
+    def listener(update: TaskUpdate) -> None:
+        if isinstance(update, TaskEnded):
+            service.cancel(names)
+
+    async with serving(tmp_path, slots=1, max_attempts=1) as (service, other):
+        first = submit(service)
+        assert assigned(await other.receive()) == [first]
+        async with connected(tmp_path, "lost", Capacity(1, ahead=1), process.pid) as lost:
+            await until(lambda: any(each.worker == "lost" and each.slots for each in service.snapshot().workers))
+            names += [submit(service, listener) for _ in range(2)]
+            assert assigned(await lost.receive()) == names
+            await lost.send(Started(names[0], 1))
+            await until(lambda: service.scheduler_state.tasks[names[0]].state is TaskState.RUNNING)
+            await other.send(Finished(first, 1, RESULT))
+            await until(lambda: first not in service.scheduler_state.tasks)
+            process.kill()
+            process.wait()
+            received = await other.receive()
+            assert [type(message) for message in received] == [Assign, Cancel]
+            assert assigned(received) == names[1:]

@@ -237,6 +237,23 @@ async def test_outputs_of_one_turn_leave_together(harness: Harness) -> None:
     assert harness.is_idle
 
 
+async def test_stream_that_cannot_be_written_holds_no_other_up(harness: Harness) -> None:
+    class BrokenClient(Client):
+        def write(self, data: bytes) -> int:
+            raise RuntimeError(f"{len(data)} bytes cannot be written")
+
+    clients = [BrokenClient(), Client()]
+    streams = [harness.stream() for _ in clients]
+    for texts, client in zip(streams, clients, strict=True):
+        texts.attach(client)
+        harness.send(texts, "word ")
+    await turn()
+    assert [event["choices"][0]["delta"]["content"] for event in clients[1].events] == ["", "word "]
+    for texts in streams:
+        texts.close()
+    assert harness.is_idle
+
+
 async def test_logprobs_wait_for_their_text(harness: Harness) -> None:
     texts, client = harness.stream(logprobs=1), Client()
     texts.attach(client)

@@ -34,6 +34,7 @@ def test_all_are_delivered_once_within_the_limits(due: list[tuple[str, str]], li
         queue.finish(finished)
         done.append(finished)
     assert sorted(done) == sorted(pending)
+    assert repr(queue) == "<DeliveryQueue 0 under way to 0 hosts, 0 due>"
 
 
 def test_an_owner_finds_room_beside_the_slow_receivers_of_others() -> None:
