@@ -144,6 +144,11 @@ class JobManager:
             self._add_run(record, size)
         return self.view(record)
 
+    async def known(self, key: IdempotencyKey) -> JobView | None:
+        """Return the job stored with the key, or None. Raises `IdempotencyKeyReused` and `StorageUnavailable`."""
+        record = await self._database.do(lambda repository: repository.job_of(key))
+        return None if record is None else self.view(record)
+
     async def find(self, job: str, owner: str) -> JobRecord | None:
         """Return the owner's job, or None. Raises `StorageUnavailable`."""
         return await self._database.do(lambda repository: repository.get(job, owner))

@@ -31,9 +31,9 @@ from loadbalancer.generation.text.text_resolution import resolve_text, text_opti
 from loadbalancer.generation.text.text_spec import TextSpec
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.requests import ParsedJob, called_model, parse_job
-from loadbalancer.jobs.views import StoredError, job_list, missing_result_error
+from loadbalancer.jobs.views import JobView, StoredError, job_list, missing_result_error
 from loadbalancer.scheduling.task import TaskCompleted
-from loadbalancer.schema.errors import Conflict, InvalidRequest, NotFound, shutting_down
+from loadbalancer.schema.errors import ApiError, Conflict, InvalidRequest, NotFound, shutting_down
 from loadbalancer.schema.media_types import parse_accept
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import Instances
@@ -44,6 +44,7 @@ from loadbalancer.schema.text.response_request import ResponseRequest
 from loadbalancer.schema.text.text_requests import TextRequest
 from loadbalancer.services import Services
 from loadbalancer.storage.records import (
+    IdempotencyKey,
     IdempotencyKeyReused,
     JobRecord,
     JobSpec,
@@ -149,6 +150,8 @@ class _JobsApi:
         key = None
         if idempotency_key is not None:
             key = await key_of_request(owner, idempotency_key, request.url.path, "", body)
+            if (known := await self._known(key)) is not None:  # before anything is charged or decoded for it
+                return _accepted(known)
         max_instances = services.settings.max_instances
         private = settings.webhook_private
         parsed = parse_job(
@@ -162,12 +165,13 @@ class _JobsApi:
         job: GenerationSpec | CallSpec | TextSpec
         sources: Sequence[bytes]
         options: TextOptions | None = None
+        charged = 0
         if isinstance(parsed.request, Instances):
             job = self._call_spec(parsed.job.path, parsed.request, request.state.caller)
             sources = [bytes(frame) for frames in job.frames for frame in frames]
         elif isinstance(parsed.request, ChatRequest | CompletionRequest | ResponseRequest):
             job = self._text_spec(parsed.request, request.state.caller)
-            services.tracker.charge(job)  # a job is charged what is expected of it
+            charged = services.tracker.charge(job)  # a job is charged what is expected of it
             sources, options = job.frames[:: job.choices], text_options(parsed.request, job)
         else:
             building = self._builder.build(parsed.request, request.state.caller, parsed.image, parsed.mask)
@@ -179,7 +183,17 @@ class _JobsApi:
             view = await stored(services.jobs.add(order, sources, key))
         except IdempotencyKeyReused:
             raise reused(idempotency_key or "") from None
-        return json_response(view, 202, {"location": f"/v1/jobs/{view.id}"})
+        except ApiError:
+            services.tracker.token_limits.correct(owner, charged, 0, time.monotonic())
+            raise
+        return _accepted(view)
+
+    async def _known(self, key: IdempotencyKey) -> JobView | None:
+        """The job that was created with the key before. Raises `KeyReused`."""
+        try:
+            return await stored(self._services.jobs.known(key))
+        except IdempotencyKeyReused:
+            raise reused(key.key) from None
 
     def _call_spec(self, path: str, given: Instances, caller: Caller) -> CallSpec:
         settings = self._services.settings
@@ -286,6 +300,10 @@ def _job_spec(
         request_id="" if context is None else context.request_id,
         traceparent="" if context is None else context.traceparent,
     )
+
+
+def _accepted(view: JobView) -> Response:
+    return json_response(view, 202, {"location": f"/v1/jobs/{view.id}"})
 
 
 async def _link_result(link: Callable[[int], Awaitable[str]], image: TaskCompleted) -> str:

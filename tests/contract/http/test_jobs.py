@@ -37,7 +37,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ring: dict[str, dict[str, Any]] = {
         name: {"sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
     }
-    ring["limited"] = {"sha256": hashlib.sha256(b"sk-limited").hexdigest(), "tokens_per_minute": 100}
+    for name, tokens in (("limited", 100), ("narrow", 1)):
+        key = f"sk-{name}".encode()
+        ring[name] = {"sha256": hashlib.sha256(key).hexdigest(), "tokens_per_minute": tokens}
     (data_dir / "keys.yaml").write_text(yaml.safe_dump({"keys": ring}))
     limits = {"max_n": 5, "max_body_bytes": 20_000, "max_upload_bytes": 500_000, "max_prompt_chars": 500}
     with running(data_dir, MODELS, {"quick": 1, "slow": 1, "words": 1}, server=limits) as server:
@@ -230,6 +232,18 @@ def test_tokens_per_minute_of_a_key_are_limited(desk: Server) -> None:
         assert "tokens per minute: 100" in answer.json()["error"]["message"]
         assert int(answer.headers["retry-after"]) > 60
         assert answer.headers["x-ratelimit-remaining-tokens"] == "0"
+
+
+def test_repeated_text_job_is_charged_once(desk: Server) -> None:
+    """The first one takes more tokens than the key has in a minute, so that no other fits."""
+    headers = {"authorization": "Bearer sk-narrow", "idempotency-key": "same"}
+    job = {"path": "/v1/chat/completions", "body": CHAT | {"model": "words"}}
+    with httpx.Client(base_url=desk.base_url, timeout=PATIENCE_S, headers=headers) as http:
+        first, again = (http.post("/v1/jobs", json=job) for _ in range(2))
+        other = http.post("/v1/jobs", json=job, headers={"idempotency-key": "other"})
+        reused = http.post("/v1/jobs", json=job | {"metadata": {"a": "b"}})
+    assert [answer.status_code for answer in (first, again, other, reused)] == [202, 202, 429, 422]
+    assert again.json()["id"] == first.json()["id"]
 
 
 def test_predict_job_has_the_predict_response(alice: httpx.Client) -> None:

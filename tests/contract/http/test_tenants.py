@@ -16,13 +16,14 @@ from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.images import data_url, png
 
-MODELS = {"quick": sim(), "absent": sim()}
+MODELS = {"quick": sim(), "absent": sim(), "words": {"engine": "sim", "sim": {"task": "text"}}}
 KEYS: dict[str, dict[str, Any]] = {
     "alice": {},
     "bob": {},
     "carol": {},
     "painter": {"scopes": ["images"]},
     "narrow": {"max_concurrent": 1, "requests_per_minute": 30},
+    "writer": {"tokens_per_minute": 1},
 }
 MAX_UNFINISHED = 8
 JOBS = {
@@ -77,6 +78,14 @@ def test_unfinished_jobs_are_limited_per_key(shop: Server) -> None:
     discard_all(shop, "bob")
     assert post_job(shop, "bob").status_code == 202
     discard_all(shop, "alice", "bob", "carol")
+
+
+def test_refused_text_job_is_not_charged(shop: Server) -> None:
+    assert [post_job(shop, "writer").status_code for _ in range(MAX_UNFINISHED)] == [202] * MAX_UNFINISHED
+    job = {"path": "/v1/completions", "body": {"prompt": "a", "model": "words"}}
+    refused = [call(shop, "writer", "POST", "/v1/jobs", json=job) for _ in range(2)]
+    assert [answer.json()["error"]["code"] for answer in refused] == ["queue_full"] * 2, "its tokens are there"
+    discard_all(shop, "writer")
 
 
 def test_source_images_are_limited_per_key(shop: Server) -> None:
