@@ -19,6 +19,8 @@ GAUGES = ("queued", "running", "work_s", "desired", "ready", "starting")
 COUNTS = ("arrived", "completed", "tokens")
 _COLUMNS = len(GAUGES) + len(COUNTS) + WAIT_BUCKETS
 _UNKNOWN = math.nan
+#: If the clock is set back by more seconds, what is kept lies in the future, and is forgotten.
+_MAX_SET_BACK_S = 60
 
 
 class Sample(NamedTuple):
@@ -43,10 +45,15 @@ class ModelHistory:
     """The past of one model."""
 
     def __init__(self) -> None:
-        self._rings = [_Ring(step_s, length) for step_s, length in RESOLUTIONS]
+        self._rings = _new_rings()
 
     def add(self, second: int, sample: Sample) -> None:
-        """Add the sample of this second, in Unix time. A second that is not later than the last one is ignored."""
+        """Add the sample of this second, in Unix time.
+
+        A second that is not later than the last one is ignored, unless the clock was set back by more than a minute.
+        """
+        if second < self._rings[0].last - _MAX_SET_BACK_S:
+            self._rings = _new_rings()
         if second > self._rings[0].last:
             row = [*sample.gauges, *sample.counts, *sample.waits]
             for ring in self._rings:
@@ -108,3 +115,7 @@ class _Ring:
         found = [at for at in places if self._times[at] > after]
         rows: list[Sequence[float]] = [self._values[at * _COLUMNS : (at + 1) * _COLUMNS] for at in found]
         return [self._times[at] for at in found], rows
+
+
+def _new_rings() -> list[_Ring]:
+    return [_Ring(step_s, length) for step_s, length in RESOLUTIONS]

@@ -62,16 +62,17 @@ class PageSampler:
         """Return the use by all owners, or by one."""
         totals = totals_by_owner(self._scheduler.owners.usage)
         tasks = self._scheduler.scheduler_state.tasks.values()
-        return list_usage(totals, self._usage.hour_before(time.time()), tasks, owner)
+        return list_usage(totals, self._usage.hour_before(time.monotonic()), tasks, owner)
 
     def connect(self) -> Subscription:
         """Return a stream that begins with the whole state. Raises `TooManySubscribers`."""
         subscription = self.feed.subscribe()
+        decisions = self._control.page(None, None, _FIRST_DECISIONS).decisions
         if len(self.feed) == 1:  # nobody has looked: what was last shown is old
             self._shown = self._state()
-        decisions = self._control.page(None, None, _FIRST_DECISIONS).decisions
-        self._last_decision = max([self._last_decision, *(each.number for each in decisions)])
-        rows = [decision_row(each) for each in reversed(decisions)]
+            self._last_decision = decisions[0].number if decisions else 0
+        # Later ones follow with the next message, for all pages.
+        rows = [decision_row(each) for each in reversed(decisions) if each.number <= self._last_decision]
         subscription.put(_event("state", {"time": time.time(), **self._shown, "decisions": rows}))
         return subscription
 
@@ -84,8 +85,8 @@ class PageSampler:
     def _look(self) -> None:
         now, monotonic = time.time(), time.monotonic()
         snapshot, records = self._scheduler.snapshot(), self._control.models(monotonic)
-        if self._usage.is_due(now):
-            self._usage.add(now, totals_by_owner(self._scheduler.owners.usage))
+        if self._usage.is_due(monotonic):
+            self._usage.add(monotonic, totals_by_owner(self._scheduler.owners.usage))
         latest: dict[str, Any] = {}
         for stats in snapshot.models:
             totals = self._scheduler.totals(stats.model)

@@ -30,7 +30,7 @@ _NOTHING = OwnerTotals()
 
 
 class UsageHistory:
-    """The totals of an hour ago, from one set of totals per minute."""
+    """The totals of an hour ago, from one set of totals per minute. Times are seconds on any monotonic clock."""
 
     def __init__(self) -> None:
         self._minutes: deque[tuple[int, Mapping[str, OwnerTotals]]] = deque(maxlen=_MINUTES + 1)

@@ -47,6 +47,14 @@ def test_unknown_values_and_repeated_seconds() -> None:
     assert history.points(600, 10).columns["queued"] == [None]
 
 
+@pytest.mark.parametrize(("back_s", "times"), [(60, [100_000]), (61, [99_939]), (86_400, [13_600])])
+def test_past_begins_anew_where_the_clock_is_set_back(back_s: int, times: list[int]) -> None:
+    history = ModelHistory()
+    for second in (100_000, 100_000 - back_s):
+        history.add(second, sample(queued=1.0))
+    assert history.points(600, 100_000 - back_s).times == times
+
+
 def test_only_the_newest_points_remain() -> None:
     history, (step_s, length) = ModelHistory(), RESOLUTIONS[0]
     for second in range(1, 3 * length):
