@@ -102,8 +102,14 @@ class AccessLog:
         self._waiting: deque[AccessLine] = deque()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
-        #: Lines that were not written because their reader is too slow.
-        self.counters: Counter[str] = Counter()
+        #: Lines that found no room, and those that could not be written: each has a thread that counts.
+        self._without_room = self._unwritten = 0
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Lines that were not written, because their reader is too slow or the disk is full."""
+        dropped = self._without_room + self._unwritten
+        return Counter(access_lines_dropped=dropped) if dropped else Counter()
 
     def start(self) -> None:
         self._thread.start()
@@ -118,7 +124,7 @@ class AccessLog:
     ) -> None:
         """Add the line of a request that has been answered just now."""
         if len(self._waiting) >= _MAX_WAITING:
-            self.counters["access_lines_dropped"] += 1
+            self._without_room += 1
         else:
             self._waiting.append(access_line(context, method, path, status, duration_s, owner, size, time.time()))
 
@@ -130,8 +136,11 @@ class AccessLog:
     def _write(self) -> None:
         lines = [self._encoded(self._waiting.popleft()) for _ in range(len(self._waiting))]
         if lines:
-            sys.stderr.write("".join(lines))
-            sys.stderr.flush()
+            try:
+                sys.stderr.write("".join(lines))
+                sys.stderr.flush()
+            except OSError:  # the disk is full: the next lines may find room again
+                self._unwritten += len(lines)
 
     def _encoded(self, line: AccessLine) -> str:
         return (self._encoder.encode(line).decode() if self._as_json else as_text(line)) + "\n"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,6 +17,7 @@ from loadbalancer.context.request_context import RequestContext
 from loadbalancer.context.trace_context import parse_traceparent
 from loadbalancer.metrics import access_log
 from loadbalancer.metrics.access_log import AccessLog, access_line, as_text
+from scripts.harness.processes import PATIENCE_S
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 NOW = 1_700_000_000.25
@@ -89,6 +93,32 @@ def test_a_slow_reader_costs_lines_and_nothing_else() -> None:
     for _ in range(access_log._MAX_WAITING + 7):
         log.put(context(tasks=False), "POST", "/x", 200, 1.0, "", 5)
     assert log.counters == {"access_lines_dropped": 7}
+
+
+_ON_A_FULL_DISK = """
+import os, sys, time
+from loadbalancer.context.request_context import RequestContext
+from loadbalancer.metrics.access_log import AccessLog
+
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+log = AccessLog(as_json=False)
+log.start()
+log.put(RequestContext("r1"), "POST", "/lost", 200, 1.0, "", 5)
+while not log.counters:
+    time.sleep(0.01)
+os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), 2)
+log.put(RequestContext("r2"), "POST", "/later", 200, 1.0, "", 5)
+log.stop()
+print(log.counters["access_lines_dropped"])
+"""
+
+
+def test_lines_are_written_again_after_the_disk_was_full(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert done.stdout == "1\n"
+    assert "/later" in file.read_text()
 
 
 def test_simulator_reads_the_requests_that_asked_a_model() -> None:
