@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import os
 import secrets
 import signal
@@ -35,6 +36,8 @@ from worker.agent.worker_runner import WorkerRunner
 log = logging.getLogger("agent")
 
 _POLL_S = 0.2
+#: Pause after files that were fetched could not be used, such as on a full disk.
+_LOOK_AGAIN_S = 10.0
 #: After a second signal.
 _KILL_AFTER_S = 8.0
 
@@ -56,6 +59,8 @@ class Agent:
         self._session = secrets.token_hex(8)
         self._heartbeat_s = settings.workers.heartbeat_s
         self._report_at = self._poll_at = 0.0
+        #: When to look for files that have been fetched.
+        self._look_at = math.inf
         self._has_head = False
         self._silence_logged = False
         self._has_drained = False
@@ -78,8 +83,7 @@ class Agent:
             for message, data in self._head.receive(_POLL_S):
                 self._on_message(message, data)
             changed = self._poll_processes()
-            if not stopping and self._fetch.run() is not None:
-                self._runner.look_again()
+            if not stopping and self._has_new_models():
                 self._fetch_missing()
                 changed = True
             self._check_head()
@@ -94,6 +98,17 @@ class Agent:
                 self._runner.kill_all()
             if changed or time.monotonic() >= self._report_at:
                 self._report()
+
+    def _has_new_models(self) -> bool:
+        """Fetch files. Return whether the models of those that are complete can be used."""
+        now = time.monotonic()
+        if self._fetch.run() is not None:
+            self._look_at = now
+        if now < self._look_at:
+            return False
+        is_done = self._runner.look_again()
+        self._look_at = math.inf if is_done else now + _LOOK_AGAIN_S
+        return is_done
 
     def _poll_processes(self) -> bool:
         """Look at the processes, but not at every message. Return whether one has ended."""

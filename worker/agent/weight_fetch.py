@@ -107,12 +107,12 @@ class WeightFetch:
                     self._send(ListFiles(download.model))
                 return None
             self._continue(download, now)
+            if download.missing:
+                return None
+            self._finish(download)
         except (FetchProblem, OSError) as error:
             self._fail(download, str(error))
             return None
-        if download.missing:
-            return None
-        self._finish(download)
         return download.model
 
     def on_list(self, message: FileList) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from configs.cli import to_yaml
 from configs.devices import is_local_name
-from configs.files import atomic_write
+from configs.files import atomic_write, describe_os_error
 from configs.paths import children_dir, log_dir, run_dir
 from configs.settings import Settings
 from host.processes import Processes
@@ -96,9 +96,14 @@ class WorkerRunner:
                 log.warning("%s cannot run here: %s", name, reason)
         self._last_received, self.models, self.digest = received, models, received.digest
 
-    def look_again(self) -> None:
-        """Look again for the files of the models, after some were fetched. Raises `OSError`."""
-        self._use(self._last_received)
+    def look_again(self) -> bool:
+        """Look again for the files of the models, after some were fetched. False: that has to be repeated."""
+        try:
+            self._use(self._last_received)
+        except OSError as error:
+            log.error("the files that were fetched are not used yet: %s", describe_os_error(error))
+            return False
+        return True
 
     @property
     def orphan_after_s(self) -> float:
@@ -116,7 +121,10 @@ class WorkerRunner:
                 self._start(order)
             case ActivateWorker(worker, device):
                 log.info("activating standby %s on %s", worker, device)
-                self._processes.activate(worker, device)
+                try:
+                    self._processes.activate(worker, device)
+                except OSError as error:  # the next report says that it still stands by
+                    log.error("standby %s cannot be activated: %s", worker, describe_os_error(error))
             case DrainWorker(worker, immediate):
                 log.info("draining worker %s", worker)
                 self._processes.signal(worker, signal.SIGUSR1 if immediate else signal.SIGTERM)

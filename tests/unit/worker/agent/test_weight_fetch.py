@@ -143,3 +143,17 @@ def test_only_listed_files_are_read(tmp_path: Path) -> None:
     assert files.read_part("m", 1, 0, 10) == (FilePart("m", 1, 0), b"{}")
     assert files.read_part("m", len(listed), 0, 10)[0].problem
     assert files.read_part("m", 1, 100, 10)[0].problem == "the file has become shorter"
+
+
+def test_files_whose_end_cannot_be_noted_are_tried_again(tmp_path: Path) -> None:
+    """Such as on a full disk. The agent goes on with its workers."""
+    link = Link(server_of(checkpoint(tmp_path)), tmp_path / "weights")
+    (tmp_path / "weights" / "m").mkdir(parents=True)
+    (tmp_path / "weights" / "m" / "complete").symlink_to(tmp_path / "missing" / "file")
+
+    def has_failed() -> bool:
+        link.deliver()
+        return "cannot be fetched" in link.fetch.states.get("m", "")
+
+    wait_until(has_failed, "the failure")
+    assert not link.done

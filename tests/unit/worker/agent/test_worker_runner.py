@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.paths import standby_files
 from configs.settings import Settings
 from scripts.harness.processes import wait_until
 from wire.agents import ActivateWorker, DrainAll, KillWorker, ModelSettings, Order, StartWorker
@@ -69,6 +70,24 @@ def test_start_that_is_impossible_is_an_exit_with_its_reason(runner: WorkerRunne
     assert reason in ended.start_failure
     runner.acknowledge_exits(ended.number)
     assert not runner.exits()
+
+
+def test_what_the_disk_does_not_take_is_tried_again(runner: WorkerRunner, tmp_path: Path) -> None:
+    """The agent and its workers go on."""
+    runner.execute(StartWorker("box:w", "m", "sim:0", "g", standby=True))
+    run = tmp_path / "data/run"
+    broken = [run / "config.yaml", *standby_files(run / "children", "box:w")[1:]]
+    for file in broken:
+        file.unlink(missing_ok=True)
+        file.mkdir()  # no file can take its place
+    runner.execute(ActivateWorker("box:w", "sim:1"))
+    assert [child.standby for child in runner.processes()] == [True]
+    assert not runner.look_again()
+    for file in broken:
+        file.rmdir()
+    runner.execute(ActivateWorker("box:w", "sim:1"))
+    assert [child.device for child in runner.processes()] == ["sim:1"]
+    assert runner.look_again()
 
 
 def test_next_agent_adopts_and_reports_what_ended_before(runner: WorkerRunner, tmp_path: Path) -> None:
