@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from wire.text import TokenLogprob
 
@@ -12,27 +15,61 @@ class WaitingTokens:
 
     def __init__(self) -> None:
         self._tokens: list[TokenLogprob] = []
+        #: Text of the last taken token that was not a part of the text.
+        self._rest = ""
 
     def add(self, tokens: Iterable[TokenLogprob]) -> None:
         self._tokens += tokens
 
     def take(self, text: str) -> Sequence[TokenLogprob]:
-        """Remove the tokens up to the end of the first such text, and return those that are part of it.
+        """Remove the tokens up to the end of the first such text, and return those that begin in it.
 
-        Tokens before it are marks, or space that nobody gets. A text that is not found takes none.
+        Tokens before it are marks, or space that nobody gets. Tokens without a text may be among its own. A text that
+        is not found takes none.
         """
-        if not self._tokens or not text:
+        if not text or not (self._tokens or self._rest):
             return ()
-        joined, wanted = b"".join(each.token for each in self._tokens), text.encode(errors="replace")
-        start = joined.find(wanted)
-        if start < 0:
+        rest, self._rest = self._rest, ""
+        if rest.startswith(text):
+            self._rest = rest[len(text) :]
             return ()
-        end, place, first = start + len(wanted), 0, 0
-        for number, each in enumerate(self._tokens):
-            place += len(each.token)
-            if place <= start:
-                first = number + 1
-            if place >= end:
-                found, self._tokens = self._tokens[first : number + 1], self._tokens[number + 1 :]
-                return found
-        return ()
+        wanted, texts = text.removeprefix(rest), _texts(self._tokens)
+        found, self._rest = _adjacent(texts, wanted) or _scattered(texts, wanted) or ((), "")
+        if not found:
+            return ()
+        tokens, self._tokens = self._tokens, self._tokens[found[-1] + 1 :]
+        return [tokens[number] for number in found]
+
+
+def _texts(tokens: Sequence[TokenLogprob]) -> list[str]:
+    """Return the text of each token. That of a character is with its last token, and U+FFFD stands for half ones."""
+    decoder, last = codecs.getincrementaldecoder("utf-8")("replace"), len(tokens) - 1
+    return [decoder.decode(each.token, final=number == last) for number, each in enumerate(tokens)]
+
+
+def _adjacent(texts: Sequence[str], wanted: str) -> tuple[Sequence[int], str] | None:
+    """Return the places of the adjacent tokens with this text, and what is left of the last. None: there are none.
+
+    The text may begin within the first.
+    """
+    joined = "".join(texts)
+    start = joined.find(wanted)
+    if start < 0:
+        return None
+    ends, end = list(accumulate(map(len, texts))), start + len(wanted)
+    first, last = bisect_right(ends, start), bisect_left(ends, end)
+    while first and not texts[first - 1]:  # parts of the first character
+        first -= 1
+    return range(first, last + 1), joined[end : ends[last]]
+
+
+def _scattered(texts: Sequence[str], wanted: str) -> tuple[Sequence[int], str] | None:
+    """Return the same for tokens that have others between them."""
+    found, place = [], 0
+    for number, text in enumerate(texts):
+        if text.startswith(wanted[place : place + len(text)]):
+            found.append(number)
+            place += len(text)
+            if place >= len(wanted):
+                return found, text[len(text) - (place - len(wanted)) :]
+    return None

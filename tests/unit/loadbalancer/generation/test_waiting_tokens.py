@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,10 @@ def tokens(*texts: str | bytes) -> list[TokenLogprob]:
         (["<think>", "x", "</think>", "so"], "so", ["so"], ""),
         (["Hello", " wor", "ld"], "Hello wo", ["Hello", " wor"], "ld"),
         ([b"\xc3", b"\xa4", "x"], "\xe4", [b"\xc3", b"\xa4"], "x"),
+        ([b" \xf0\x9f", b"\xa6", b"\x93", "x"], " \U0001f993", [b" \xf0\x9f", b"\xa6", b"\x93"], "x"),
+        (["a", b"\xfd", "b"], "a\ufffd", ["a", b"\xfd"], "b"),
+        (["x", "a", b"\xe2\x82"], "a\ufffd", ["a", b"\xe2\x82"], ""),
+        (["<think>", "x", "</think>", "a", "<|im_end|>", b"\xfd", "b", "c"], "a\ufffdb", ["a", b"\xfd", "b"], "c"),
         (["a"], "b", [], "a"),
         ([], "b", [], ""),
         (["a"], "", [], "a"),
@@ -35,15 +41,34 @@ def test_tokens_of_a_text(given: list[str | bytes], text: str, expected: list[st
     assert [each.token.decode() for each in waiting.take(rest)] == ([rest] if rest else [])
 
 
-@given(st.lists(st.text(min_size=1, max_size=3), max_size=8), st.data())
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3), max_size=8), st.data())
 def test_each_token_belongs_to_one_part(texts: list[str], data: st.DataObject) -> None:
+    """A text may be cut within a token, which a stop text that was held back does. No token is lost then."""
     waiting, whole = WaitingTokens(), "".join(texts)
     waiting.add(tokens(*texts))
-    cut = data.draw(st.integers(0, len(whole)))
-    found = [*waiting.take(whole[:cut]), *waiting.take(whole[cut:])]
-    if cut in (0, len(whole)):
-        assert found == tokens(*texts)
-    assert len(found) <= len(texts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+    places = [0, *cuts, len(whole)]
+    found = [each for start, end in pairwise(places) for each in waiting.take(whole[start:end])]
+    assert found == tokens(*texts)
+
+
+def test_text_that_begins_and_ends_within_tokens() -> None:
+    waiting = WaitingTokens()
+    waiting.add(tokens(" The", " sum", "<|im_end|>", " is"))
+    assert [list(waiting.take(text)) for text in ("The ", "su", "m", " i", "s")] == [
+        tokens(" The", " sum"),
+        [],
+        [],
+        tokens(" is"),
+        [],
+    ]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=3), max_size=8))
+def test_bytes_that_are_no_characters_have_their_tokens(parts: list[bytes]) -> None:
+    waiting = WaitingTokens()
+    waiting.add(tokens(*parts))
+    assert list(waiting.take(b"".join(parts).decode(errors="replace"))) == tokens(*parts)
 
 
 def test_logprobs_are_those_of_the_message() -> None:
