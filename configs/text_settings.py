@@ -25,7 +25,7 @@ class TextDefaults(Section):
     """Only so many most probable tokens are chosen from. 0: all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Only tokens with this part of the highest probability are chosen from."""
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-6)] | None = None
     """Above 1, tokens of the prompt and the text become less probable."""
 
 

@@ -68,13 +68,14 @@ class ResponseWriter:
         return self._encode([*closing, last])
 
     def failure(self, error: ApiError) -> bytes:
+        closing = self._items.finish("incomplete")
         failed = msgspec.structs.replace(
             self._begun,
             status="failed",
             output=self._items.items,
             error=ResponseFailure(error.code or error.type, error.message),
         )
-        return self._encode([ResponseFailed(response=failed)])
+        return self._encode([*closing, ResponseFailed(response=failed)])
 
     def _add(self, choice: TextChoice) -> list[ResponseEvent]:
         return self._items.add(merged(choice.take()), choice.take_logprobs())

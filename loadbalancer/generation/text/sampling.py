@@ -16,6 +16,8 @@ Value = TypeVar("Value", int, float)
 SEEDS = 2**63
 #: Of a `top_p` of 0: the most probable token alone.
 _LEAST_TOP_P = 1e-6
+#: A logit that is divided by less has no place in float32. It counts as 0.
+_LEAST_TEMPERATURE = 1e-30
 
 
 class TokenLimits(NamedTuple):
@@ -80,10 +82,11 @@ def _sampling(
     found = info.defaults if info is not None else SamplingDefaults()
     top_p = _first(request.top_p, configured.top_p, found.top_p, 1.0)
     top_k = _first(request.top_k, configured.top_k, found.top_k, 0)
+    temperature = _first(request.temperature, configured.temperature, found.temperature, 1.0)
     seed = random_seed if request.seed is None else request.seed
     return Sampling(
         seed % SEEDS,
-        temperature=_first(request.temperature, configured.temperature, found.temperature, 1.0),
+        temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
         top_p=top_p or _LEAST_TOP_P,
         top_k=max(top_k, 0),
         min_p=_first(request.min_p, configured.min_p, found.min_p, 0.0),

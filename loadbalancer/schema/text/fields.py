@@ -59,7 +59,9 @@ class SamplingFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         Annotated[float, msgspec.Meta(ge=0, le=1, description="Least probability, as a part of the highest.")] | None
     ) = None
     repetition_penalty: (
-        Annotated[float, msgspec.Meta(gt=0, le=100, description="Above 1: tokens that occurred become less probable.")]
+        Annotated[
+            float, msgspec.Meta(ge=1e-6, le=100, description="Above 1: tokens that occurred become less probable.")
+        ]
         | None
     ) = None
     presence_penalty: _Penalty | None = None

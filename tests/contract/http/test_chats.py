@@ -158,6 +158,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"temperature": "1"}, "temperature", "invalid_type"),
         ({"top_p": 1.5}, "top_p", "invalid_value"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty", "invalid_value"),
         ({"stop": ["a"] * 65}, "stop", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"12": 1}}, "logit_bias", "invalid_value"),

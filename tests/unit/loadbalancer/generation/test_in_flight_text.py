@@ -178,6 +178,23 @@ async def test_status_of_responses(
     texts.close()
 
 
+async def test_failed_response_has_what_was_streamed(harness: Harness) -> None:
+    writer, client = ResponseWriter("00", 1, "m", ECHO), Client()
+    texts = harness.tracker.accept_texts(StreamedTexts, harness.spec(), writer, lambda source: source)
+    texts.attach(client)
+    for part in TEXT[:2]:
+        harness.send(texts, part)
+    await turn()
+    texts.end(TaskFailed("The worker is gone.", code="timeout"))
+    *_, done, last = client.events
+    assert (done["type"], done["item"]["status"]) == ("response.output_item.done", "incomplete")
+    assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "timeout")
+    assert last["response"]["output"] == [done["item"]]
+    deltas = [each["delta"] for each in client.events if each["type"].endswith(".delta")]
+    assert done["item"]["content"][0]["text"] == "".join(deltas)
+    texts.close()
+
+
 async def test_stream_has_reasoning_and_calls(harness: Harness) -> None:
     texts, client = harness.stream(), Client()
     harness.send(texts, TEXT[0])

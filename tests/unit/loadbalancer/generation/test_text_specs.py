@@ -63,6 +63,13 @@ def test_defaults_come_from_request_configuration_checkpoint(path: str) -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (1.0, 1.0, 0, 77), "OpenAI's"
 
 
+@pytest.mark.parametrize(("given", "expected"), [(0, 0.0), (1e-300, 0.0), (1e-40, 0.0), (1e-30, 1e-30), (1e-5, 1e-5)])
+def test_temperature_that_overflows_float32_is_zero(given: float, expected: float) -> None:
+    assert resolve(CHAT_PATH, temperature=given).inputs[0].sampling.temperature == expected
+    configured = {"defaults": {"temperature": given}}
+    assert resolve(CHAT_PATH, settings_of_text=configured).inputs[0].sampling.temperature == expected
+
+
 @pytest.mark.parametrize(
     ("path", "text", "body", "expected"),
     [
