@@ -52,7 +52,7 @@ class StorageUnavailable(Exception):
     """
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(describe_os_error(error) if isinstance(error, OSError) else str(error))
+        super().__init__(describe_os_error(error) if isinstance(error, OSError) else str(error) or repr(error))
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         # Of a quota or a limit of the size of files, SQLite says only that it could not write.
         is_refused = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
@@ -158,7 +158,7 @@ class Database:
     def _commit(self, items: Sequence[_WorkItem]) -> list[_Outcome]:
         try:
             outcomes = self._transact(items)
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # of SQLite, of the disk, or a `MemoryError`: the thread goes on in any case
             if len(items) > 1:  # one item that does not fit must not fail the others
                 return [outcome for item in items for outcome in self._commit([item])]
             return [_Outcome(item.future, None, self._on_error(error)) for item in items]
@@ -171,7 +171,7 @@ class Database:
         return outcomes
 
     def _transact(self, items: Sequence[_WorkItem]) -> list[_Outcome]:
-        """Raises `sqlite3.Error` and `OSError`; the transaction is then rolled back."""
+        """Raises any exception but those of the work; the transaction is then rolled back."""
         if not items:
             return []
         if self._data_dir is not None:
@@ -185,7 +185,7 @@ class Database:
             outcomes = [_attempt(item, db) for item in items]
             db.execute("COMMIT")
             self.used_bytes = _used_bytes(db)
-        except sqlite3.Error:
+        except Exception:
             if db.in_transaction:  # else SQLite itself has rolled back
                 db.execute("ROLLBACK")
             raise

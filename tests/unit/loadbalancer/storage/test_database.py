@@ -193,6 +193,19 @@ async def test_a_file_that_cannot_be_opened_is_tried_again_each_time(tmp_path: P
         assert await add(database, "late") == "late"
 
 
+async def test_unexpected_error_does_not_end_the_thread(tmp_path: Path) -> None:
+    """Such as a folder that is a link to itself, which Python reports as a `RuntimeError`."""
+    folder = tmp_path / "jobs"
+    folder.symlink_to(folder)
+    async with journal_at(folder / "j.sqlite3") as database:
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable, match="loop"):
+                async with asyncio.timeout(PATIENCE_S):
+                    await add(database, "j")
+        folder.unlink()
+        assert await add(database, "j") == "j"
+
+
 async def test_a_broken_file_is_refused_and_a_mended_one_is_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
