@@ -35,6 +35,10 @@ _SUDDEN_DRAIN_WAITS = 1.5
 _REGULAR = 0.1
 #: Counts that differ by more than this many Poisson standard deviations show a rate change, not burstiness.
 _SAME_RATE = 5
+#: Time constant in seconds over which the arrivals of a quiet model are counted.
+_QUIET_S = 4 * 3600.0
+#: A model with more arrivals than these within `rate_window_s` is not quiet.
+_QUIET_ARRIVALS = 15
 #: The variation covers about this many arrivals, and is that of exponential work until there are `_ENOUGH_WORK`.
 _VARIATION_OVER, _ENOUGH_WORK = 1000.0, 20.0
 
@@ -87,14 +91,29 @@ def workers_for_rate(
     return least + bisect.bisect_left(range(least, max_workers + 1), True, key=is_enough)
 
 
-def sustained_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
-    """Return the upper confidence bound of the arrivals per second over the rate window, as of a Poisson process.
+def rate_bound(count: float, seconds: float, margin: float) -> float:
+    """Return the upper confidence bound of the rate of a Poisson process with `count` events in so many seconds.
 
-    `margin` is in standard deviations.
+    `margin` is in standard deviations. The bound is that of the score interval (Rao's test).
     """
-    count, counted_s = queue.arrivals_long_window, max(queue.uptime_s, scaling.look_back_period_s)
-    bound = count + margin * math.sqrt(count + margin * margin / 4) + margin * margin / 2
-    return bound / min(scaling.rate_window_s, counted_s)
+    return (count + margin * math.sqrt(count + margin * margin / 4) + margin * margin / 2) / seconds
+
+
+def arrival_rate(queue: Queue, scaling: Scaling, margin: float, history: ArrivalHistory) -> float:
+    """Return the arrivals per second to provide for: the recent rate, or the bound of the long-term one if larger.
+
+    `margin` is as in `rate_bound`. A few arrivals within `rate_window_s` tell little of the rate, and their bound is
+    far above it. So the bound of a quiet model is that of its last hours, and its recent rate is less one standard
+    deviation: 0 for one arrival.
+    """
+    counted_s = min(scaling.rate_window_s, max(queue.uptime_s, scaling.look_back_period_s))
+    bound = rate_bound(queue.arrivals_long_window, counted_s, margin)
+    recent = queue.recent_rate(scaling.look_back_period_s)
+    if queue.arrivals_long_window > _QUIET_ARRIVALS or history.seconds <= counted_s:
+        return max(recent, bound)
+    bound = min(bound, rate_bound(history.count, history.seconds, margin))
+    recent *= 1 - 1 / math.sqrt(max(queue.arrivals_short_window, 1))
+    return max(recent, queue.arrivals_long_window / counted_s, bound)
 
 
 def step_rate(queue: Queue, rate: float) -> float:
@@ -224,6 +243,19 @@ class DispersionIndex:
     def shifted(self, seconds: float) -> DispersionIndex:
         """Return a copy with all times moved by `seconds`."""
         return self if self.at is None else replace(self, at=self.at + seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivalHistory:
+    """Decayed count of the arrivals of about four hours, and of the seconds in which they were counted."""
+
+    count: float = 0.0
+    seconds: float = 0.0
+
+    def updated(self, tasks: int, elapsed_s: float) -> ArrivalHistory:
+        """Return the count after `elapsed_s` more seconds with so many arrivals."""
+        decay = math.exp(-elapsed_s / _QUIET_S)
+        return ArrivalHistory(self.count * decay + tasks, self.seconds * decay + _QUIET_S * (1 - decay))
 
 
 @dataclass(frozen=True, slots=True)

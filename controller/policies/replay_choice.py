@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from configs.scaling import Scaling
-from controller.policies.queueing import WorkVariation, backlog_inputs
+from controller.policies.queueing import ArrivalHistory, WorkVariation, backlog_inputs
 from controller.policies.replay import Replay, ReplayStep, ReplayTask, advance, begin, replay_tasks
 from controller.types import Observation, Queue, WorkerLimits
 from wire.snapshot import ArrivalBucket
@@ -55,6 +55,7 @@ class ReplayMemory:
     total: float = 0.0
     recent_total: float = 0.0
     variation: WorkVariation = field(default_factory=WorkVariation)
+    history: ArrivalHistory = field(default_factory=ArrivalHistory)
 
     @property
     def current(self) -> Replay:
@@ -73,19 +74,24 @@ class ReplayMemory:
             return 0
         return max(late - min((one.new_late for one in self.replays), default=0), 0)
 
-    def counted(self, queue: Queue) -> tuple[ReplayMemory, Sequence[ArrivalBucket]]:
-        """Return the memory with the work of the new arrivals counted, and these: all of whole seconds.
+    def counted(self, queue: Queue, reported_s: float) -> tuple[ReplayMemory, Sequence[ArrivalBucket]]:
+        """Return the memory with the new arrivals and their work counted, and these: all of whole seconds.
 
-        A restart of the balancer begins anew.
+        The balancer reports those of the last `reported_s` seconds. Its restart begins anew.
         """
-        known = self if queue.uptime_s >= self.second else ReplayMemory(variation=self.variation)
+        known = self if queue.uptime_s >= self.second else self._begun_anew(-1)
         end = int(queue.uptime_s)
         new = [bucket for bucket in queue.recent_arrivals if known.second < bucket.second < end]
-        return replace(known, variation=known.variation.updated(new)), new
+        elapsed_s = min(max(end - 1 - known.second, 0), reported_s)
+        history = known.history.updated(sum(bucket.tasks for bucket in new), elapsed_s)
+        return replace(known, variation=known.variation.updated(new), history=history), new
 
     def without_replays(self, queue: Queue) -> ReplayMemory:
         """Return the memory up to now without replays."""
-        return ReplayMemory(variation=self.variation, second=int(queue.uptime_s) - 1)
+        return self._begun_anew(int(queue.uptime_s) - 1)
+
+    def _begun_anew(self, second: int) -> ReplayMemory:
+        return ReplayMemory(second=second, variation=self.variation, history=self.history)
 
 
 def update(

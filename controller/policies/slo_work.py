@@ -1,6 +1,7 @@
 """Policy `slo_work`: the fewest workers that keep queue waits within the service level objective.
 
-    rate        the larger of the recent arrival rate and the upper confidence bound of the long-term rate at z
+    rate        the larger of the recent arrival rate and the upper confidence bound of the long-term rate at z; for
+                few arrivals, the latter is that of the last hours
     burstiness  index of dispersion of the arrivals: 1 for a Poisson process, 5 if five always arrive together
     n_rate      the fewest workers for which Erlang's C formula gives at most 10^(-(1 + z) / 2) of the arrivals a wait
                 above `slo.max_wait_s`; waits grow with (burstiness + variation) / 2 (Allen and Cunneen's
@@ -39,7 +40,7 @@ from configs.scaling import Scaling
 from controller.policies import replay_choice
 from controller.policies.queueing import (
     DispersionIndex,
-    sustained_rate,
+    arrival_rate,
     workers_for_backlog,
     workers_for_rate,
 )
@@ -115,13 +116,13 @@ def decide(
     memory = memory or _initial_memory(observation, scaling, now)
     if queue is None:
         return Decision(have, "no data", valid=False), memory
-    replays, new_arrivals = memory.replays.counted(queue)
+    replays, new_arrivals = memory.replays.counted(queue, scaling.reported_arrivals_s)
     down_s = scaling.behavior.scale_down.stabilization_window_s
     if down_s != "auto":
         replays = replays.without_replays(queue)
     memory = replace(memory, counts=memory.counts.updated(queue, scaling, now), replays=replays)
     start = observation.cold_start_s / scaling.slo.max_wait_s
-    initial_z = _INITIAL_Z + _Z_PER_DECADE * math.log10(start / _USUAL_START) if start > 1 else 0.0
+    initial_z = _INITIAL_Z + _Z_PER_DECADE * math.log10(start / _USUAL_START) if start >= 1 else 0.0
     if queue.mean_work_s is None and queue.queued + queue.running:
         unchanged = min(max(have, limits.min_workers), limits.max_workers)
         memory = _apply_feedback(memory, observation, queue, scaling, initial_z)
@@ -222,7 +223,7 @@ def _demand(
     batch, slowdown = queue.batch_cap or 1, queue.batch_slowdown
 
     def by_rate(margin: float) -> tuple[float, int]:
-        rate = max(queue.recent_rate(scaling.look_back_period_s), sustained_rate(queue, scaling, margin))
+        rate = arrival_rate(queue, scaling, margin, memory.replays.history)
         allowed = min(10 ** (-0.5 - 0.5 * margin), _MAX_LATE_FRACTION)
         return rate, workers_for_rate(rate, work_s, batch, slowdown, patience_s, allowed, limits.max_workers)
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.policies.queueing import (
+    ArrivalHistory,
+    arrival_rate,
     late_fraction,
-    sustained_rate,
+    rate_bound,
     workers_for_backlog,
     workers_for_rate,
 )
@@ -149,30 +151,67 @@ def test_workers_for_a_rate_are_the_fewest(
     assert workers_for_rate(rate, work_s, batch, batch_slowdown, patience_s, allowed, enough + 5) == enough
 
 
-def test_sustained_rate_solves_the_equation_of_an_upper_bound() -> None:
+def test_rate_bound_solves_the_equation_of_an_upper_bound() -> None:
     for count, margin in itertools.product((0, 3, 100), (0.0, 1.0, 3.0)):
-        queue = Queue(0, 0, arrivals_long_window=count, uptime_s=5000.0)
-        mean = sustained_rate(queue, SCALING, margin) * SCALING.rate_window_s
+        mean = rate_bound(count, 900.0, margin) * 900.0
         assert mean - margin * math.sqrt(mean) == pytest.approx(count, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("recent", "long_window", "uptime_s", "expected_recent", "expected_sustained"),
+    ("recent", "long_window", "uptime_s", "expected_recent", "expected"),
     [
         (90, 900, 5000, 1.0, 1.0),
+        (45, 900, 5000, 0.5, 1.0),
         # The uptime is shorter than the window.
         (90, 200, 200, 1.0, 1.0),
-        (45, 45, 45, 1.0, 0.5),
+        (0, 180, 200, 0.0, 0.9),
+        (45, 45, 45, 1.0, 1.0),
         # The uptime is too short for an estimate.
-        (1, 1, 1, 1 / 30, 1 / 90),
+        (1, 1, 1, 1 / 30, 1 / 30),
     ],
 )
 def test_rates_are_counts_per_observed_time(
-    recent: int, long_window: int, uptime_s: float, expected_recent: float, expected_sustained: float
+    recent: int, long_window: int, uptime_s: float, expected_recent: float, expected: float
 ) -> None:
     queue = Queue(0, 0, arrivals_short_window=recent, arrivals_long_window=long_window, uptime_s=uptime_s)
     assert queue.recent_rate(SCALING.look_back_period_s) == pytest.approx(expected_recent)
-    assert sustained_rate(queue, SCALING, margin=0) == pytest.approx(expected_sustained)
+    assert arrival_rate(queue, SCALING, 0.0, ArrivalHistory()) == pytest.approx(expected)
+
+
+#: 24 arrivals in two hours: 3 in 900 s.
+TWO_HOURS = ArrivalHistory(24.0, 7200.0)
+
+
+@pytest.mark.parametrize(
+    ("recent", "long_window", "uptime_s", "history", "expected"),
+    [
+        pytest.param(0, 3, 9e3, TWO_HOURS, rate_bound(24, 7200, 2.0), id="the bound of two hours"),
+        pytest.param(1, 3, 9e3, TWO_HOURS, rate_bound(24, 7200, 2.0), id="one recent arrival is chance"),
+        pytest.param(9, 9, 9e3, TWO_HOURS, 6 / 90, id="nine are not, less one standard deviation"),
+        pytest.param(0, 12, 9e3, TWO_HOURS, 12 / 900, id="more within the window than before"),
+        pytest.param(0, 15, 9e3, ArrivalHistory(120.0, 7200.0), rate_bound(120, 7200, 2.0), id="just quiet"),
+        pytest.param(0, 16, 9e3, ArrivalHistory(120.0, 7200.0), rate_bound(16, 900, 2.0), id="not quiet"),
+        pytest.param(0, 0, 9e3, ArrivalHistory(500.0, 7200.0), rate_bound(0, 900, 2.0), id="busy before, quiet now"),
+        pytest.param(0, 3, 9e3, ArrivalHistory(3.0, 900.0), rate_bound(3, 900, 2.0), id="known for a window only"),
+        pytest.param(0, 3, 450.0, ArrivalHistory(3.0, 440.0), rate_bound(3, 450, 2.0), id="known for less than that"),
+        pytest.param(1, 1, 20.0, TWO_HOURS, 1 / 90, id="the balancer has just begun"),
+    ],
+)
+def test_arrivals_of_a_quiet_model(
+    recent: int, long_window: int, uptime_s: float, history: ArrivalHistory, expected: float
+) -> None:
+    queue = Queue(0, 0, arrivals_short_window=recent, arrivals_long_window=long_window, uptime_s=uptime_s)
+    assert arrival_rate(queue, SCALING, 2.0, history) == pytest.approx(expected)
+
+
+def test_arrival_history_tends_to_the_rate_of_the_last_hours() -> None:
+    history = ArrivalHistory()
+    for rate, hours in ((0.02, 2), (0.01, 20)):
+        for _ in range(round(hours * 3600 * rate)):
+            history = history.updated(1, 1 / rate)
+        assert history.count / history.seconds == pytest.approx(rate, rel=0.02)
+    assert 0.98 * 4 * 3600 < history.seconds < 4 * 3600
+    assert history.updated(0, 0.0) == history
 
 
 def observe(

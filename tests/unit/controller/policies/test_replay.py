@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.policies.queueing import BacklogInputs
+from controller.policies.queueing import ArrivalHistory, BacklogInputs
 from controller.policies.replay import Replay, ReplayStep, ReplayTask, advance, begin
 from controller.policies.replay_choice import ReplayMemory, update
 from controller.types import Observation, Queue, Replica, Stage, WorkerLimits
@@ -193,7 +193,7 @@ def watch(bunch: int, period_s: int, hours: float, scaling: Scaling, by_rate: in
         buckets = [ArrivalBucket(at, bunch, 4.0 * bunch, 4.0) for at in starts]
         seen = observation(float(now), buckets)
         assert seen.queue is not None
-        memory, new = memory.counted(seen.queue)
+        memory, new = memory.counted(seen.queue, 120.0)
         memory = update(memory, new, seen, seen.queue, scaling, LIMITS, by_rate, by_rate, seen.provisioned)
     return memory
 
@@ -236,15 +236,25 @@ def test_restarted_balancer_begins_new_replays() -> None:
     memory = watch(30, 90, 1.0, Scaling())
     queue = observation(5.0, []).queue
     assert queue is not None
-    fresh, _ = memory.counted(queue)
+    fresh, _ = memory.counted(queue, 120.0)
     assert (fresh.replays, fresh.second, fresh.variation) == ((), -1, memory.variation)
+    assert fresh.history == memory.history.updated(0, 5.0)
 
 
 def test_arrivals_of_the_present_second_wait() -> None:
     memory = ReplayMemory(second=97)
     buckets = [ArrivalBucket(second, 1, 1.0, 1.0) for second in (96, 97, 98, 99, 100)]
     queue = replace(Queue(0, 0, uptime_s=100.4), recent_arrivals=buckets)
-    assert [bucket.second for bucket in memory.counted(queue)[1]] == [98, 99]
+    known, new = memory.counted(queue, 120.0)
+    assert [bucket.second for bucket in new] == [98, 99]
+    assert known.history == memory.history.updated(2, 2.0)
+
+
+@pytest.mark.parametrize(("second", "counted_s"), [(-1, 120.0), (90, 9.0), (99, 0.0), (98, 1.0)])
+def test_only_seconds_whose_arrivals_are_reported_are_counted(second: int, counted_s: float) -> None:
+    queue = Queue(0, 0, uptime_s=100.4 if second >= 0 else 500.0)
+    memory, _ = ReplayMemory(second=second).counted(queue, 120.0)
+    assert memory.history == ArrivalHistory().updated(0, counted_s)
 
 
 def update_at(now: float, memory: ReplayMemory, by_rate: int = 1, limits: WorkerLimits = LIMITS) -> ReplayMemory:
@@ -368,6 +378,6 @@ def test_choice_of_a_setting(replays: list[Replay], selected: int, age_s: float,
 def test_very_busy_model_is_not_replayed() -> None:
     seen = observation(1000.0, [ArrivalBucket(second, 50, 200.0, 4.0) for second in range(880, 1000)])
     assert seen.queue is not None
-    memory, new = ReplayMemory(second=960).counted(seen.queue)
+    memory, new = ReplayMemory(second=960).counted(seen.queue, 120.0)
     memory = update(memory, new, seen, seen.queue, Scaling(), LIMITS, 16, 16, 1)
     assert (memory.replays, memory.second, memory.preventable(0, 300.0)) == ((), 999, 0)
