@@ -17,7 +17,8 @@ z is a safety margin with feedback. Each late request raises it by `feedback.gai
 fewer than at 99 %. Each request lowers it so that z settles where the allowed fraction of requests is late. This
 corrects errors of the formula. Of many requests between two decisions each counts for less, as they are late together.
 A z below -1 also allows a backlog to take longer than `drain_s`.
-Little experience is a risk too, so the first few hundred requests of a model are served with a higher z.
+Little experience is a risk too, so the first few hundred requests of a model, or its first hours if they are rare, are
+served with a higher z.
 
 Hysteresis: n_rate is for z - 0.2 and n_keep for z + 0.4, so that a rate that changes by chance starts few workers.
 
@@ -58,6 +59,8 @@ _NORMAL_DRAIN_Z = -1.0
 _TO_ADD, _TO_REMOVE = 0.2, 0.4
 #: Addition to z before the first request, and the number of requests after which it is half of that.
 _INEXPERIENCE, _HALF_EXPERIENCE = 0.7, 100.0
+#: Below this rate in arrivals per second a model needs no hundred requests: this many seconds count as one.
+_RARE, _LIKE_A_REQUEST_S = 0.01, 12.0
 #: Fraction of the allowed late requests that is aimed at. The feedback is slow, and past late requests stay counted.
 _VIOLATION_MARGIN = 0.75
 #: The fraction of late requests from which `feedback.gain` is as given. For lower ones it grows in proportion, so that
@@ -127,9 +130,7 @@ def decide(
         unchanged = min(max(have, limits.min_workers), limits.max_workers)
         memory = _apply_feedback(memory, observation, queue, scaling, initial_z)
         return Decision(unchanged, "no step was measured yet, so the backlog is unknown"), memory
-    served = max(memory.served, queue.started_total)
-    inexperience = _INEXPERIENCE * _HALF_EXPERIENCE / (_HALF_EXPERIENCE + served)
-    z = min(max(initial_z + memory.z_offset, _MIN_Z) + inexperience, _MAX_Z)
+    z = min(max(initial_z + memory.z_offset, _MIN_Z) + _inexperience(memory, queue), _MAX_Z)
     want, inputs = _demand(observation, queue, scaling, limits, memory, z, now)
     if down_s == "auto":
         n_rate, n_keep = int(inputs["n_rate"]), int(inputs["n_keep"])
@@ -158,6 +159,14 @@ def decide(
 def _number_before(memory: SloWorkMemory, have: int) -> int:
     """Return the number of workers that was decided last, or the present one if it is larger."""
     return max([have, *(past.desired for past in memory.decisions[-1:])])
+
+
+def _inexperience(memory: SloWorkMemory, queue: Queue) -> float:
+    """Return the addition to z for what is not known of the model yet."""
+    history, known = memory.replays.history, float(max(memory.served, queue.started_total))
+    if history.count < _RARE * history.seconds:
+        known += history.seconds / _LIKE_A_REQUEST_S
+    return _INEXPERIENCE * _HALF_EXPERIENCE / (_HALF_EXPERIENCE + known)
 
 
 def _reason(inputs: Mapping[str, float], queued: int, have: int, floor: int) -> str:

@@ -170,3 +170,29 @@ def drawn(count: int, seed: int, traces: Path | None = None) -> Iterator[Shape]:
             max_wait_s=wait_s,
             batch=batch,
         )
+
+
+def quiet_days(count: int, seed: int) -> Iterator[Shape]:
+    """Yield `count` days with a request each 15 s to 30 min on average."""
+    for number in range(count):
+        rng = random.Random(f"quiet {seed} {number}")
+        day_s, every_s, mean_s = 24 * _HOUR_S, _log_uniform(rng, 15, 1800), _log_uniform(rng, 1, 60)
+        kind, cv = rng.choice(("steady", "steady", "daily", "pairs")), rng.choice((0.0, 0.1, 0.5, 1.0))
+        cold_start_s, wait_s = rng.choice((10.0, 40.0, 40.0, 90.0)), rng.choice((5.0, 10.0, 10.0, 30.0))
+        match kind:
+            case "daily":
+                times = g.sine(1 / every_s, 0.9, day_s, day_s, rng)
+            case "pairs":
+                times = g.bunched(g.steady(0.5 / every_s, day_s, rng), 2, 2, rng)
+            case _:
+                times = g.steady(1 / every_s, day_s, rng)
+        traffic = g.log_normal(times, mean_s, cv, rng)
+        yield Shape(
+            f"{number}: {kind}, one in {every_s:.0f} s, work {mean_s:.1f} s cv {cv:g}; starts of {cold_start_s:g} s, "
+            f"{wait_s:g} s allowed",
+            lambda _rng, traffic=traffic: traffic,  # type: ignore[misc]
+            24,
+            design=False,
+            cold_start_s=cold_start_s,
+            max_wait_s=wait_s,
+        )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.policies.queueing import DispersionIndex
+from controller.policies.queueing import ArrivalHistory, DispersionIndex
 from controller.policies.replay import begin
 from controller.policies.replay_choice import ReplayMemory
 from controller.policies.slo_work import PastDecision, SloWorkMemory, decide
@@ -280,10 +280,22 @@ def test_rare_late_requests_count_for_more(percentile: float, raised_by: float) 
     assert memory.z_offset + 0.5 == pytest.approx(raised_by, rel=0.1)
 
 
-@pytest.mark.parametrize(("served", "z"), [(0, 1.7), (100, 1.35), (300, 1.175), (10**12, 1.0)])
-def test_little_experience_raises_the_margin(served: int, z: float) -> None:
-    queue = replace(STEADY, started_total=0)
-    decision, _ = decide(observe(queue, 6), SCALING, LIMITS, SloWorkMemory(-0.5, served=served), 30)
+@pytest.mark.parametrize(
+    ("served", "history", "z"),
+    [
+        (0, ArrivalHistory(), 1.7),
+        (100, ArrivalHistory(), 1.35),
+        (300, ArrivalHistory(), 1.175),
+        (10**12, ArrivalHistory(), 1.0),
+        # Rare requests: 1200 s count as 100.
+        (0, ArrivalHistory(11.9, 1200.0), 1.35),
+        (0, ArrivalHistory(12.1, 1200.0), 1.7),
+        (100, ArrivalHistory(1.0, 2400.0), 1.175),
+    ],
+)
+def test_little_experience_raises_the_margin(served: int, history: ArrivalHistory, z: float) -> None:
+    queue, replays = replace(STEADY, started_total=0), ReplayMemory(second=4999, history=history)
+    decision, _ = decide(observe(queue, 6), SCALING, LIMITS, SloWorkMemory(-0.5, served=served, replays=replays), 30)
     assert decision.inputs["headroom_z"] == pytest.approx(z)
 
 
@@ -316,11 +328,13 @@ def test_low_margin_clears_a_backlog_more_slowly() -> None:
     assert wanted[-1] < wanted[2] < 12
 
 
-@pytest.mark.parametrize(("cold_start_s", "z_offset", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 0.0), (10.0, 5.0, 5.0)])
+@pytest.mark.parametrize(
+    ("cold_start_s", "z_offset", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 1.0184), (9.9, 0.0, 0.0), (9.9, 5.0, 5.0)]
+)
 def test_fast_start_lowers_the_initial_margin(cold_start_s: float, z_offset: float, z: float) -> None:
     observation = replace(observe(STEADY, 6), cold_start_s=cold_start_s)
     decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(z_offset), 30.0)
-    assert decision.inputs["headroom_z"] == pytest.approx(z, abs=1e-6)
+    assert decision.inputs["headroom_z"] == pytest.approx(z, abs=1e-4)
 
 
 @pytest.mark.parametrize(
