@@ -226,9 +226,14 @@ class SchedulerService:
     @property
     def counters(self) -> Mapping[str, int]:
         """Sums since the start: tasks by outcome, messages by what was wrong with them."""
-        rejected = self._curve_listener.rejected if self._curve_listener is not None else Counter[str]()
-        dropped = Counter({"arrivals_dropped": self._arrivals.dropped}) if self._arrivals is not None else Counter()
-        return Counter(self._scheduler.counters) + self._socket.counters + self._errors + rejected + dropped
+        found = Counter(self._scheduler.counters)
+        for other in (self._socket.counters, self._errors):
+            found.update(other)  # `+` would leave out those that are 0
+        if self._curve_listener is not None:
+            found.update(self._curve_listener.rejected)
+        if self._arrivals is not None:
+            found["arrivals_dropped"] += self._arrivals.dropped
+        return found
 
     # ---- agents of machines
 

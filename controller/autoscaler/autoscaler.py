@@ -24,7 +24,7 @@ from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
 from controller.planning.standby import StandbyTarget, as_replica, with_standby
 from controller.policies import Policy, bounds
-from controller.types import Decision, Observation
+from controller.types import Decision, Kill, Observation
 from host.types import Exit
 
 
@@ -64,6 +64,8 @@ class Autoscaler:
         #: Number of swaps so far.
         self.swaps = 0
         self._swapped: set[str] = set()
+        #: Workers that a plan has killed.
+        self._killed: set[str] = set()
         #: Whether decisions are paused; dead workers are still replaced.
         self.paused = False
         self._now = 0.0
@@ -130,7 +132,9 @@ class Autoscaler:
         plan = make_plan(demands, now, self.pool.devices(now))
         new = {swap.worker for swap in plan.swaps} - self._swapped
         self.swaps += len(new)
-        self._swapped = (self._swapped | new) & {replica.process.id for replica in replicas}
+        present = {replica.process.id for replica in replicas}
+        self._swapped = (self._swapped | new) & present
+        self._killed = (self._killed & present) | {each.id for each in plan.actions if isinstance(each, Kill)}
         return plan
 
     def _decide_if_due(
@@ -226,7 +230,7 @@ class Autoscaler:
         # A worker of a silent machine already counts as lost.
         model.lost += ended.process.drained_at is None and ended.process.id not in model.unreachable
         if crashed:
-            model.crashes_by_kind[crash_kind(ended)] += 1
+            model.crashes_by_kind[crash_kind(ended, is_ordered=ended.process.id in self._killed)] += 1
             self.pool.on_crash(ended)
             self.machines.on_crash(ended.process, ended.at)
         return crashed

@@ -25,7 +25,7 @@ _TOGETHER_S = 2.0
 #: Status of a worker that the balancer does not accept.
 _EXIT_REJECTED = 2
 #: How a worker crashed.
-CrashKind = Literal["start_failed", "killed", "signal", "exit_status", "unknown"]
+CrashKind = Literal["start_failed", "unresponsive", "killed", "signal", "exit_status", "unknown"]
 #: After this many equal failures in a row the next start is expected to fail as well.
 EQUAL_FAILURES = 3
 
@@ -51,10 +51,12 @@ def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
     return dataclasses.replace(record_crash(crashes, ended.at, failure), machine=machine), True
 
 
-def crash_kind(ended: Exit) -> CrashKind:
-    """Return how the worker crashed, as one of a few words."""
+def crash_kind(ended: Exit, *, is_ordered: bool = False) -> CrashKind:
+    """Return how the worker crashed, as one of a few words. `is_ordered`: the plan had it killed."""
     if _start_failure(ended):
         return "start_failed"
+    if is_ordered:
+        return "unresponsive"
     if ended.status is None:
         return "unknown"
     if ended.status == -signal.SIGKILL:

@@ -99,7 +99,10 @@ class ScalingCollector(Collector):
 
 
 def _crashes_and_blocked(report: ControllerReport) -> Iterator[Metric]:
-    text = "Crashed workers by kind: start_failed, killed (as if main memory is short), signal, exit_status or unknown."
+    text = (
+        "Crashed workers by kind: start_failed, unresponsive (silent or stuck, so that the controller killed it), "
+        "killed (by something else, as if main memory is short), signal, exit_status or unknown."
+    )
     crashes = CounterMetricFamily("muster_worker_crashes", text, labels=("model", "kind"))
     blocked = GaugeMetricFamily(
         "muster_scaling_blocked_kind",

@@ -175,6 +175,7 @@ class Scheduler:
         effects = self.store.expire(now)
         self._admission.forget_requests(now)
         for worker in self.registry.timed_out(now):
+            self.counters["workers_silent"] += 1
             effects += self._on_worker_lost(worker.id, f"silent for {now - worker.last_message_at:.1f} s", now)
         for worker in self.registry.stuck_workers(now):
             effects += self._evict_stuck(worker, now)

@@ -35,6 +35,8 @@ from wire.text import TokenOutput
 _MAX_CLAIMED_ATTEMPT = 1_000_000
 #: Deadlines of ended tasks are removed when they are the majority, and above this number.
 _CLEAN_UP_ABOVE = 1024
+#: Incidents of workers, which are counted from 0: alerts look for an increase.
+_INCIDENTS = ("workers_lost", "workers_silent", "workers_stuck")
 # Python 3.11 takes long to find a member of an enumeration by its name.
 _RUNNING, _DONE = TaskState.RUNNING, TaskState.DONE
 
@@ -49,7 +51,7 @@ class TaskStore:
         self.registry = registry
         self.tasks: dict[str, Task] = {}
         #: A `Counter` adds four times as slowly.
-        self.counters: defaultdict[str, int] = defaultdict(int)
+        self.counters: defaultdict[str, int] = defaultdict(int, dict.fromkeys(_INCIDENTS, 0))
         self.owners = OwnerStatistics()
         self.statistics = {model: ModelStatistics(model, scaling, self.owners) for model, scaling in models.items()}
         self.costs = {model: CostModel() for model in models}

@@ -83,6 +83,17 @@ def assigned(messages: Sequence[object]) -> list[str]:
     return [task.task for message in messages if isinstance(message, Assign) for task in message.tasks]
 
 
+async def test_incidents_are_counted_from_0(tmp_path: Path) -> None:
+    """An alert that looks for an increase needs the sample before the first incident."""
+    async with serving(tmp_path, slots=1) as (service, _):
+        counters = service.counters
+        assert {name: counters[name] for name in counters if name.startswith("workers_")} == {
+            "workers_lost": 0,
+            "workers_silent": 0,
+            "workers_stuck": 0,
+        }
+
+
 async def test_submissions_of_one_turn_leave_as_one_message(tmp_path: Path) -> None:
     async with serving(tmp_path, slots=4) as (service, peer):
         names = [submit(service) for _ in range(3)]

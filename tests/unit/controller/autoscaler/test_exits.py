@@ -12,7 +12,7 @@ from controller.autoscaler.model_state import ModelState
 from controller.planning.device_pool import DevicePool
 from controller.planning.machines import Machine
 from controller.policies import static
-from controller.types import CrashBackoff, Decision, Device, Observation, Queue, Replica, Stage, WorkerLimits
+from controller.types import CrashBackoff, Decision, Device, Kill, Observation, Queue, Replica, Stage, WorkerLimits
 from host.types import Exit, WorkerProcess
 
 NOW = 1000.0
@@ -51,6 +51,24 @@ def test_crashes_are_counted_by_kind(status: int | None, ready_at: float | None,
     assert autoscaler.on_exit(Exit(process("w", ready_at=ready_at), NOW, status)) is (kind is not None)
     counts = autoscaler.models["m"].crashes_by_kind
     assert {name: count for name, count in counts.items() if count} == ({kind: 1} if kind else {})
+
+
+@pytest.mark.parametrize(
+    "replica",
+    [
+        Replica(process("w"), Stage.READY, stuck=True),
+        Replica(process("w"), Stage.READY, silent_since=NOW - 100),
+    ],
+    ids=["sends heartbeats only", "sends nothing"],
+)
+def test_worker_that_a_plan_has_killed_counts_as_unresponsive(replica: Replica) -> None:
+    """Not as one that the kernel killed because main memory is short."""
+    autoscaler = Autoscaler({"m": model_state()})
+    plan = autoscaler.tick({"m": replace(seen(), replicas=[replica])}, NOW).plan
+    assert Kill("w", plan.actions[0].reason) in plan.actions
+    assert autoscaler.on_exit(Exit(replica.process, NOW + 1, -9))
+    assert autoscaler.models["m"].crashes_by_kind["unresponsive"] == 1
+    assert autoscaler.models["m"].crashes_by_kind["killed"] == 0
 
 
 def test_device_of_repeated_crashes_is_avoided() -> None:

@@ -104,6 +104,17 @@ def beat(steps: int) -> Heartbeat:
     return Heartbeat(running=1, step_s=0.5, batch=1.0, counters=WorkerCounters(steps=steps))
 
 
+def test_silent_workers_are_counted_apart_from_those_that_ended() -> None:
+    core = new_scheduler(workers=Workers(lost_after_s=5.0))
+    for name in ("silent", "ended"):
+        connect(core, name, 1)
+    core.handle(WorkerLost("ended", "its process has ended"), 1.0)
+    assert (core.counters["workers_lost"], core.counters["workers_silent"]) == (1, 0)
+    for second in range(1, 8):
+        core.handle(Tick(), float(second))
+    assert (core.counters["workers_lost"], core.counters["workers_silent"]) == (2, 1)
+
+
 def test_stuck_workers_tasks_resume_on_another() -> None:
     core = new_scheduler(workers=Workers(stuck_factor=20.0, stuck_min_s=5.0))
     connect(core, "w", 1)
