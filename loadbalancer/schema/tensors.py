@@ -162,11 +162,11 @@ def _texts(data: bytes | bytearray | memoryview, count: int) -> list[str]:
         raise InvalidTensor("it is not text in UTF-8, which JSON cannot hold") from None
 
 
-def _nested_list(values: list[str], shape: Sequence[int]) -> list[Any]:
-    if len(shape) == 1:
-        return values
-    size = element_count(shape[1:])
-    return [_nested_list(values[size * i : size * (i + 1)], shape[1:]) for i in range(shape[0])]
+def _nested(values: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
+    """Return the elements in lists as the shape is. No axis but the first is empty."""
+    for size in reversed(shape[1:]):
+        values = [values[start : start + size] for start in range(0, len(values), size)]
+    return values
 
 
 def _values(datatype: DataType, data: memoryview) -> tuple[Any, ...]:
@@ -180,12 +180,23 @@ def nested_json(datatype: DataType, shape: Sequence[int], data: bytes | bytearra
     elif len(shape) == 1 or not element_count(shape):
         yield from to_json(datatype, shape, data)
     elif datatype is BYTES:
-        yield msgspec.json.encode(_nested_list(_texts(data, element_count(shape)), shape))
+        yield msgspec.json.encode(_nested(_texts(data, element_count(shape)), shape))
     else:
-        size = element_count(shape[1:]) * datatype.size
-        view = memoryview(data)
-        yield b"["
-        for start in range(0, len(view), size):
-            yield b"," if start else b""
-            yield from nested_json(datatype, shape[1:], view[start : start + size])
-        yield b"]"
+        yield from _nested_parts(datatype, shape, memoryview(data))
+
+
+def _nested_parts(datatype: DataType, shape: Sequence[int], data: memoryview) -> Iterator[bytes]:
+    """Yield the JSON of several axes: of many short rows at once, of long ones each by itself."""
+    row = element_count(shape[1:])
+    rows = max(_PART // row, 1)
+    size = rows * row * datatype.size
+    between = b"["
+    for start in range(0, len(data), size):
+        part = data[start : start + size]
+        yield between
+        between = b","
+        if row <= _PART:
+            yield msgspec.json.encode(_nested(_values(datatype, part), shape))[1:-1]
+        else:
+            yield from nested_json(datatype, shape[1:], part)
+    yield b"]"

@@ -77,6 +77,26 @@ def test_nested_strings() -> None:
     assert b"".join(nested_json(BYTES, (), encode_strings([b"a"]))) == b'"a"'
 
 
+@pytest.mark.parametrize(
+    ("shape", "pieces"),
+    [
+        ((4096, 1), 3),
+        ((65536, 1), 33),  # a column, as many models return it
+        ((4097, 1, 1), 5),
+        ((1500, 3), 5),
+        ((3, 4096), 7),
+        ((2, 4097), 9),
+        ((2, 2, 4097), 21),
+        ((1, 1, 1), 3),
+    ],
+)
+def test_short_rows_become_json_together(shape: tuple[int, ...], pieces: int) -> None:
+    array = np.arange(np.prod(shape), dtype="<i4").reshape(shape)
+    found = list(nested_json(DATATYPES["INT32"], shape, array.tobytes()))
+    assert json.loads(b"".join(found)) == array.tolist()
+    assert len(found) == pieces
+
+
 def test_values_that_json_lacks_are_null() -> None:
     data = np.array([1, math.inf, math.nan], np.float32).tobytes()
     assert b"".join(to_json(DATATYPES["FP32"], (3,), data)) == b"[1.0,null,null]"
