@@ -7,6 +7,7 @@ broken connection only if it is a GET or has an `Idempotency-Key`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import socket
@@ -96,6 +97,11 @@ class ChaosClients:
                     await self._request(outcome)
             except TimeoutError:
                 outcome.close(EndState.ABORTED)
+        elif request.mode == "repeat":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(request.abort_after_s):
+                    await self._request(outcome)
+            await self._request(outcome)
         else:
             await self._request(outcome)
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: How a request is sent. `slow` reads its stream in small parts; `abort` closes the connection early.
-RequestMode = Literal["sync", "predict", "stream", "slow", "abort", "abort_stream", "job", "follow"]
+#: How a request is sent. `slow` reads its stream in small parts; `abort` closes the connection early, and `repeat` then
+#: sends the same request with its key at once.
+RequestMode = Literal["sync", "predict", "stream", "slow", "abort", "abort_stream", "repeat", "job", "follow"]
 #: `machine`: an agent with all its workers; `network`: the connection of a machine, which stops to forward.
 Target = Literal["worker", "balancer", "controller", "machine", "agent", "network"]
 
@@ -26,6 +27,7 @@ _MODE_WEIGHTS: dict[RequestMode, int] = {
     "slow": 2,
     "abort": 1,
     "abort_stream": 1,
+    "repeat": 2,
     "job": 5,
     "follow": 3,
 }
@@ -82,7 +84,7 @@ class PlannedRequest:
     idempotency: str | None
     #: Seconds until the request is sent a second time.
     resend_after_s: float | None
-    #: `abort*`: seconds until the client closes the connection.
+    #: `abort*` and `repeat`: seconds until the client closes the connection.
     abort_after_s: float
     priority: int
 
@@ -175,8 +177,8 @@ def _rate(load: LoadShape, at: float) -> float:
 def _draw_request(name: str, at: float, rng: random.Random, load: LoadShape, owners: Sequence[str]) -> PlannedRequest:
     modes = {mode: weight for mode, weight in _MODE_WEIGHTS.items() if load.has_streams or mode not in _STREAMED}
     mode = rng.choices(list(modes), list(modes.values()))[0]
-    keyed = rng.random() < _KEYED_SHARE and not mode.startswith("abort")
-    again = keyed and rng.random() < _RESENT_SHARE
+    keyed = (rng.random() < _KEYED_SHARE or mode == "repeat") and not mode.startswith("abort")
+    again = keyed and mode != "repeat" and rng.random() < _RESENT_SHARE
     number = rng.randrange(load.seed_count)
     return PlannedRequest(
         id=name,

@@ -36,7 +36,7 @@ def test_plan_has_every_kind_of_request_and_fault(seed: int) -> None:
     load = PROFILES["sim"].load
     requests = plan_requests(str(seed), load, OWNER_NAMES, 150.0)
     assert {request.mode for request in requests} == {
-        "sync", "predict", "stream", "slow", "abort", "abort_stream", "job", "follow"
+        "sync", "predict", "stream", "slow", "abort", "abort_stream", "repeat", "job", "follow"
     }  # fmt: skip
     assert {request.owner for request in requests} == set(OWNERS)
     assert any(request.resend_after_s is not None for request in requests)
