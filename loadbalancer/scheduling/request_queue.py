@@ -30,6 +30,8 @@ _SortKey = tuple[float, float, str]
 _Entry = tuple[float, float, str, Task]
 #: Outdated entries of a heap are removed when there are this many more of them than tasks.
 _CLEAN_UP_ABOVE = 1024
+#: Tags that differ by more virtual seconds are not equal.
+_TIE_S = 1e-6
 
 
 @dataclass(slots=True)
@@ -210,12 +212,7 @@ class ModelQueue:
         own = self._owners.get(task.owner)
         rank = int(own.tasks.bisect_left(key)) if own else 0
         tag = self._shares.tag(task.owner) + (rank * self._mean_cost(own) if own else 0.0)
-        others = (
-            self._served_before(tag, owner < task.owner, owner, other)
-            for owner, other in self._owners.items()
-            if owner != task.owner
-        )
-        return len(self.isolated) + rank + sum(others)
+        return len(self.isolated) + rank + self._served_before(tag, task.owner)
 
     def oldest(self) -> float | None:
         """Return the earliest creation time of the waiting tasks."""
@@ -234,10 +231,22 @@ class ModelQueue:
         seconds = sum(steps * self._step_s(shape) for shape, steps in own.steps.items())
         return seconds / len(own.tasks) / own.weight
 
-    def _served_before(self, tag: float, wins_tie: bool, owner: str, own: OwnerQueue) -> int:
-        """Return how many tasks of an owner are served before another owner's task with this tag."""
+    def _served_before(self, tag: float, owner: str) -> int:
+        """Return how many tasks of other owners are served before a task of this one with this tag."""
+        count, tag_of = 0, self._shares.tag
+        for other, own in self._owners.items():
+            ahead, wins_tie = tag - tag_of(other), other < owner
+            if ahead < -_TIE_S or other == owner or (ahead == 0 and not wins_tie):
+                continue
+            if len(own.tasks) == 1 and (ahead > _TIE_S or ahead == 0):  # of many owners most have one task
+                count += 1
+            else:
+                count += self._turns(ahead, own, wins_tie=wins_tie)
+        return count
+
+    def _turns(self, ahead: float, own: OwnerQueue, *, wins_tie: bool) -> int:
+        """Return how many tasks an owner has served before another one whose tag is `ahead` of its own."""
         cost = self._mean_cost(own)
-        ahead = tag - self._shares.tag(owner)
         if cost <= 0.0:
             return len(own.tasks) if ahead > 0 or (ahead == 0 and wins_tie) else 0
         turns = ahead / cost

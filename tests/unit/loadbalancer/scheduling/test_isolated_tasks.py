@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from configs.sections import Workers
-from loadbalancer.scheduling.events import TasksSubmitted, Tick
+from configs.scaling import Scaling
+from configs.sections import Queue, Workers
+from loadbalancer.scheduling.events import SendMessage, TasksSubmitted, Tick
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
-from tests.support.scheduler import IMAGE, PNG, assignments, connect, new_scheduler, receive, task
-from wire.messages import Capacity, Finished, Heartbeat, Started, WorkerCounters
+from tests.support.scheduler import IMAGE, INPUTS, PNG, assignments, connect, new_scheduler, receive, task
+from wire.codec import WorkerEnvelope
+from wire.messages import PROTOCOL, Assign, Capacity, Finished, Heartbeat, Hello, Started, WorkerCounters
 
 WORKERS = Workers(heartbeat_s=1.0, lost_after_s=1000.0, stuck_min_s=10.0)
 
@@ -64,6 +68,39 @@ def test_another_worker_takes_the_place_of_one_that_takes_no_tasks(ending: str) 
     core.handle(Tick(), 20.0)
     core.handle(Tick(), 20.25)
     assert core.registry.workers["b"].assigned == {"suspect": 1}
+    receive(core, "a", Capacity(1), 20.5)
+    given = finish_all(core, "a", 20.5)
+    given += [each.task for _, each in assignments(core.handle(TasksSubmitted([task("3", 20.5)]), 20.5))]
+    assert list(core.registry.workers["a"].assigned) == given[:1] != [], "it is free for others again"
+
+
+def test_each_model_has_its_own() -> None:
+    core = Scheduler({"m": Scaling(), "n": Scaling()}, Queue(), WORKERS)
+    connect(core, "w", 1)
+    receive(core, "v", Hello(PROTOCOL, "v", "n", "sim:1", 2))
+    receive(core, "v", Capacity(1))
+    other = Task("other", "n", INPUTS, 0.0, 1000.0, steps=INPUTS.steps)
+    core.handle(TasksSubmitted([task("1")]), 0.0)
+    core.handle(TasksSubmitted([dataclasses.replace(other, id="2")]), 0.0)
+    for _ in range(2):
+        other.on_crash()
+    core.handle(TasksSubmitted([suspect()]), 0.0)
+    core.handle(TasksSubmitted([other]), 0.0)
+    for worker, name in (("w", "1"), ("v", "2")):  # both are empty before tasks are assigned
+        core.receive(worker, WorkerEnvelope(Finished(name, 1, IMAGE), (PNG,)), 1.0)
+    given = {worker: each.task for worker, each in assignments(core.assign(1.0))}
+    assert given == {"w": "suspect", "v": "other"}
+
+
+def test_isolated_tasks_are_not_among_those_that_wait_for_any_slot() -> None:
+    core = new_scheduler()
+    connect(core, "a", 1)
+    connect(core, "b", 0)
+    core.handle(TasksSubmitted([task("1"), task("2"), task("3")]), 0.0)
+    core.handle(TasksSubmitted([suspect("s1"), suspect("s2")]), 0.0)
+    effects = receive(core, "b", Capacity(1), 0.0)
+    assert [each.task for _, each in assignments(effects)] == ["s1"]
+    assert [e.message.queued for e in effects if isinstance(e, SendMessage) and isinstance(e.message, Assign)] == [2]
 
 
 @pytest.mark.parametrize("runs", [True, False])
