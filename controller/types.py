@@ -94,6 +94,8 @@ class Queue:
     #: Part of `backlog_work_s` that more workers would not end earlier, because a task occupies one place only: the
     #: rest of running tasks beyond `drain_s` in a full batch.
     long_work_s: float = 0.0
+    #: Counter: tasks that ended without a start, by their deadline or because their client waited for too long.
+    unstarted_late_total: int = 0
 
     @property
     def divisible_work_s(self) -> float | None:

@@ -92,7 +92,8 @@ class SloWorkMemory:
 
     #: Sum of the feedback: z minus its initial value.
     z_offset: float = 0.0
-    #: The balancer's counters of started and late tasks at the last decision; None before the first.
+    #: The balancer's counters of tasks that were started or late, and of late ones, at the last decision; None before
+    #: the first.
     dispatched: int | None = None
     late: int = 0
     #: Started tasks so far, also those before a restart of the balancer.
@@ -195,9 +196,12 @@ def _apply_feedback(
     """Return the state with z moved by the waits since the last decision."""
     ready = any(replica.stage is Stage.READY for replica in observation.replicas)
     asleep = not ready and scaling.min_workers == 0
-    started, late = queue.started_total - (memory.dispatched or 0), queue.started_late_total - memory.late
-    served = memory.served + (started if started >= 0 else queue.started_total)
-    known = replace(memory, dispatched=queue.started_total, late=queue.started_late_total, served=served)
+    # A task that was not started in time is late, whether it was started later or not at all.
+    total = queue.started_total + queue.unstarted_late_total
+    total_late = queue.started_late_total + queue.unstarted_late_total
+    started, late = total - (memory.dispatched or 0), total_late - memory.late
+    served = memory.served + (started if started >= 0 else total)
+    known = replace(memory, dispatched=total, late=total_late, served=served)
     if memory.dispatched is None or started < 0 or late < 0:  # first decision, or the balancer restarted
         return replace(known, scaling_from_zero=asleep)
     if asleep or memory.scaling_from_zero:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -149,7 +150,9 @@ def _compare(args: argparse.Namespace, scenario: Scenario, names: Sequence[str],
             result = run(name, scenario, _SAMPLE_S, lambda now, bar=bar: progress.update(bar, completed=now))  # type: ignore[misc]
             found[name] = (_results(name, result, bounds), result, time.perf_counter() - started)
     min_hours = sum(min_gpu_hours(model) for model in next(iter(found.values()))[1].models.values())
-    notes = [f"full batches without idle time: {table.hours_text(min_hours)} GPU-h"]
+    has_deadlines = any(one.deadline_s < math.inf for traffic in scenario.traffic.values() for one in traffic.urgencies)
+    may_leave = ", as requests with a deadline may leave" if has_deadlines else ""
+    notes = [f"full batches without idle time: {table.hours_text(min_hours)} GPU-h{may_leave}"]
     notes += bounds.notes() + _time_notes(scenario)
     table.print_table(console, describe(scenario), [row for parts, _, _ in found.values() for row in parts], notes)
     if args.json:

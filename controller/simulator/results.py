@@ -52,11 +52,17 @@ class PolicyResult:
 
 
 def min_gpu_hours(model: ModelSim) -> float:
-    """Return the GPU-hours of all work in the most efficient batches without idle time."""
-    speed = max(tasks / slowdown for tasks, slowdown in enumerate(model.profile.slowdowns, 1))
-    # A request with a deadline may leave unserved.
+    """Return the GPU-hours of all work in the most efficient batches without idle time.
+
+    A request with a deadline may leave unserved, so its work does not count.
+    """
     owed = [one.deadline_s == math.inf for one in model.urgencies] or [True] * len(model.work)
-    return sum(itertools.compress(model.work, owed)) / speed / 3600
+    return _gpu_hours(model, owed)
+
+
+def _gpu_hours(model: ModelSim, included: Iterable[bool]) -> float:
+    speed = max(tasks / slowdown for tasks, slowdown in enumerate(model.profile.slowdowns, 1))
+    return sum(itertools.compress(model.work, included)) / speed / 3600
 
 
 def model_results(policy: str, result: SimulationResult) -> list[PolicyResult]:
@@ -83,7 +89,7 @@ def _model_result(policy: str, model: ModelSim, changes: int) -> PolicyResult:
         cold_starts=model.starts,
         changes=changes,
         crashes=model.crashes,
-        utilisation=min_gpu_hours(model) / hours if hours else 0.0,
+        utilisation=_gpu_hours(model, (not math.isnan(wait) for wait in model.waits)) / hours if hours else 0.0,
         expired=model.expired,
     )
 

@@ -82,6 +82,7 @@ def observe(
         recent_arrivals=buckets,
         started_total=model.started,
         started_late_total=model.late,
+        unstarted_late_total=model.expired,
         oldest_wait_s=now - oldest if oldest is not None else 0.0,
         uptime_s=now,
     )

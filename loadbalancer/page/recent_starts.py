@@ -10,7 +10,7 @@ _SPAN_S, _EVERY_S = 600.0, 10.0
 
 
 class Starts(NamedTuple):
-    """Tasks that a worker has started, and those of them that had waited longer than promised."""
+    """Tasks that were started or ended without a start, and those of them that had waited longer than promised."""
 
     started: int = 0
     late: int = 0

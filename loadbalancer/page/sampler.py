@@ -97,7 +97,8 @@ class PageSampler:
             if history is None:
                 history = self._histories[stats.model] = ModelHistory()
             history.add(int(now), sample)
-            starts = Starts(stats.started_total, stats.started_late_total)
+            unstarted = stats.unstarted_late_total
+            starts = Starts(stats.started_total + unstarted, stats.started_late_total + unstarted)
             self._recent_starts[stats.model] = self._starts[stats.model].update(monotonic, starts)
             if len(self.feed):
                 latest[stats.model] = history.latest()._asdict()

@@ -120,7 +120,7 @@ class ModelStatistics:
         self._run, self._step = Histogram(SECONDS), Histogram(STEP_SECONDS)
         self._single_step = Histogram(merged(SECONDS, STEP_SECONDS))
         #: Tasks that have ended without a start, and have not kept the promise.
-        self._not_started = 0
+        self.unstarted_late = 0
         #: Ended tasks by the type of their inputs, and by outcome. All outcomes begin with 0.
         self._ended = {inputs: dict.fromkeys(OUTCOMES, 0) for inputs in _KINDS}
         # Counters of incidents begin with 0: the first incident is then an increase.
@@ -173,7 +173,7 @@ class ModelStatistics:
         if task.tokens:
             usage.tokens += len(task.tokens)
         if started is None:
-            self._not_started += state is not TaskState.CANCELLED or now - task.created > self.max_wait_s
+            self.unstarted_late += state is not TaskState.CANCELLED or now - task.created > self.max_wait_s
         elif state is _DONE:
             self._completions.add(1, now)
             self.completed_total += 1
@@ -253,7 +253,7 @@ class ModelStatistics:
     @property
     def late(self) -> int:
         """Tasks that did not."""
-        return self.waits.count - self.waits.in_time + self._not_started
+        return self.waits.count - self.waits.in_time + self.unstarted_late
 
     @property
     def ended(self) -> Counter[tuple[str, str]]:

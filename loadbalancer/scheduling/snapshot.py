@@ -51,6 +51,7 @@ def _model_stats(model: str, store: TaskStore, now: float, uptime_s: float) -> M
         proxied_total=counters.proxied_total,
         proxied_in_flight=counters.proxied_in_flight,
         recent_arrivals=counters.recent_arrivals(now, uptime_s),
+        unstarted_late_total=counters.unstarted_late,
     )
 
 

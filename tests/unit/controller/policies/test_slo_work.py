@@ -247,6 +247,18 @@ def test_margin_follows_the_late_fraction(started: int, late: int, z: float) -> 
     assert memory.z_offset == pytest.approx(z - 1.5)
 
 
+def test_task_that_ended_without_a_start_is_as_late_as_one_that_started_late() -> None:
+    settings, memory = scaling(behavior=NO_REPLAYS), SloWorkMemory(-0.5, dispatched=1010, late=20, served=1010)
+    found = []
+    for started_late, unstarted in ((60, 0), (10, 50), (30, 30)):
+        queue = replace(STEADY, started_total=1400 - unstarted, started_late_total=started_late)
+        queue = replace(queue, unstarted_late_total=unstarted)
+        found.append(decide(observe(queue, 6), settings, LIMITS, memory, 30.0)[1])
+    assert found[0] == found[1] == found[2]
+    assert found[0].z_offset == pytest.approx(-0.5 + 0.01 * 100 / 390 * (40 - 2.925))
+    assert found[0].served == 1400
+
+
 @pytest.mark.parametrize(
     ("percentile", "target", "violations"), [(99.0, "auto", 0.0075), (95.0, "auto", 0.0375), (99.0, 0.009, 0.009)]
 )

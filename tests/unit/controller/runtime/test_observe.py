@@ -53,7 +53,7 @@ def test_worker_stage(own: WorkerProcess, present: Snapshot | None, stage: Stage
 
 
 def test_all_statistics_reach_the_policy() -> None:
-    model_snapshot = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 30.0, 6.5, 40, 400, 1000, 10, 33, 2)
+    model_snapshot = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 30.0, 6.5, 40, 400, 1000, 10, 33, 2, (), 4)
     observed = WorkerTracker().observe(["m", "n"], [], Snapshot(0.0, 1234.0, [model_snapshot], []), 10.0)
     assert observed["m"].queue == Queue(
         queued=7,
@@ -66,6 +66,7 @@ def test_all_statistics_reach_the_policy() -> None:
         arrivals_long_window=400,
         started_total=1000,
         started_late_total=10,
+        unstarted_late_total=4,
         oldest_wait_s=4.5,
         proxied_in_flight=2,
         uptime_s=1234.0,

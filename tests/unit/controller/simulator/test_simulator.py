@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from controller.simulator.model_sim import WorkerProfile
 from controller.simulator.results import PolicyResult, model_results, total_result
 from controller.simulator.scenarios import PRESETS, VARIANTS, Scenario, Traffic, from_preset
 from controller.simulator.synthetic import synthetic_traffic
+from controller.simulator.urgency import Urgency
 from controller.types import Observation
 from host.types import Exit
 
@@ -98,6 +100,19 @@ def test_observation_equals_the_balancer_snapshot() -> None:
     later = agent.seen[agent.asked.index(30.0)].queue
     assert later is not None
     assert (later.started_total, later.started_late_total) == (3, 1)
+
+
+def test_requests_that_left_are_observed_as_late() -> None:
+    given = scenario([5.0, 6.0, 7.0], [40.0, 1.0, 1.0])
+    urgencies = [Urgency(deadline_s=deadline_s) for deadline_s in (99.0, 20.0, 99.0)]
+    traffic = {"m": Traffic(*given.traffic["m"][:2], urgencies)}
+    agent = run_recorded(replace(given, traffic=traffic))
+    queues = [seen.queue for seen in agent.seen if seen.queue is not None]
+    assert [(each.started_total, each.started_late_total, each.unstarted_late_total) for each in queues] == [
+        (0, 0, 0),
+        (1, 0, 1),
+        (2, 1, 1),
+    ]
 
 
 def test_unknown_sizes_use_the_mean() -> None:

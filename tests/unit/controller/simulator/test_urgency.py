@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.simulator.cli import run
+from controller.simulator.cli import main, run
 from controller.simulator.model_sim import WorkerProfile
 from controller.simulator.reference.lower_bound import min_hours
 from controller.simulator.results import model_results
@@ -47,6 +47,15 @@ def test_request_leaves_at_its_deadline() -> None:
     assert begun == [0.0, 30.0, 35.0]
     (row,) = model_results("static", run("static", scenario(requests)))
     assert (row.expired, row.unserved, row.in_slo) == (1, 0, 0.25)
+    assert row.utilisation == pytest.approx(40 / 120), "the work that was done"
+
+
+def test_note_on_the_work_says_that_requests_may_leave(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    for deadline, note in (("", "idle time: 0.010 GPU-h"), ("10", "GPU-h, as requests with a deadline may leave")):
+        file.write_text(f"arrival_s,exec_s,deadline_s\n0,36,{deadline}\n")
+        main(["--trace", str(file), "--policy", "slo_work"])
+        assert note in " ".join(capsys.readouterr().out.split())
 
 
 REQUESTS = st.lists(

@@ -63,6 +63,7 @@ def test_task_without_a_start(ended_at: float, expires: bool, late: int) -> None
     core.handle(Tick() if expires else TasksCancelled(["t"], "it left"), ended_at)
     found = core.statistics["m"]
     assert (found.in_time, found.late, found.queue_wait.sum) == (0, late, 0)
+    assert core.snapshot(now=ended_at, wall_time=0.0, uptime_s=ended_at).models[0].unstarted_late_total == late
     assert +found.ended == {("image", "expired" if expires else "cancelled"): 1}
 
 
