@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from wire.text import TokenLogprob
@@ -50,17 +50,25 @@ def _texts(tokens: Sequence[TokenLogprob]) -> list[str]:
 def _adjacent(texts: Sequence[str], wanted: str) -> tuple[Sequence[int], str] | None:
     """Return the places of the adjacent tokens with this text, and what is left of the last. None: there are none.
 
-    The text may begin within the first.
+    The text may begin within the first, if it begins with none: a mark may have it in itself.
     """
-    joined = "".join(texts)
-    start = joined.find(wanted)
+    joined, ends = "".join(texts), list(accumulate(map(len, texts)))
+    begins = {0, *ends}
+    start = next((place for place in _places(joined, wanted) if place in begins), joined.find(wanted))
     if start < 0:
         return None
-    ends, end = list(accumulate(map(len, texts))), start + len(wanted)
+    end = start + len(wanted)
     first, last = bisect_right(ends, start), bisect_left(ends, end)
     while first and not texts[first - 1]:  # parts of the first character
         first -= 1
     return range(first, last + 1), joined[end : ends[last]]
+
+
+def _places(text: str, part: str) -> Iterator[int]:
+    place = text.find(part)
+    while place >= 0:
+        yield place
+        place = text.find(part, place + 1)
 
 
 def _scattered(texts: Sequence[str], wanted: str) -> tuple[Sequence[int], str] | None:

@@ -29,6 +29,7 @@ def tokens(*texts: str | bytes) -> list[TokenLogprob]:
         (["a", b"\xfd", "b"], "a\ufffd", ["a", b"\xfd"], "b"),
         (["x", "a", b"\xe2\x82"], "a\ufffd", ["a", b"\xe2\x82"], ""),
         (["<think>", "x", "</think>", "a", "<|im_end|>", b"\xfd", "b", "c"], "a\ufffdb", ["a", b"\xfd", "b"], "c"),
+        (["<|im_end|>", "i", "s"], "i", ["i"], "s"),
         (["a"], "b", [], "a"),
         ([], "b", [], ""),
         (["a"], "", [], "a"),
