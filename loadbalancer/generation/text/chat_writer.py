@@ -55,15 +55,15 @@ class ChatWriter:
 
     def _news(self, texts: GeneratedTexts, choice: TextChoice) -> bytes:
         events, index = self._events, choice.index
-        if index in self._begun:
-            if choice.is_plain and not (choice.finish or self._wants_logprobs or events.continuous_usage):
-                text, choice.text, choice.has_news = choice.text, "", False
-                return events.content(index, text) if text else b""
-            first = b""
-        else:
-            self._begun.add(index)
-            first = events.begin(index)
+        has_more = bool(choice.finish) or self._wants_logprobs or events.continuous_usage
+        if index in self._begun and choice.is_plain and not has_more:
+            text, choice.text, choice.has_news = choice.text, "", False
+            return events.content(index, text) if text else b""
         usage = texts.usage if events.continuous_usage else None
+        first = b""
+        if index not in self._begun:
+            self._begun.add(index)
+            first = events.begin(index, usage)
         pieces = merged(choice.take())
         parts = [first]
         if pieces or (choice.finish and choice.logprobs):

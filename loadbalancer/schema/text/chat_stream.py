@@ -39,9 +39,9 @@ class ChatEvents:
         #: What is around the content of a chunk, by index of the choice.
         self._around: dict[int, tuple[bytes, bytes]] = {}
 
-    def begin(self, index: int) -> bytes:
+    def begin(self, index: int, usage: TextUsage | None) -> bytes:
         """The first chunk of a choice."""
-        return self._chunk(index, ChatDelta("assistant", ""))
+        return self._chunk(index, ChatDelta("assistant", ""), usage=usage)
 
     def content(self, index: int, text: str) -> bytes:
         """A chunk with content alone."""
