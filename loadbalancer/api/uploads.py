@@ -151,6 +151,8 @@ def _sort_fields(form: FormData) -> Form:
     found = Form()
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
+            if not value.size and not value.filename:  # a field of a web page for which no file was chosen
+                continue
             if name not in _FILES:
                 text = f"Unexpected file in {shorten(name)}: files are allowed in 'image' and 'mask'."
                 raise InvalidRequest(text, param=name, code="unknown_parameter")

@@ -1,4 +1,4 @@
-"""Forms whose files cannot be stored."""
+"""Forms: files that cannot be stored, that are too large, or were not chosen."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ async def test_large_file_is_on_disk_while_it_is_used(tmp_path: Path, monkeypatc
         assert reader is not None
         assert reader() == b"x" * (2 << 20)
     assert not list(tmp_path.iterdir())
+
+
+async def test_field_without_a_chosen_file_counts_as_absent() -> None:
+    """Browsers send it with an empty name and without content. A file with a name may be empty by mistake."""
+    body = PART % (b"image", b'; filename="x"', b"x") + PART % (b"mask", b'; filename=""', b"")
+    async with read_form(form(body + b"--b--\r\n"), 1 << 20, 1000) as parsed:
+        assert parsed.file("image") is not None
+        assert parsed.file("mask") is None
+    body = PART % (b"mask", b'; filename="m.png"', b"")
+    async with read_form(form(body + b"--b--\r\n"), 1 << 20, 1000) as parsed:
+        assert parsed.file("mask") is not None
 
 
 @pytest.mark.parametrize("name", [b"prompt", b"image"])
