@@ -76,9 +76,9 @@ def test_another_worker_takes_the_place_of_one_that_takes_no_tasks(ending: str) 
 
 def test_each_model_has_its_own() -> None:
     core = Scheduler({"m": Scaling(), "n": Scaling()}, Queue(), WORKERS)
-    connect(core, "w", 1)
+    connect(core, "w", 2)
     receive(core, "v", Hello(PROTOCOL, "v", "n", "sim:1", 2))
-    receive(core, "v", Capacity(1))
+    receive(core, "v", Capacity(2))
     other = Task("other", "n", INPUTS, 0.0, 1000.0, steps=INPUTS.steps)
     core.handle(TasksSubmitted([task("1")]), 0.0)
     core.handle(TasksSubmitted([dataclasses.replace(other, id="2")]), 0.0)
