@@ -6,7 +6,7 @@ that a slow shape cannot hold up a fast one, nor a large group a small one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
@@ -127,6 +127,8 @@ class BatchScheduler:
         self._groups: dict[Hashable, _Group] = {}
         #: A task did not fit into memory beside those that run: none joins until one of them leaves.
         self._memory_full = False
+        #: That task, while it waits. No other joins before it, or it might never find room.
+        self._deferred = ""
         self._draining = False
         self.waiting: dict[str, WaitingTask] = {}
         self._waiting_by_key: dict[Hashable, int] = {}
@@ -168,7 +170,7 @@ class BatchScheduler:
     def take_joining(self, now: float, unready: Collection[str] = ()) -> list[WaitingTask]:
         """Remove and return the waiting tasks whose group has room, in order of arrival; no key blocks another.
 
-        Those in `unready` go on waiting.
+        Those in `unready` go on waiting, and so do all behind one that waits for memory.
 
         In `grouped` mode a batch starts when it is full or its oldest task has waited `window_s`, and no task joins
         until all have left. It is the baseline of servers without step batching. `batch_wait_ms` delays a batch while
@@ -187,7 +189,7 @@ class BatchScheduler:
         joining: list[WaitingTask] = []
         room: dict[Hashable, int] = {}
         with_room = len(self._waiting_by_key)
-        for task in self.waiting.values():
+        for task in self._in_order():
             key = task.key
             places = room.get(key)
             if places is None:
@@ -206,6 +208,13 @@ class BatchScheduler:
             self.remove(task.assignment.task)
         return joining
 
+    def _in_order(self) -> Iterable[WaitingTask]:
+        """Return the waiting tasks that may join. One that waits for memory goes first, and alone while others run."""
+        if not self.has_deferred:
+            return self.waiting.values()
+        first = self.waiting[self._deferred]
+        return [first] if self.running else [first, *(task for task in self.waiting.values() if task is not first)]
+
     def wait_s(self, now: float) -> float:
         """Return how long an incomplete batch still waits for more tasks by `batch_wait_ms`, while nothing runs."""
         wait_s = self._batch_wait_s
@@ -215,10 +224,17 @@ class BatchScheduler:
         full = self._sizer.limit(oldest.shape, now, key=oldest.key)
         return max(oldest.since + wait_s - now, 0.0) if len(self.waiting) < full else 0.0
 
+    @property
+    def has_deferred(self) -> bool:
+        """Whether a task waits for memory, before all others."""
+        return self._deferred in self.waiting
+
     def defer(self, task: WaitingTask) -> None:
         """Take back a task that did not fit into memory beside those that run."""
         self._memory_full = True
         self.add(task)
+        if not self.has_deferred:
+            self._deferred = task.assignment.task
 
     def join(self, task: WaitingTask, row: Row, now: float) -> None:
         """Add a task. A new group starts with the least used time of the others, so that it cannot dominate."""

@@ -315,7 +315,7 @@ class StepLoop:
                 self._clock.on_idle()
             return
         offer, is_short = self._planner.plan(group, started)
-        if scheduler.is_grouped or is_full:
+        if scheduler.is_grouped or scheduler.has_deferred or is_full:
             offer = Offer()
         # The balancer has to know what runs, should the worker die; not if its whole batch is new and done at once.
         is_short = is_short and len(news) == len(scheduler.running)

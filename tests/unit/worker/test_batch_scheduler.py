@@ -219,6 +219,36 @@ def test_none_joins_full_memory_until_a_task_leaves() -> None:
     assert take(made) == "b"
 
 
+@pytest.mark.parametrize(("runs", "taken"), [(True, "b"), (False, "bcd")])
+def test_task_that_waits_for_memory_goes_first_and_alone_while_others_run(runs: bool, taken: str) -> None:
+    made = scheduler()
+    for name in "xy":
+        join(made, name)
+    for name in "bc":
+        made.add(task(name))
+    for deferred in made.take_joining(0.0):
+        made.defer(deferred)
+    made.add(task("d"))
+    assert made.has_deferred
+    made.leave("x")
+    if not runs:
+        made.leave("y")
+    assert (take(made), made.has_deferred) == (taken, False)
+
+
+def test_task_that_waits_for_memory_holds_up_nobody_once_it_is_gone() -> None:
+    made = scheduler()
+    join(made, "x")
+    made.add(task("b"))
+    [deferred] = made.take_joining(0.0)
+    made.defer(deferred)
+    made.add(task("c"))
+    made.remove("b")
+    made.leave("x")
+    join(made, "y")
+    assert take(made) == "c"
+
+
 def test_stats_count_steps_and_late_joins() -> None:
     made = scheduler()
     row = FakeRow()

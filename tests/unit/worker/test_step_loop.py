@@ -32,7 +32,16 @@ from wire.messages import (
     ToWorker,
 )
 from worker.batch_size import BatchSizer
-from worker.engine import Checkpoint, DeviceLost, OutOfMemory, Row, TaskResult, image_result
+from worker.engine import (
+    Checkpoint,
+    DeviceLost,
+    EngineRequest,
+    OutOfMemory,
+    Row,
+    TaskError,
+    TaskResult,
+    image_result,
+)
 from worker.engines.sim import SimEngine, expected_image
 from worker.offer import Offer, RoundTrips
 from worker.postprocessing import FinishedRow, PostProcessor
@@ -102,6 +111,25 @@ class ReadyEngine(SimEngine):
         return super().render(row)()
 
 
+class SmallEngine(ReadyEngine):
+    """Its memory takes four tasks, or one with the prompt `large`."""
+
+    def __init__(self) -> None:
+        super().__init__(MODEL)
+        self._used: dict[int, int] = {}
+
+    def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
+        sizes = [4 if task.image.prompt == "large" else 1 for task in tasks]
+        if sum(self._used.values()) + sum(sizes) > 4:
+            raise OutOfMemory("no room")
+        rows = super().admit(tasks)
+        self._used |= {id(row): size for row, size in zip(rows, sizes, strict=True)}
+        return rows
+
+    def release(self, row: Row) -> None:
+        del self._used[id(row)]
+
+
 MODEL = Model(engine="sim", sim=Sim(t0_s=0, t1_s=0, load_s=0), batching=Batching(checkpoint_every=1))
 ERRORS = [
     pytest.param(OutOfMemory("no room"), False, id="memory"),
@@ -127,6 +155,19 @@ def serve(engine: SimEngine, *script: Sequence[ToWorker], max_result_bytes: int 
     finally:
         post.shutdown()
     return transport
+
+
+def test_large_task_is_not_overtaken_for_ever() -> None:
+    """While it waits for memory, small tasks come with each step, as room ahead brings them."""
+
+    def one(name: str, prompt: str) -> list[ToWorker]:
+        return [Assign([Assignment(name, 1, msgspec.structs.replace(INPUTS, prompt=prompt))])]
+
+    small = [one(str(number), "small") for number in range(30)]
+    transport = serve(SmallEngine(), *small[:4], one("large", "large"), *small[4:], *[[]] * 30)
+    finished = [message.task for message in transport.results() if isinstance(message, Finished)]
+    assert finished.index("large") == 4, "after those that ran when it came"
+    assert len(finished) == 31
 
 
 @pytest.mark.parametrize(("error", "deferred"), ERRORS)
