@@ -9,7 +9,7 @@ from pathlib import Path
 from configs.log_files import CHECK_EVERY_S, backup_path, last_lines, rotate_log
 from configs.sections import Logging
 
-_TAIL_LINES = 15
+_TAIL_LINES = 30
 _TAIL_BYTES = 8192
 #: Maximum number of retained logs of exited children, and their total size in full log files.
 _MAX_ENDED, _MAX_FULL = 50, 16

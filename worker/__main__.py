@@ -35,6 +35,7 @@ from worker.calibration import measure
 from worker.engine import DeviceLost
 from worker.offer import RoundTrips
 from worker.postprocessing import PostProcessor
+from worker.stack_traces import StallWatch, log_slow_start, trace_fatal_signals
 from worker.standby import StandbyCancelled
 from worker.startup import LoadedEngine, StartFailed, load, load_standby, start_failures, with_engine_limits
 from worker.step_loop import StepLoop, WorkerRejected
@@ -129,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = settings.logging.format == "json"
     configure_logging(settings.log_level, as_json=as_json, program="worker", worker=name, model=model)
     rotate_own_log(settings.data_dir, settings.logging)
+    trace_fatal_signals()
     raise_open_file_limit()
     if model not in settings.models:
         print(f"--model {model}: no such model; configured: {', '.join(settings.models)}", file=sys.stderr)
@@ -140,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         _enter_environment(settings, model, key)
-        loaded = (load_standby if args.standby else load)(settings, model, name, args.device)
+        loaded = _load(settings, model, name, args)
         return _serve(settings, model, name, address, key, loaded)
     except StandbyCancelled as reason:
         log.info("exiting: %s", reason)
@@ -238,6 +240,14 @@ def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, Worker
     return remote, read_worker_key(file)
 
 
+def _load(settings: Settings, model: str, name: str, args: argparse.Namespace) -> LoadedEngine:
+    """Load at once, or as a standby worker, whose start takes any time. Raises what `load` and `load_standby` raise."""
+    if args.standby:
+        return load_standby(settings, model, name, args.device)
+    with log_slow_start(_slow_start_s(settings)):
+        return load(settings, model, name, args.device)
+
+
 def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerKey | None, loaded: LoadedEngine) -> int:
     engine, device, stopwatch = loaded
     workers, round_trips = settings.workers, RoundTrips()
@@ -258,9 +268,11 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         call_at=client.call_at,
         round_trips=round_trips,
     )
-    configured, sizer = _prepare(settings, model, loaded)
+    with log_slow_start(_slow_start_s(settings) - stopwatch.times.total_s):
+        configured, sizer = _prepare(settings, model, loaded)
     hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
-    loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s, round_trips)
+    stalls = StallWatch(workers.stuck_min_s, workers.stuck_factor)
+    loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s, round_trips, stalls)
     # Only now: a signal during loading ends the process at once, because there is nothing to drain.
     _drain_on_signals(client, workers.drain_grace_s)
     log.info("ready after %.1f s (%s)", stopwatch.times.total_s, stopwatch)
@@ -283,6 +295,11 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     except (Exception, SystemExit):
         log.exception("the engine could not be closed")
     return EXIT_ORPHANED if client.orphaned else 0
+
+
+def _slow_start_s(settings: Settings) -> float:
+    """Return the time after which a start is logged: before the controller ends it, at `workers.start_timeout_s`."""
+    return 0.8 * settings.workers.start_timeout_s
 
 
 def _prepare(settings: Settings, name: str, loaded: LoadedEngine) -> tuple[Model, BatchSizer]:

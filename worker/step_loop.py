@@ -43,6 +43,7 @@ from worker.fault_isolation import StepOutcome, admit, key_error, save_now, step
 from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import PostProcessor
 from worker.preparation import Preparation
+from worker.stack_traces import StallWatch
 from worker.step_results import StepResults
 from worker.task_fields import task_fields
 from worker.transport import DrainRequested, Transport
@@ -72,6 +73,7 @@ class StepLoop:
         post: PostProcessor,
         drain_timeout_s: float,
         round_trips: RoundTrips | None = None,
+        stalls: StallWatch | None = None,
     ) -> None:
         self._engine = engine
         self._hello = hello
@@ -86,6 +88,7 @@ class StepLoop:
         self._post = post
         self._preparation = Preparation(engine) if isinstance(engine, PreparesTasks) else None
         self._drain_timeout_s = drain_timeout_s
+        self._stalls = stalls
         self._results = StepResults(engine, self._scheduler, model.batching, transport, post)
         #: The tasks that wait could not join.
         self._is_blocked = False
@@ -100,6 +103,8 @@ class StepLoop:
         scheduler, post, trips = self._scheduler, self._post, self._round_trips
         try:
             while self._drain is None or scheduler.running or scheduler.waiting or post.finishing:
+                if self._stalls is not None:
+                    self._stalls.on_turn()
                 timeout_s = 0.0
                 if not scheduler.running and (not scheduler.waiting or self._is_blocked):
                     timeout_s = _BUSY_S if self._drain or self._pending_drain or post.finishing else _IDLE_S
@@ -120,6 +125,8 @@ class StepLoop:
         """Return the worker's state. Called from the client's thread."""
         self._post.on_heartbeat()
         stats = self._scheduler.stats
+        if self._stalls is not None:
+            self._stalls.check(stats.mean_step_s)
         counters = WorkerCounters(
             steps=stats.steps,
             rows=stats.rows,

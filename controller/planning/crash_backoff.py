@@ -33,14 +33,16 @@ EQUAL_FAILURES = 3
 def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
     """Return the model's crash record after this exit, and whether the exit was a crash.
 
-    A worker that was drained, or that exits with status 0, did not crash; nor did one whose balancer was silent, or
-    whose machine failed.
+    A worker that was drained did not crash, nor did one whose machine failed. Once it has served, it may also exit with
+    status 0, or because its balancer is silent.
     One that dies before it has served for `HEALTHY_AFTER_S` delays the next start by 1, 2, 4, ... 60 s.
     One that dies later is replaced at once. Several that served on one machine and die together count as one crash:
     their cause is that machine.
     """
     child = ended.process
-    if child.drained_at is not None or ended.machine_failed or ended.status in (0, EXIT_ORPHANED):
+    # A standby worker exits like this while it waits. Others serve first, unless the engine ends the process.
+    may_exit = child.spare or child.ready_at is not None or ended.has_served
+    if child.drained_at is not None or ended.machine_failed or (may_exit and ended.status in (0, EXIT_ORPHANED)):
         return crashes, False
     if child.ready_at is not None and ended.at - child.ready_at >= HEALTHY_AFTER_S:
         return CrashBackoff(), True

@@ -44,7 +44,9 @@ def select_to_stop(
                 if leaving_s > limits.drain_timeout_s + DRAIN_GRACE_S:
                     kills.append(Kill(child.id, f"still there {leaving_s:.0f} s after its drain began"))
             case Stage.READY if replica.stuck:
-                kills.append(Kill(child.id, "it is stuck: it sends heartbeats, but completes no step"))
+                kills.append(
+                    Kill(child.id, "it is stuck: it sends heartbeats, but completes no step; its log says where")
+                )
             case Stage.READY if now - (replica.silent_since or now) > _LOST_FACTOR * limits.lost_after_s:
                 silent_s = now - (replica.silent_since or now)
                 kills.append(Kill(child.id, f"it is silent: the balancer has missed it for {silent_s:.0f} s"))

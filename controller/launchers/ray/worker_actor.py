@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-_TAIL_LINES, _TAIL_BYTES = 15, 8192
+_TAIL_LINES, _TAIL_BYTES = 30, 8192
 #: An actor without a worker ends after this time: the program that made it, or that waits for its end, is gone.
 _IDLE_S = 60.0
 #: What Ray sets in the environment of its processes; the token of the cluster among it.

@@ -48,6 +48,12 @@ class EventLoopThread:
         """Return the result. Raises its exception."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
+    def wait_for_turn(self) -> None:
+        """Wait until the loop has run what waits for it. A call that blocks it holds up the caller as well."""
+        turn = threading.Event()
+        self._loop.call_soon_threadsafe(turn.set)
+        turn.wait()
+
     def iterate(self, values: AsyncIterator[Any]) -> Iterator[Any]:
         """Yield the values of an async iterator in this thread."""
 
@@ -106,7 +112,8 @@ class AsyncRunner:
         for row in rows:
             if row.state is None:
                 row.state = _Call(self._thread, self._predict, row.item, self._has_news, is_stream=self._is_stream)
-        self._has_news.wait(_STEP_S)
+        if not self._has_news.wait(_STEP_S):
+            self._thread.wait_for_turn()  # a blocked event loop counts as a step that does not end
         self._has_news.clear()
         for row in rows:
             self._collect(row, row.state)

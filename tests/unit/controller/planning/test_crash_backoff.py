@@ -45,8 +45,10 @@ def replica(stage: Stage, ready_at: float | None) -> Replica:
         ([exit_of("", status=-11)] * 3, "its worker ended by signal 11 while it loaded"),
         ([exit_of("", status=1)] * 3, "its worker ended with exit status 1 while it loaded"),
         ([exit_of("", status=None)] * 5, ""),
-        ([exit_of("", status=0)] * 5, ""),
-        ([exit_of("", status=3)] * 5, ""),
+        ([exit_of("", status=0, has_served=True)] * 5, ""),
+        ([exit_of("", status=3, has_served=True)] * 5, ""),
+        ([exit_of("", status=0)] * 3, "its worker ended with exit status 0 while it loaded"),
+        ([exit_of("", status=3)] * 3, "its worker ended with exit status 3 while it loaded"),
         ([exit_of("", ready_at=NOW - 1)] * 5, ""),
     ],
 )

@@ -151,11 +151,11 @@ def test_back_off_delays_starts_with_a_reason() -> None:
     assert actions(wanted([], 1, crashes=CrashBackoff(3, NOW))) == [Start("m", "cuda:0", "why")]
 
 
-def ended(status: int | None, *, ready: float | None, reported: bool = False) -> Exit:
+def ended(status: int | None, *, ready: float | None, reported: bool = False, served: bool = False) -> Exit:
     child = WorkerProcess(
         "w", "m", "cuda:0", 1, 0.0, 990.0 if reported else None, None if ready is None else NOW - ready
     )
-    return Exit(child, NOW, status)
+    return Exit(child, NOW, status, has_served=served)
 
 
 def test_back_off_doubles_up_to_a_minute() -> None:
@@ -180,7 +180,8 @@ def test_back_off_of_a_model_that_crashes_for_days() -> None:
         (ended(-9, ready=None, reported=True), 2, False),
         (ended(None, ready=None), 3, True),
         (ended(0, ready=5.0), 2, False),  # its operator stopped it
-        (ended(0, ready=None), 2, False),  # between its readiness and the next snapshot
+        (ended(0, ready=None, served=True), 2, False),  # between its readiness and the next snapshot
+        (ended(0, ready=None), 3, True),  # the engine has ended the process
         (ended(-15, ready=None), 3, True),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -207,6 +208,32 @@ def test_released_async_call_is_cancelled() -> None:
     assert started.wait(PATIENCE_S)
     made.release(row)  # type: ignore[arg-type]
     assert cancelled.wait(PATIENCE_S)
+    made.close()
+
+
+def test_step_does_not_end_while_a_call_blocks_the_event_loop() -> None:
+    is_blocked, may_go_on = threading.Event(), threading.Event()
+
+    class Blocking:
+        async def predict(self, item: str) -> str:
+            is_blocked.set()
+            may_go_on.wait(PATIENCE_S)
+            return item
+
+    def unblock() -> None:
+        is_blocked.wait(PATIENCE_S)
+        time.sleep(0.1)  # steps of a loop that is not blocked take 5 ms
+        may_go_on.set()
+
+    made = user_engine(Blocking)
+    [row] = made.admit([call("a")])
+    thread = threading.Thread(target=unblock)
+    thread.start()
+    while not is_blocked.is_set():
+        made.step([row])  # type: ignore[list-item]
+    made.step([row])  # type: ignore[list-item]
+    assert may_go_on.is_set()
+    thread.join()
     made.close()
 
 

@@ -1,0 +1,67 @@
+"""What the worker's log says of code that does not come to its end, and of signals that end the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from scripts.harness.processes import PATIENCE_S
+from worker.stack_traces import StallWatch, log_slow_start, stack_traces
+
+
+def test_turn_that_takes_long_is_logged_once_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    watch, is_inside, is_over = StallWatch(0.0, 2.0), threading.Event(), [False]
+
+    def hanging_call() -> None:
+        watch.on_turn()
+        is_inside.set()
+        while not is_over[0]:  # a thread that waits for an event is left out
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=hanging_call, name="steps")
+    thread.start()
+    try:
+        assert is_inside.wait(PATIENCE_S)
+        watch.check(step_s=3600.0)
+        assert not caplog.records, "half of the allowed time is not over"
+        watch.check(step_s=0.0)
+        watch.check(step_s=0.0)
+    finally:
+        is_over[0] = True
+        thread.join()
+    [record] = caplog.records
+    assert "this worker counts as stuck: steps at " in record.getMessage()
+    assert f"{__file__}:" in record.getMessage()
+    assert "(hanging_call)" in record.getMessage()
+
+
+def test_slow_start_is_logged_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    with log_slow_start(3600.0):
+        pass
+    with log_slow_start(0.0):
+        while not caplog.records:
+            pass
+    assert "not ready yet: MainThread at " in caplog.text
+    assert "(test_slow_start_is_logged_with_its_place)" in caplog.text
+
+
+def test_waiting_threads_are_left_out() -> None:
+    may_go_on = threading.Event()
+    thread = threading.Thread(target=may_go_on.wait, name="waiting")
+    thread.start()
+    try:
+        assert "waiting at" not in stack_traces()
+    finally:
+        may_go_on.set()
+        thread.join()
+
+
+def test_fatal_signal_is_logged_with_its_place() -> None:
+    code = "import os\nfrom worker.stack_traces import trace_fatal_signals\ntrace_fatal_signals()\nos.abort()"
+    ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode < 0
+    assert 'File "<string>", line 4 in <module>' in ended.stderr

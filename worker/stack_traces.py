@@ -1,0 +1,82 @@
+"""Stack traces in the worker's log: of a signal that ends the process, and of code that does not come to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+_MAX_CALLS = 8
+_MAX_THREADS = 8
+_STANDARD_ERROR = 2
+
+
+def trace_fatal_signals() -> None:
+    """Write where the thread is that gets a signal such as SIGSEGV or SIGABRT, before it ends the process."""
+    # Of one thread: the controller repeats the end of the log, where the others would hide it.
+    faulthandler.enable(_STANDARD_ERROR, all_threads=False)
+
+
+def stack_traces() -> str:
+    """Return a line of what the other threads run, the main thread first, with the innermost calls of each.
+
+    Threads that wait for another are left out, except the main thread.
+    """
+    frames, main = sys._current_frames(), threading.main_thread()
+    found: list[str] = []
+    for thread in sorted(threading.enumerate(), key=lambda each: each is not main):
+        frame = frames.get(thread.ident or 0)
+        if frame is None or thread is threading.current_thread():
+            continue
+        calls = traceback.extract_stack(frame)[-_MAX_CALLS:]
+        if thread is main or calls[-1].filename != threading.__file__:
+            places = (f"{call.filename}:{call.lineno} ({call.name})" for call in reversed(calls))
+            found.append(f"{thread.name} at {', called from '.join(places)}")
+    return "; ".join(found[:_MAX_THREADS])
+
+
+@contextlib.contextmanager
+def log_slow_start(after_s: float) -> Iterator[None]:
+    """Log the stacks if the block takes longer."""
+
+    def report() -> None:
+        log.warning("not ready yet: %s", stack_traces())
+
+    timer = threading.Timer(max(after_s, 0.0), report)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class StallWatch:
+    """Logs once where a loop is that makes no turn for long. Two threads use it: the loop, and the one that checks."""
+
+    def __init__(self, stuck_min_s: float, stuck_factor: float) -> None:
+        """The balancer counts the worker as stuck after `stuck_min_s`, and after so many of its usual steps."""
+        self._stuck_min_s = stuck_min_s
+        self._stuck_factor = stuck_factor
+        self._turn_at = self._reported_at = time.monotonic()
+
+    def on_turn(self) -> None:
+        """The loop begins its next turn."""
+        self._turn_at = time.monotonic()
+
+    def check(self, step_s: float) -> None:
+        """Log the stacks if half of the allowed time is over. `step_s`: seconds of the usual step."""
+        turn_at, now = self._turn_at, time.monotonic()
+        limit_s = max(self._stuck_min_s, self._stuck_factor * step_s)
+        if turn_at == self._reported_at or now - turn_at < limit_s / 2:
+            return
+        self._reported_at = turn_at
+        text = "no step has ended for %.0f s, and at %.0f s this worker counts as stuck: %s"
+        log.warning(text, now - turn_at, limit_s, stack_traces())
