@@ -140,6 +140,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     #: (token id, added to its logit).
     logit_bias: Annotated[tuple[tuple[Count, float], ...], msgspec.Meta(max_length=1024)] = ()
+    #: Parameters that only the checkpoint may set, where it was unknown when the others were resolved.
+    unset: Annotated[tuple[Name, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class TextInputs(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from configs.model_settings import Model
 from wire.codec import Frame, WorkerEnvelope
-from wire.inputs import reports_tokens
+from wire.inputs import TextInputs, reports_tokens
 from wire.messages import (
     Ack,
     Assign,
@@ -46,6 +46,7 @@ from worker.preparation import Preparation
 from worker.stack_traces import StallWatch
 from worker.step_results import StepResults
 from worker.task_fields import task_fields
+from worker.text_defaults import with_checkpoint_defaults
 from worker.transport import DrainRequested, Transport
 
 log = logging.getLogger(__name__)
@@ -205,6 +206,8 @@ class StepLoop:
         scheduler, now, start = self._scheduler, time.monotonic(), 0
         for task in tasks:
             name, inputs = task.task, task.inputs
+            if isinstance(inputs, TextInputs) and inputs.sampling.unset:
+                inputs = with_checkpoint_defaults(inputs, self._engine.info())
             if name in scheduler.running or name in scheduler.waiting:  # its earlier progress does not count
                 self._forget(name)
             own = [bytes(frame) for frame in frames[start : start + task.frames]]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from scripts.harness.balancer import Server, running
-from scripts.harness.processes import wait_until
+from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
 from tests.support.texts import client, texts_despite_dead_worker
 
 STREAMS, TOKENS = 16, 120
@@ -38,6 +42,22 @@ def test_killed_worker_changes_no_text(server: Server) -> None:
     api = client(server.base_url)
     undisturbed = ["".join(stream(api, number)) for number in range(STREAMS)]
     assert texts_despite_dead_worker(server, lambda number: stream(api, number), STREAMS, before=10) == undisturbed
+
+
+def test_text_that_waited_for_its_worker_has_the_checkpoints_defaults(tmp_path: Path) -> None:
+    """Its model is unknown when it arrives. A temperature of 0 makes all choices equal."""
+    shutil.copytree(ROOT / "worker/builtin/tiny-text", tmp_path / "model")
+    file = tmp_path / "model/generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"temperature": 0.0}))
+    model = {"engine": "text", "path": str(tmp_path / "model"), "warm_up": {"measure_s": 0}}
+    options = {"n": 4, "seed": 1, "max_tokens": 30, "extra_body": {"ignore_eos": True}}
+    with running(tmp_path / "data", {"tiny": model}, 0) as server, ThreadPoolExecutor() as pool:
+        create: Any = client(server.base_url).chat.completions.create
+        messages = [{"role": "user", "content": "Count to 5."}]
+        answer = pool.submit(create, model="tiny", messages=messages, **options)
+        wait_until(lambda: server.snapshot().models[0].queued == 4, "four texts that wait")
+        server.start_worker("tiny")
+        assert len({choice.message.content for choice in answer.result(PATIENCE_S).choices}) == 1
 
 
 def test_cancelled_text_frees_its_blocks(server: Server) -> None:

@@ -96,7 +96,14 @@ def _sampling(
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=tuple(sorted(_biases(request.logit_bias or {}, vocabulary).items())),
+        unset=_unset(request, configured) if info is None else (),
     )
+
+
+def _unset(request: SamplingFields, configured: TextDefaults) -> tuple[str, ...]:
+    """Return the parameters whose values the worker takes from the checkpoint."""
+    names = SamplingDefaults.__struct_fields__
+    return tuple(name for name in names if getattr(request, name) is None and getattr(configured, name) is None)
 
 
 def _first(*values: Value | None) -> Value:

@@ -63,6 +63,14 @@ def test_defaults_come_from_request_configuration_checkpoint(path: str) -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (1.0, 1.0, 0, 77), "OpenAI's"
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_worker_sets_what_an_unknown_checkpoint_may_set(path: str) -> None:
+    configured = {"defaults": {"temperature": 0.3}}
+    sampling = resolve(path, info=None, settings_of_text=configured, top_p=0.5).inputs[0].sampling
+    assert sampling.unset == ("top_k", "min_p", "repetition_penalty")
+    assert resolve(path, settings_of_text=configured, top_p=0.5).inputs[0].sampling.unset == ()
+
+
 @pytest.mark.parametrize(("given", "expected"), [(0, 0.0), (1e-300, 0.0), (1e-40, 0.0), (1e-30, 1e-30), (1e-5, 1e-5)])
 def test_temperature_that_overflows_float32_is_zero(given: float, expected: float) -> None:
     assert resolve(CHAT_PATH, temperature=given).inputs[0].sampling.temperature == expected
