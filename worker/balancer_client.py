@@ -23,6 +23,7 @@ from wire.codec import BalancerEnvelope, MalformedFrames, WorkerEnvelope, decode
 from wire.curve import WorkerKey, secure_client
 from wire.messages import Assign, Bye, Failed, Finished, Heartbeat, Reject, Started
 from worker.offer import RoundTrips
+from worker.silence_clock import SilenceClock
 from worker.transport import DrainRequested
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ class BalancerClient:
 
     def _run(self) -> None:
         context = zmq.Context()
-        self._last_received = self._next_heartbeat = time.monotonic()
+        self._next_heartbeat = time.monotonic()
+        self._silence = SilenceClock(self._next_heartbeat, self._heartbeat_s)
         try:
             while not self._connect(context):
                 self._closing.wait(self._heartbeat_s)
@@ -191,6 +193,7 @@ class BalancerClient:
         while True:
             closing = self._closing.is_set()  # read before the outbox, so that nothing sent before it is left behind
             now = time.monotonic()
+            connected += self._silence.turn(now)
             if now >= self._next_heartbeat and not closing:
                 self._next_heartbeat = now + self._heartbeat_s
                 beat = self._heartbeat()
@@ -201,12 +204,10 @@ class BalancerClient:
             self._flush(dealer)
             if closing:
                 return
-            if now - self._last_received > min(self._heartbeat_s, self._orphan_after_s):
-                self._on_silence(now - self._last_received)
-            if (
-                self._key is not None
-                and now - max(self._last_received, connected) > _ANSWER_TIMEOUT_S + self._heartbeat_s
-            ):
+            silent_s = self._silence.silent_s(now)
+            if silent_s > min(self._heartbeat_s, self._orphan_after_s):
+                self._on_silence(silent_s)
+            if self._key is not None and min(silent_s, now - connected) > _ANSWER_TIMEOUT_S + self._heartbeat_s:
                 raise _BalancerSilent
             self._is_asleep = True
             if not self._outbox.empty():  # put before the flag was set: nobody wakes this thread
@@ -219,7 +220,7 @@ class BalancerClient:
             if wake_ups in ready:
                 self._wake_receiver.recv(4096)
             if dealer in ready:
-                self._last_received = time.monotonic()
+                self._silence.on_message(time.monotonic())
                 self._rejection_logged = self._silence_logged = False
                 self._read(dealer)
 

@@ -62,9 +62,10 @@ class Cluster:
     The second one is connected through a proxy.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: int = 2 * EACH, **options: Any) -> None:
+        """`options` belong to the section `workers`."""
         self.port = free_port()
-        self.model = sim(t0_s=0.02, gpu_memory="20GiB", scaling={"min_workers": 2 * EACH, "max_workers": 2 * EACH})
+        self.model = sim(t0_s=0.02, gpu_memory="20GiB", scaling={"min_workers": workers, "max_workers": workers})
         self.config: dict[str, Any] = {
             "models": {"m": self.model},
             "devices": {"simulated": [{"memory": "1GiB"}]},
@@ -72,7 +73,8 @@ class Cluster:
                 "heartbeat_s": 0.2,
                 "lost_after_s": LOST_AFTER_S,
                 "listen": f"tcp://127.0.0.1:{self.port}",
-            },
+            }
+            | options,
         }
         self.head = Instance(folder / "head", self.config)
 
@@ -220,6 +222,24 @@ def test_stopped_agent_drains_and_the_server_notices(cluster: Parts) -> None:
     parts.until({"far": EACH})
     near.start()
     parts.until({"near": EACH, "far": EACH})
+
+
+def test_machine_that_was_suspended_keeps_its_workers(tmp_path: Path) -> None:
+    """For longer than `workers.orphan_after_s`: it has not listened, so the server may be there."""
+    parts = Cluster(tmp_path, workers=EACH, orphan_after_s=8.0)
+    try:
+        with agent_process(tmp_path / "box", "box", parts.head.folder, f"tcp://127.0.0.1:{parts.port}") as box:
+            parts.until({"box": EACH})
+            before = {worker.pid for worker in box.workers()}
+            stopped = box.pause()
+            time.sleep(12.0)
+            box.resume(stopped)
+            wait_until(lambda: "was suspended" in box.log(), "the agent's line")
+            parts.until({"box": EACH})
+            assert {worker.pid for worker in box.workers()} == before
+            assert "are drained" not in box.log()
+    finally:
+        parts.head.end()
 
 
 def test_agent_without_a_server_says_where_it_looked(tmp_path: Path) -> None:

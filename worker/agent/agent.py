@@ -156,7 +156,7 @@ class Agent:
 
     def _check_head(self) -> None:
         """Without a head for `workers.orphan_after_s`, drain everything: standby workers do not leave by themselves."""
-        silent_s = time.monotonic() - self._head.received_at
+        silent_s = self._head.silence_s(time.monotonic())
         if silent_s > self._runner.orphan_after_s and not self._has_drained:
             self._has_drained = True
             log.error("no message of the server for %.0f s: the workers are drained; trying on", silent_s)

@@ -17,12 +17,15 @@ from wire.agents import (
     encode_agent_message,
 )
 from wire.curve import WorkerKey, secure_client
+from worker.silence_clock import SilenceClock
 
 log = logging.getLogger(__name__)
 
 #: A connection on which nothing arrives for so long is replaced.
 _ANSWER_TIMEOUT_S = 6.0
 _MAX_RECEIVED = 64
+#: Longest time that `receive` waits.
+_MAX_WAIT_S = 1.0
 
 
 class HeadConnection:
@@ -34,12 +37,18 @@ class HeadConnection:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._connected_at = 0.0
-        #: When the last message arrived.
-        self.received_at = time.monotonic()
+        self._silence = SilenceClock(time.monotonic(), _MAX_WAIT_S)
         self._is_rejected = False
 
     def __repr__(self) -> str:
         return f"<HeadConnection to {self.address}>"
+
+    def silence_s(self, now: float) -> float:
+        """Return the seconds since the last message, without those in which this process was suspended."""
+        if paused_s := self._silence.turn(now):
+            log.warning("this process was suspended for %.1f s", paused_s)
+            self._connected_at += paused_s
+        return self._silence.silent_s(now)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -49,7 +58,8 @@ class HeadConnection:
     def ensure_open(self) -> bool:
         """Open a connection if there is none that works. Return whether it is new: Hello comes first."""
         now = time.monotonic()
-        if self._socket is not None and now - max(self.received_at, self._connected_at) < _ANSWER_TIMEOUT_S:
+        silent_s = self.silence_s(now)
+        if self._socket is not None and min(silent_s, now - self._connected_at) < _ANSWER_TIMEOUT_S:
             return False
         if self._socket is not None:
             self._socket.close(0)
@@ -85,7 +95,7 @@ class HeadConnection:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 break
-            self.received_at = time.monotonic()
+            self._silence.on_message(time.monotonic())
             self._is_rejected = False
             try:
                 found.append(decode_for_agent(frames))
