@@ -15,6 +15,7 @@ from worker.engine_check import check_engine, engine_to_check
 
 SOURCE = """
 import random
+import muster
 class Good:
     max_batch_size = 4
     def load(self, device): self.device = device
@@ -27,6 +28,12 @@ class Silent:
 
 class WrongType(Good):
     def predict(self, items: list[str]) -> list[int]: return items
+
+class OwnType(Good):
+    def predict(self, items: list[str]) -> list["Good"]: return items
+
+class Typed(Good):
+    def predict(self, items: list[str]) -> list[muster.Content]: return [muster.Content(b"x") for _ in items]
 
 class OneOnly(Good):
     def predict(self, items: list[str]) -> list[str]:
@@ -82,6 +89,8 @@ def file(tmp_path: Path) -> Path:
     [
         ("Good", None, ""),
         ("Stream", None, ""),
+        ("OwnType", None, ""),
+        ("Typed", None, ""),
         ("Good", '"text"', ""),
         ("Silent", None, "nothing was run: add a method example() to the class, or give an item with --input"),
         ("Silent", '"text"', ""),
@@ -92,9 +101,9 @@ def file(tmp_path: Path) -> Path:
         ("NoBatches", None, "4 of 4 equal items failed in a batch: predict returned 1 results for 4 items"),
         ("Forgetful", None, "the result after save and restore is"),
         ("Unloadable", None, "OSError: no weights on cpu"),
-        ("Leaving", None, "Leaving.load failed: line 39: SystemExit: 5"),
-        ("NoWeights", None, "NoWeights.load failed: line 42: KeyError: 'weights'"),
-        ("BadWarmUp", None, "BadWarmUp.warm_up failed: line 45: FileNotFoundError"),
+        ("Leaving", None, "Leaving.load failed: line 46: SystemExit: 5"),
+        ("NoWeights", None, "NoWeights.load failed: line 49: KeyError: 'weights'"),
+        ("BadWarmUp", None, "BadWarmUp.warm_up failed: line 52: FileNotFoundError"),
         ("NoExample", None, "NoExample.example failed: ValueError: no input today"),
         ("Unclosable", None, "close failed: OSError: still open"),
         ("Missing", None, "has no class Missing; it defines"),

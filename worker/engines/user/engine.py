@@ -131,11 +131,19 @@ class UserEngine:
         return self._program.interface.summary()
 
     def result_problem(self, result: TaskResult) -> str:
-        """Return how a result differs from the annotation, or an empty text. The values of a stream are not checked."""
+        """Return how a result differs from the annotation, or an empty text.
+
+        Values of a stream are not checked, nor those of a class that only the engine knows.
+        """
         if self._program.interface.is_stream:
             return ""
         try:
-            InputDecoder(self._program.interface.output_type, self._bounds).decode(result.parts, result.frames)
+            decoder = InputDecoder(self._program.interface.output_type, self._bounds)
+        except Exception as error:  # pydantic has no schema for the type
+            log.info("the result cannot be compared with its annotation: %s", error)
+            return ""
+        try:
+            decoder.decode(result.parts, result.frames)
         except TaskError as error:
             return str(error)
         return ""

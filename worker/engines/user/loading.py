@@ -15,6 +15,9 @@ from typing import Any
 
 from worker.engine import DeviceLost, OutOfMemory, TaskError, UnsupportedModel
 
+#: Of the modules that are loaded from a file.
+_FILE_PREFIX = "muster_engine_"
+
 
 def load_class(reference: str, folder: str = "") -> type:
     """Return the class for `package.module:Class` or `path/to/file.py:Class`.
@@ -80,7 +83,7 @@ def _load_file(file: Path) -> ModuleType:
         raise UnsupportedModel(f"engine: no such file: {file}")
     _prefer(str(file.parent))
     # The prefix keeps a file such as queue.py from hiding a module of the same name.
-    name = f"muster_engine_{file.stem}"
+    name = _FILE_PREFIX + file.stem
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
@@ -89,8 +92,9 @@ def _load_file(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        text = _explain(error, str(file))
         del sys.modules[name]
-        raise UnsupportedModel(f"{file} cannot be imported: {_explain(error, str(file))}") from error
+        raise UnsupportedModel(f"{file} cannot be imported: {text}") from error
     return module
 
 
@@ -118,9 +122,24 @@ def _is_own(found: type, module: ModuleType) -> bool:
 def _explain(error: BaseException, file: str = "") -> str:
     """Return the error with the line of the user's file where it happened."""
     if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
+        place = f"{error.filename} " if error.filename not in (None, file) else ""
+        return f"{place}line {error.lineno}: {error.msg}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     line = f"line {frames[-1].lineno}: " if frames else ""
     if isinstance(error, ModuleNotFoundError):
         return f"{line}no module {error.name}; install it for {sys.executable}"
-    return f"{line}{type(error).__name__}: {error}"
+    text = f"{line}{type(error).__name__}: {error}"
+    if _imports_itself(error, file):
+        stem = Path(file).stem
+        return f"{text}; the file {stem}.py hides the module {stem}, so give it another name"
+    return text
+
+
+def _imports_itself(error: BaseException, file: str) -> bool:
+    """Return whether an engine's file was imported once more, by its own name, as `numpy.py` that imports numpy."""
+    stem = Path(file).stem
+    if _FILE_PREFIX + stem not in sys.modules:  # it was named as a module
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    names = {frame.f_globals.get("__name__") for frame in frames}
+    return stem in names or getattr(sys.modules.get(stem), "__file__", None) == file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from wire.inputs import MAX_PARTS, Part
 from worker.engine import TaskError
 from worker.engines.user.images import encode_png, is_image
 from worker.engines.user.tensors import as_array, encode_array, is_array, is_tensor, plain_values
+from worker.engines.user.value_types import UnsupportedType, has_binary_values
 
 _JSON = Part()
 _JSON_PARTS = (_JSON,)
@@ -72,13 +74,19 @@ class OutputEncoder:
 
     def _encode(self, value: Any) -> EncodedParts:
         if hasattr(type(value), "__pydantic_serializer__") and isinstance(value, BaseModel):
-            return EncodedParts(_JSON_PARTS, (value.__pydantic_serializer__.to_json(value),))
+            return EncodedParts(_JSON_PARTS, (self._encode_model(value),))
         if isinstance(value, dict) and value and all(map(_is_binary, value.values())):
             return self._encode_named([(str(name), each) for name, each in value.items()])
         if type(value) in (tuple, list) and value and all(is_array(each) or is_tensor(each) for each in value):
             return self._encode_named([(f"output_{index}", each) for index, each in enumerate(value)])
         part, frame = self._encode_part(value)
         return EncodedParts((part,), (frame,))
+
+    def _encode_model(self, value: BaseModel) -> bytes:
+        """Let pydantic write it, unless its fields hold bytes: pydantic's default reads them as UTF-8."""
+        if _is_written_by_pydantic(type(value)):
+            return value.__pydantic_serializer__.to_json(value, fallback=_plain)
+        return self._encode_json(value.model_dump())
 
     def _encode_named(self, values: Sequence[tuple[str, Any]]) -> EncodedParts:
         encoded = [self._encode_part(value) for _, value in values]
@@ -123,6 +131,17 @@ def _sendable(encoded: EncodedParts) -> EncodedParts:
     return encoded
 
 
+@functools.lru_cache(maxsize=256)
+def _is_written_by_pydantic(model: type[BaseModel]) -> bool:
+    """Return whether the fields hold no bytes, images and arrays, or the model says itself how bytes are written."""
+    if model.model_config.get("ser_json_bytes", "utf8") != "utf8":
+        return True
+    try:
+        return not has_binary_values(model)
+    except UnsupportedType:  # as an input it would be refused
+        return False
+
+
 def _first(values: Any) -> Any:
     """Return the first value of a dict or list, None for an empty one."""
     return next(iter(values.values() if type(values) is dict else values), None)
@@ -137,12 +156,15 @@ def _plain(value: Any) -> Any:
     if value is None or type(value) in _CONTAINERS:  # values of these types never come here, only keys
         raise TypeError("a key in it is neither a text nor a number")
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        if _is_written_by_pydantic(type(value)):
+            return value.__pydantic_serializer__.to_python(value, mode="json", fallback=_plain)
+        return value.model_dump()
     if is_array(value) or is_tensor(value):
         return plain_values(as_array(value))
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic):
-        return value.item()
+        plain = value.item()
+        return float(plain) if isinstance(plain, numpy.floating) else plain  # a longdouble has no type of Python
     if is_image(value):
         return base64.b64encode(encode_png(value)).decode()
     return to_jsonable_python(value)

@@ -57,7 +57,7 @@ def encode_state(state: SavedState) -> list[bytes]:
 
 
 def decode_state(frames: Sequence[bytes]) -> SavedState:
-    """Return the state; arrays are read-only. Raises `ValueError` for frames of something else."""
+    """Return the state, with arrays that may be changed. Raises `ValueError` for frames of something else."""
     try:
         header = msgspec.msgpack.decode(frames[0], type=_Header)
     except (IndexError, msgspec.DecodeError) as error:
@@ -66,5 +66,5 @@ def decode_state(frames: Sequence[bytes]) -> SavedState:
         raise ValueError("the checkpoint is not from this engine: it has another number of frames")
     saved = dict(header.values)
     for part, frame in zip(header.parts, frames[1:], strict=True):
-        saved[part.name] = decode_array(part, frame) if part.dtype else frame
+        saved[part.name] = decode_array(part, frame).copy() if part.dtype else frame
     return SavedState(saved, header.chunks)

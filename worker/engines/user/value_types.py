@@ -18,6 +18,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, WithJsonSchema, create_model
 from pydantic.fields import FieldInfo
 
+from muster import Content
 from worker.engines.user.images import ImageBounds, decode_image, is_image
 from worker.engines.user.tensors import array_from_lists, as_array, is_array
 
@@ -34,11 +35,13 @@ class UnsupportedType(Exception):
     """An annotation that no value of a request can have. The text says why."""
 
 
-def portable_type(annotation: Any, bounds: ImageBounds) -> Any:
+def portable_type(annotation: Any, bounds: ImageBounds, inside: dict[type, bool] | None = None) -> Any:
     """Return a type for `pydantic.TypeAdapter` whose values are those of the annotation.
 
     An annotation without bytes, images and arrays is returned as it is. Raises `UnsupportedType`.
+    `inside` has the structures that contain this annotation, and whether each contains itself.
     """
+    inside = {} if inside is None else inside
     if isinstance(annotation, types.ModuleType):
         raise UnsupportedType(f"the annotation {annotation.__name__} is a module, not a type")
     leaf = _leaf(annotation, bounds)
@@ -46,14 +49,14 @@ def portable_type(annotation: Any, bounds: ImageBounds) -> Any:
         return leaf
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        inner = portable_type(arguments[0], bounds)
+        inner = portable_type(arguments[0], bounds, inside)
         return annotation if inner is arguments[0] else Annotated[(inner, *arguments[1:])]
     if origin is not None and origin is not typing.Literal and origin is not Callable:
-        inners = tuple(portable_type(each, bounds) for each in arguments)
+        inners = tuple(portable_type(each, bounds, inside) for each in arguments)
         if all(inner is each for inner, each in zip(inners, arguments, strict=True)):
             return annotation
         return Union[inners] if origin in (Union, types.UnionType) else origin[inners]  # noqa: UP007
-    return _structure(annotation, bounds) if isinstance(annotation, type) else annotation
+    return _structure(annotation, bounds, inside) if isinstance(annotation, type) else annotation
 
 
 def has_binary_values(annotation: Any) -> bool:
@@ -65,6 +68,8 @@ def _leaf(annotation: Any, bounds: ImageBounds) -> Any:
     """Return the portable type of bytes, an image, an array or a tensor; None for other annotations."""
     if annotation in (bytes, bytearray):
         return Annotated[annotation, BeforeValidator(bytes_from), WithJsonSchema(_BASE64)]
+    if annotation is Content:
+        return Annotated[Any, WithJsonSchema(_BASE64)]
     kind = get_origin(annotation) or annotation
     name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
     if name == "PIL.Image.Image":
@@ -148,14 +153,25 @@ def _tensor_from(value: Any) -> Any:
 # ---- structures
 
 
-def _structure(annotation: type, bounds: ImageBounds) -> Any:
+def _structure(annotation: type, bounds: ImageBounds, inside: dict[type, bool]) -> Any:
     """Return a portable type for a pydantic model, dataclass or TypedDict with fields of bytes, images or arrays."""
-    if issubclass(annotation, BaseModel):
-        return _model(annotation, bounds)
-    if not dataclasses.is_dataclass(annotation) and not typing.is_typeddict(annotation):
+    is_model = issubclass(annotation, BaseModel)
+    if not is_model and not dataclasses.is_dataclass(annotation) and not typing.is_typeddict(annotation):
         return annotation
+    if annotation in inside:
+        inside[annotation] = True
+        return annotation
+    inside[annotation] = False
+    portable = (_model if is_model else _record)(annotation, bounds, inside)
+    if inside.pop(annotation) and portable is not annotation:
+        raise UnsupportedType(f"{annotation.__name__} contains itself, so that it can hold no bytes, images or arrays")
+    return portable
+
+
+def _record(annotation: type, bounds: ImageBounds, inside: dict[type, bool]) -> Any:
+    """Return the portable type of a dataclass or TypedDict."""
     hints = typing.get_type_hints(annotation, include_extras=True)
-    portable = {name: portable_type(_without_qualifier(hint), bounds) for name, hint in hints.items()}
+    portable = {name: portable_type(_without_qualifier(hint), bounds, inside) for name, hint in hints.items()}
     unchanged = all(portable[name] is _without_qualifier(hint) for name, hint in hints.items())
     if unchanged and not _is_refused_by_pydantic(annotation):
         return annotation
@@ -205,11 +221,11 @@ def _is_input(annotation: Any, name: str) -> bool:
     return any(each.name == name and each.init for each in dataclasses.fields(annotation))
 
 
-def _model(model: type[BaseModel], bounds: ImageBounds) -> Any:
+def _model(model: type[BaseModel], bounds: ImageBounds, inside: dict[type, bool]) -> Any:
     """Return a subclass whose fields of bytes, images and arrays have portable types."""
     changed: dict[str, tuple[Any, FieldInfo]] = {}
     for name, field in model.model_fields.items():
-        kind = portable_type(field.annotation, bounds)
+        kind = portable_type(field.annotation, bounds, inside)
         if kind is not field.annotation and not field.metadata:
             changed[name] = (kind, field)
     if not changed:

@@ -232,6 +232,21 @@ def test_device_errors_are_recognised(error: Exception, expected: type[Exception
         engine.step(rows)  # type: ignore[arg-type]
 
 
+class PictureModel(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    data: bytes
+    pixels: numpy.ndarray | None
+
+
+class Anything(BaseModel):
+    value: Any
+
+
+class OwnBytes(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="hex")
+    data: bytes
+
+
 RESULTS: list[tuple[Any, list[str], list[Any]]] = [
     ({"a": numpy.float32(0.5), "b": numpy.int64(2)}, ["application/json"], [{"a": 0.5, "b": 2}]),
     ({"a": [numpy.zeros(2)]}, ["application/json"], [{"a": [[0.0, 0.0]]}]),
@@ -242,6 +257,12 @@ RESULTS: list[tuple[Any, list[str], list[Any]]] = [
     ({"x": numpy.array([1], "uint8"), "y": b"2"}, ["application/octet-stream"] * 2, [b"\1", b"2"]),
     ((numpy.array([1], "uint8"), numpy.array([2], "uint8")), ["application/octet-stream"] * 2, [b"\1", b"\2"]),
     (float("nan"), ["application/json"], [None]),
+    ({"a": numpy.longdouble(0.5), "b": 1}, ["application/json"], [{"a": 0.5, "b": 1}]),
+    (PictureModel(data=b"\xff", pixels=numpy.zeros(1)), ["application/json"], [{"data": "/w==", "pixels": [0.0]}]),
+    ([PictureModel(data=b"ab", pixels=None)], ["application/json"], [[{"data": "YWI=", "pixels": None}]]),
+    (Anything(value=numpy.zeros(1)), ["application/json"], [{"value": [0.0]}]),
+    ([Anything(value=numpy.float32(0.5))], ["application/json"], [[{"value": 0.5}]]),
+    (OwnBytes(data=b"ab"), ["application/json"], [{"data": "6162"}]),
 ]
 
 

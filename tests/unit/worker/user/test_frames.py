@@ -88,3 +88,9 @@ def test_any_frames_are_a_state_or_refused(frames: list[bytes]) -> None:
 def test_what_cannot_be_saved_is_explained(saved: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         encode_state(SavedState(saved))
+
+
+def test_arrays_of_a_restored_state_may_be_changed() -> None:
+    saved = decode_state(encode_state(SavedState({"sum": numpy.zeros(2)}))).saved
+    saved["sum"] += 1
+    assert saved["sum"].tolist() == [1.0, 1.0]

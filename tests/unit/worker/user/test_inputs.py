@@ -38,10 +38,29 @@ class ImageModel(BaseModel):
     scale: float = 1.0
 
 
+class Tree(BaseModel):
+    children: list[Tree]
+
+
+@dataclasses.dataclass
+class TreeRecord:
+    children: list[TreeRecord]
+
+
+class TreeOfBytes(BaseModel):
+    data: bytes
+    children: list[TreeOfBytes]
+
+
 @dataclasses.dataclass
 class Point:
     x: float
     y: float = 0.5
+
+
+class Pair(BaseModel):
+    a: Point
+    b: Point
 
 
 @dataclasses.dataclass
@@ -262,3 +281,12 @@ def test_image_that_costs_far_more_than_its_bytes_is_refused() -> None:
     with pytest.raises(TaskError, match="too many scans for its size"):
         decoder.decode([RAW], [scan_bomb(1024, 90)])
     assert decoder.decode([RAW], [scan_bomb(64, 90)]).size == (64, 64)
+
+
+def test_type_that_contains_itself() -> None:
+    for kind in (Tree, TreeRecord):
+        made = InputDecoder(kind, BOUNDS).decode([JSON], [b'{"children": [{"children": []}]}'])
+        assert isinstance(made.children[0], kind)
+    with pytest.raises(UnsupportedType, match="TreeOfBytes contains itself, so that it can hold no bytes"):
+        InputDecoder(TreeOfBytes, BOUNDS)
+    assert isinstance(InputDecoder(Pair, BOUNDS).decode([JSON], [b'{"a": {"x": 1}, "b": {"x": 2}}']), Pair)
