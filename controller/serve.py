@@ -309,7 +309,7 @@ def _models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
         # Another machine may join with a larger GPU.
         if settings.workers.listen is None:
             raise SetupError("; ".join(problems))
-        log.warning("%s", "; ".join(problems))
+        log.warning("%s; or a machine with a larger GPU joins", "; ".join(problems))
     if unplaced := unplaced_models(models, machine, share=settings.devices.share):
         log.warning("the GPU memory does not suffice for all min_workers: %s must wait", ", ".join(unplaced))
     if machine.machines or machine.remote_only:

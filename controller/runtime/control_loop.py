@@ -24,7 +24,7 @@ from controller.runtime.decision_log import LogThrottle
 from controller.runtime.executor import Executor, only_kills
 from controller.runtime.observe import WorkerTracker, count_starting
 from controller.runtime.shutdown import stop_processes
-from controller.types import Observation
+from controller.types import Observation, Replica
 from host.types import Exit, SetupError, WorkerProcess
 from wire.snapshot import Snapshot
 
@@ -151,9 +151,9 @@ class ControlLoop:
             machines = self._machines.machines()
             self._control_plane.update_machines(machines)
         models = self._workers.observe(self._autoscaler.models, self._children, snapshot, now, time.time())
-        replicas = (replica.process for observed in models.values() for replica in observed.replicas)
-        if new := [child for child in replicas if child.ready_at == now]:
-            self._log_ready_workers(new, now)
+        replicas = (replica for observed in models.values() for replica in observed.replicas)
+        if new := [replica for replica in replicas if replica.process.ready_at == now]:
+            self._log_ready_workers(new)
         return _Observed(snapshot, models, machines)
 
     async def _apply(self, result: TickResult) -> None:
@@ -209,10 +209,12 @@ class ControlLoop:
 
     # ---- console
 
-    def _log_ready_workers(self, new: Sequence[WorkerProcess], now: float) -> None:
-        for child in new:
+    def _log_ready_workers(self, new: Sequence[Replica]) -> None:
+        for replica in new:
+            child = replica.process
             is_own = child.started_at >= self._created_at  # else an earlier controller has started it
-            after = f" after {now - child.started_at:.1f} s" if is_own else ""
+            # The worker's own time: one of a machine that was cut off has started long before it appears again.
+            after = f" after {replica.started_in_s:.1f} s" if is_own else ""
             self._console.line(f"worker {child.id} ready on {child.device}{after}")
 
     def _show_progress(self, snapshot: Snapshot | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -142,6 +143,9 @@ def test_machine_that_was_cut_off_is_taken_over(cluster: Parts) -> None:
         load.until_answered(20)
     assert set(load.statuses) == {200}
     assert {worker.pid for worker in far.workers()} == before
+    lines = re.findall(r"^worker (far:\S+) ready on \S+ after (.*) s$", parts.head.output(), re.MULTILINE)
+    assert len(lines) > len(set(lines)), "a worker is ready again"
+    assert len({worker for worker, _ in lines}) == len(set(lines)), "the cut is no part of its start"
 
 
 def test_machine_whose_connections_break_stays(cluster: Parts) -> None:

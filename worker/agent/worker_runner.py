@@ -181,7 +181,8 @@ class WorkerRunner:
         self._processes.rotate_logs()
         _, exits = self._processes.poll()
         for ended in exits:
-            log.info("worker %s has exited (%s)", ended.process.id, ended.status)
+            status = "status unknown" if ended.status is None else f"status {ended.status}"
+            log.info("worker %s has exited (%s)", ended.process.id, status)
             self._add_exit(ended)
         return bool(exits)
 
