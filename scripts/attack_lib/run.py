@@ -8,6 +8,7 @@ from pathlib import Path
 from scripts.attack_lib import (
     body_attacks,
     call_attacks,
+    disconnect_attacks,
     http_attacks,
     local_attacks,
     memory_attacks,
@@ -26,6 +27,7 @@ _MODULES = (
     request_attacks,
     body_attacks,
     call_attacks,
+    disconnect_attacks,
     memory_attacks,
     tenant_attacks,
     result_attacks,
