@@ -72,13 +72,15 @@ class Generation:
     def forbidden(self) -> Collection[int]:
         """Tokens that must not come next: those that end the text, while it has not its minimum length.
 
-        A grammar decides itself where its text ends.
+        A grammar decides itself where its text ends. That of a free text would end it at an end token without effect,
+        and may need a stop token within a tool call.
         """
-        if len(self.tokens) >= self._inputs.min_tokens:
-            return ()
+        is_short = len(self.tokens) < self._inputs.min_tokens
         if self.grammar is None:
-            return self._ends
-        return self._eos if self.grammar.is_free else ()
+            return self._ends if is_short else ()
+        if not self.grammar.is_free or not (is_short or self._inputs.ignore_eos):
+            return ()
+        return self._tokenization.eos_ids - (set() if is_short else self._stop_ids.keys())
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Take in the next token. The text may be finished then, and takes no more."""
@@ -89,7 +91,7 @@ class Generation:
             self._logprobs.append(logprob)
         if token in self._eos:
             self._end("stop", self._detokenizer.flush())
-        elif token in self._stop_ids:
+        elif token in self._stop_ids and len(self.tokens) > self._inputs.min_tokens:
             self._end("stop", self._detokenizer.flush(), self._stop_ids[token])
         else:
             if self.grammar is not None:

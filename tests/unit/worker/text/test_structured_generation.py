@@ -19,6 +19,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 _TOKENS = 250
+EOS = 2
 TOOLS = [{"type": "function", "function": {"name": "put", "parameters": SCHEMA, "strict": True}}]
 
 
@@ -62,6 +63,31 @@ def test_random_weights_write_what_matches(engine: Any, choice: str) -> None:
         assert matches(json.loads(text))
         matched += 1
     assert matched
+
+
+@pytest.mark.parametrize(
+    ("favourite", "inputs", "tokens", "finish", "reason"),
+    [
+        (EOS, {"ignore_eos": True}, 30, "length", None),
+        (EOS, {"min_tokens": 12}, 13, "stop", None),
+        (EOS, {"min_tokens": 12, "ignore_eos": True}, 30, "length", None),
+        (EOS, {"ignore_eos": True, "stop_token_ids": (EOS,), "min_tokens": 3}, 4, "stop", EOS),
+        (70, {"min_tokens": 5, "stop_token_ids": (70,)}, 6, "stop", 70),
+        (70, {"stop_token_ids": (70,)}, 1, "stop", 70),
+    ],
+)
+def test_ends_of_a_text_that_may_call_a_tool(
+    engine: Any, favourite: int, inputs: dict[str, Any], tokens: int, finish: str, reason: int | None
+) -> None:
+    """They are those of any other text, though its grammar would end it at an end token."""
+    sampling = Sampling(0, temperature=0.0, logit_bias=((71, 500.0), (favourite, 1000.0)))
+    for tools in (TOOLS, []):
+        frame = encode_prompt(ChatPrompt([{"role": "user", "content": "Hi"}], tools))
+        driver = TextDriver(engine)
+        driver.admit(0, EngineRequest(TextInputs(sampling, 30, **inputs), [frame]))
+        driver.run()
+        last = driver.outputs[0][-1]
+        assert (len(driver.tokens(0)), last.finish, last.stop_reason) == (tokens, finish, reason), tools
 
 
 def test_structured_texts_move_without_a_change(engine: Any) -> None:
