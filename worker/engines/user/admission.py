@@ -11,7 +11,7 @@ from typing import Any
 from configs.text import is_utf8
 from wire.inputs import CallInputs
 from worker.engine import BatchKey, Checkpoint, EngineRequest, TaskError
-from worker.engines.user.failures import batch_error, task_error
+from worker.engines.user.failures import batch_error, call_error, task_error
 from worker.engines.user.rows import CallRow
 from worker.engines.user.saved_state import SavedState, decode_state
 from worker.engines.user.setup import Program
@@ -112,4 +112,4 @@ class CallAdmission:
             raise
         except BaseException as error:  # a hook of LitServe, or the constructor of the input's class
             log.info("a request cannot be decoded", exc_info=error)
-            raise task_error(error) from error
+            raise call_error(error) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.text import exception_line
 from worker.engine import TaskError
-from worker.engines.user.failures import task_error
+from worker.engines.user.failures import call_error
 from worker.engines.user.rows import CallRow
 from worker.engines.user.runners import end_row
 from worker.engines.user.streams import Emit
@@ -135,7 +135,7 @@ class AsyncRunner:
             output = call.result()
         except BaseException as error:
             log.error("a call failed", exc_info=error)
-            row.fail(task_error(error))
+            row.fail(call_error(error))
             return
         end_row(row, output)
 

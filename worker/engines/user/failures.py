@@ -30,6 +30,14 @@ def task_error(error: BaseException) -> TaskError:
     return TaskError("error", _clip(exception_line(error)))
 
 
+def call_error(error: BaseException) -> TaskError:
+    """Return the error of a call that has failed alone. Raises `DeviceLost`: no other call can succeed there."""
+    known = batch_error(error)
+    if isinstance(known, DeviceLost):
+        raise known from error
+    return known if isinstance(known, TaskError) else TaskError("out_of_memory", str(known))
+
+
 def batch_error(error: BaseException) -> Exception:
     """Return what the step loop expects for an exception that ended a whole batch."""
     name, text = type(error).__name__, exception_text(error)

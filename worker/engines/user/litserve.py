@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from worker.engine import TaskError
-from worker.engines.user.failures import is_failure, task_error
+from worker.engines.user.failures import call_error
 from worker.engines.user.runners import count_problem
 
 
@@ -93,7 +93,7 @@ class LitServeHooks:
         try:
             return self._encode(output, context)
         except Exception as error:
-            return error if is_failure(error) else task_error(error)
+            return call_error(error)
 
 
 async def _resolve(value: Any) -> Any:

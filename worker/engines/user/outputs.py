@@ -16,7 +16,8 @@ from pydantic_core import to_jsonable_python
 from configs.text import exception_text
 from muster import Content
 from wire.inputs import MAX_PARTS, Part
-from worker.engine import TaskError
+from worker.engine import DeviceLost, TaskError
+from worker.engines.user.failures import batch_error
 from worker.engines.user.images import encode_png, is_image
 from worker.engines.user.tensors import as_array, encode_array, is_array, is_tensor, plain_values
 from worker.engines.user.value_types import UnsupportedType, has_binary_values
@@ -55,7 +56,7 @@ class OutputEncoder:
         return is_image(value) or (isinstance(value, dict) and any(map(is_image, value.values())))
 
     def encode(self, value: Any) -> EncodedParts:
-        """Raises `TaskError` for a value that cannot be sent."""
+        """Raises `TaskError` for a value that cannot be sent, and `DeviceLost`."""
         try:
             if self._is_json(value):
                 return EncodedParts(_JSON_PARTS, (self._encode_json(value),))
@@ -63,6 +64,8 @@ class OutputEncoder:
         except TaskError:
             raise
         except BaseException as error:  # user code makes the text of an object
+            if isinstance(known := batch_error(error), DeviceLost):
+                raise known from error  # it shows when a tensor is copied from the device
             raise TaskError("error", f"the result cannot be sent: {exception_text(error)}") from error
 
     def _is_json(self, value: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from worker.engine import TaskError
-from worker.engines.user.failures import batch_error, is_failure, task_error
+from worker.engines.user.failures import batch_error, call_error, is_failure, task_error
 from worker.engines.user.rows import CallRow
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ class IterativeRunner:
         self._steps = getattr(engine, "steps", None)
         self._preview = getattr(engine, "preview", None)
         self._on_preview = on_preview
+        self._has_preview_failed = False
 
     def start(self, row: CallRow, saved: dict[str, Any] | None) -> None:
         engine = self._engine
@@ -134,7 +135,7 @@ class IterativeRunner:
         try:
             output = self._engine.result(row.state)
         except BaseException as error:
-            row.fail(task_error(error))
+            row.fail(call_error(error))
             return
         end_row(row, output)
 
@@ -143,7 +144,8 @@ class IterativeRunner:
         try:
             value = self._preview(row.state)
         except BaseException:  # a failed preview does not fail the call
-            log.debug("no preview", exc_info=True)
+            log.log(logging.DEBUG if self._has_preview_failed else logging.WARNING, "no preview", exc_info=True)
+            self._has_preview_failed = True
             return
         if value is not None:
             self._on_preview(row, value)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from wire.inputs import Part
-from worker.engines.user.tensors import as_array, decode_array, encode_array, is_array, is_tensor
+from worker.engines.user.tensors import as_array, decode_array, encode_array, is_array, is_scalar, is_tensor
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -50,10 +50,18 @@ def encode_state(state: SavedState) -> list[bytes]:
         parts.append(part)
         frames.append(frame)
     try:
-        header = msgspec.msgpack.encode(_Header(values, parts, state.chunks))
+        header = msgspec.msgpack.encode(_Header(values, parts, state.chunks), enc_hook=_plain)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"save may return arrays, bytes and plain values: {error}") from None
     return [header, *frames]
+
+
+def _plain(value: Any) -> Any:
+    """Return the number of a numpy scalar. Raises `TypeError` for other types."""
+    plain = value.item() if is_scalar(value) else value
+    if not isinstance(plain, bool | int | float | str | bytes):
+        raise TypeError(f"not {type(value).__name__}")
+    return plain
 
 
 def decode_state(frames: Sequence[bytes]) -> SavedState:

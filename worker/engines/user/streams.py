@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from worker.engine import OutOfMemory, TaskError
-from worker.engines.user.failures import batch_error, is_failure, task_error
+from worker.engines.user.failures import batch_error, call_error, is_failure, task_error
 from worker.engines.user.rows import CallRow
 from worker.engines.user.runners import count_problem
 
@@ -133,8 +133,7 @@ class StreamRunner:
 
     def _fail(self, rows: Sequence[CallRow], error: BaseException) -> None:
         log.error("a stream of %d calls failed", len(rows), exc_info=error)
-        known = batch_error(error)
-        failure = known if isinstance(known, TaskError) else TaskError("out_of_memory", str(known))
+        failure = call_error(error)
         for row in rows:
             row.fail(failure)
 

@@ -34,6 +34,12 @@ def is_array(value: object) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
+def is_scalar(value: object) -> bool:
+    """Return whether the value is a number of numpy. Does not import numpy."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.generic)
+
+
 def is_tensor(value: object) -> bool:
     """Return whether the value is a torch tensor. Does not import torch."""
     torch = sys.modules.get("torch")

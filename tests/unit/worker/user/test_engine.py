@@ -8,12 +8,13 @@ import logging
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
 import pytest
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer
 
 from muster import Content, Engine, Failed, IterativeEngine
 from tests.support.images import png
@@ -230,6 +231,83 @@ def test_device_errors_are_recognised(error: Exception, expected: type[Exception
     rows = engine.admit([call("a"), call("b")])
     with pytest.raises(expected):
         engine.step(rows)  # type: ignore[arg-type]
+
+
+class LostDevice:
+    """Fails as CUDA does from then on, at the place that its item names."""
+
+    def fail(self, place: str, item: str) -> str:
+        if item == place:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return item
+
+
+class AsyncOnLostDevice(LostDevice):
+    async def predict(self, item: str) -> str:
+        return self.fail("predict", item)
+
+
+class StepsOnLostDevice(LostDevice):
+    def start(self, item: str) -> str:
+        return self.fail("start", item)
+
+    def step(self, states: list[str]) -> list[bool]:
+        return [bool(self.fail("step", state)) for state in states]
+
+    def result(self, state: str) -> str:
+        return self.fail("result", state)
+
+
+class StreamOnLostDevice(LostDevice):
+    def predict(self, item: str) -> Iterator[str]:
+        return iter(self.fail("predict", item))
+
+
+class HooksOnLostDevice(LostDevice):
+    max_batch_size = 2
+
+    def setup(self, device: str) -> None: ...
+
+    def decode_request(self, request: str) -> str:
+        return self.fail("decode", request)
+
+    def predict(self, inputs: list[str]) -> list[str]:
+        return inputs
+
+    def encode_response(self, output: str) -> str:
+        return self.fail("encode", output)
+
+
+class TensorOnLostDevice(BaseModel):
+    value: str
+
+    @model_serializer
+    def write(self) -> str:
+        return LostDevice().fail("render", self.value)
+
+
+class ResultOnLostDevice(LostDevice):
+    def predict(self, items: list[str]) -> list[TensorOnLostDevice]:
+        return [TensorOnLostDevice(value=item) for item in items]
+
+
+@pytest.mark.parametrize(
+    ("engine", "place"),
+    [
+        (AsyncOnLostDevice, "predict"),
+        (StepsOnLostDevice, "start"),
+        (StepsOnLostDevice, "step"),
+        (StepsOnLostDevice, "result"),
+        (StreamOnLostDevice, "predict"),
+        (HooksOnLostDevice, "decode"),
+        (HooksOnLostDevice, "encode"),
+        (ResultOnLostDevice, "render"),
+    ],
+)
+def test_lost_device_is_recognised_wherever_it_shows(engine: type[LostDevice], place: str) -> None:
+    assert [each.error for each in run_calls(user_engine(engine), [call("other"), call("other")])] == ["", ""]
+    with pytest.raises(DeviceLost, match="an illegal memory access"):
+        run_calls(user_engine(engine), [call("other"), call(place)])
 
 
 class PictureModel(BaseModel):

@@ -94,3 +94,10 @@ def test_arrays_of_a_restored_state_may_be_changed() -> None:
     saved = decode_state(encode_state(SavedState({"sum": numpy.zeros(2)}))).saved
     saved["sum"] += 1
     assert saved["sum"].tolist() == [1.0, 1.0]
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones() -> None:
+    state = {"loss": numpy.float32(0.5), "counts": [numpy.int64(2)], "done": numpy.bool_(1)}
+    assert decode_state(encode_state(SavedState(state))).saved == {"loss": 0.5, "counts": [2], "done": True}
+    with pytest.raises(ValueError, match="save may return arrays, bytes and plain values: not object"):
+        encode_state(SavedState({"x": object()}))
