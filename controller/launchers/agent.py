@@ -170,7 +170,8 @@ class AgentLauncher:
 
     def _take_in(self, session: str, report: AgentReport, now: float) -> None:
         """Take in a report that arrived at `now`."""
-        if report.epoch > self._epoch:  # the clock was set back since an earlier controller
+        is_foreign = report.epoch == self._epoch and report.executed > self._number
+        if report.epoch > self._epoch or is_foreign:  # the clock was set back since an earlier controller
             self._epoch = report.epoch + 1
             self._pending = [NumberedOrder(n, each.order) for n, each in enumerate(self._pending, 1)]
             self._number = len(self._pending)

@@ -179,7 +179,7 @@ def test_worker_that_ended_with_its_agent_did_not_crash(pair: Pair) -> None:
     assert not pair.names()
 
 
-@pytest.mark.parametrize("epoch", [None, 5])
+@pytest.mark.parametrize("epoch", [None, 5, 1001], ids=["later", "earlier", "same second"])
 def test_next_controller_takes_over_by_any_clock(pair: Pair, epoch: int | None) -> None:
     pair.launcher.start("box:w", "m", "box/sim:0")
     pair.exchange()
