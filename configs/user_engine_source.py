@@ -11,6 +11,10 @@ from pathlib import Path
 from configs.text import closest
 from configs.user_engine import engine_reference
 
+_NO_ARGUMENTS = ast.arguments([], [ast.arg("self")], None, [], [], None, [])
+#: In the body of a class whose constructor can be seen.
+_PLAIN_NODES = (ast.Expr, ast.FunctionDef, ast.AsyncFunctionDef, ast.AnnAssign, ast.Assign, ast.Pass, ast.ClassDef)
+
 
 def engine_problems(engine: str, folder: str, options: Collection[str] = ()) -> Iterator[str]:
     """Yield what keeps the class from being made with these options, as far as its file shows it."""
@@ -64,9 +68,9 @@ def package_problem(package: str, folder: str) -> str:
 
 
 def _option_problems(made: ast.ClassDef, options: Collection[str]) -> Iterator[str]:
-    """Compare the options with `__init__`, if the class has one of its own and nothing wraps it."""
+    """Compare the options with `__init__`, if the class has one of its own, or surely none, and nothing wraps it."""
     own = {node.name: node.args for node in made.body if isinstance(node, ast.FunctionDef) and not node.decorator_list}
-    arguments = own.get("__init__")
+    arguments = own.get("__init__", _NO_ARGUMENTS if _has_default_constructor(made) else None)
     if arguments is None or arguments.vararg or made.decorator_list or made.keywords or "__new__" in own:
         return
     positional = [each.arg for each in (*arguments.posonlyargs, *arguments.args)][1:]
@@ -82,6 +86,14 @@ def _option_problems(made: ast.ClassDef, options: Collection[str]) -> Iterator[s
     for name in required:
         if name not in options:
             yield f"options.{name}: is required; {takes}"
+
+
+def _has_default_constructor(made: ast.ClassDef) -> bool:
+    """Return whether the class has no bases and nothing in it can define `__init__` or `__new__`."""
+    is_plain = all(isinstance(node, _PLAIN_NODES) for node in made.body)
+    names = {node.name for node in ast.walk(made) if isinstance(node, ast.FunctionDef)}
+    names |= {node.id for node in ast.walk(made) if isinstance(node, ast.Name)}
+    return is_plain and not made.bases and names.isdisjoint(("__init__", "__new__"))
 
 
 def _module_file(module: str, folder: Path) -> Path | None:

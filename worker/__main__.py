@@ -35,7 +35,7 @@ from worker.calibration import measure
 from worker.engine import DeviceLost
 from worker.offer import RoundTrips
 from worker.postprocessing import PostProcessor
-from worker.stack_traces import StallWatch, log_slow_start, trace_fatal_signals
+from worker.stack_traces import StallWatch, log_if_slow, trace_fatal_signals
 from worker.standby import StandbyCancelled
 from worker.startup import LoadedEngine, StartFailed, load, load_standby, start_failures, with_engine_limits
 from worker.step_loop import StepLoop, WorkerRejected
@@ -45,6 +45,8 @@ log = logging.getLogger("worker")
 EXIT_CRASH = 1
 #: The model cannot be loaded. The last line of the log says why.
 EXIT_CANNOT_START = 4
+_NOT_READY = "not ready yet"
+_SLOW_CLOSE_S = 3.0
 
 _DESCRIPTION = """\
 A model-server process: loads one model on one device, takes tasks from the balancer and steps them in one batch.
@@ -244,7 +246,7 @@ def _load(settings: Settings, model: str, name: str, args: argparse.Namespace) -
     """Load at once, or as a standby worker, whose start takes any time. Raises what `load` and `load_standby` raise."""
     if args.standby:
         return load_standby(settings, model, name, args.device)
-    with log_slow_start(_slow_start_s(settings)):
+    with log_if_slow(_slow_start_s(settings), _NOT_READY):
         return load(settings, model, name, args.device)
 
 
@@ -268,7 +270,7 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         call_at=client.call_at,
         round_trips=round_trips,
     )
-    with log_slow_start(_slow_start_s(settings) - stopwatch.times.total_s):
+    with log_if_slow(_slow_start_s(settings) - stopwatch.times.total_s, _NOT_READY):
         configured, sizer = _prepare(settings, model, loaded)
     hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
     stalls = StallWatch(workers.stuck_min_s, workers.stuck_factor)
@@ -291,7 +293,8 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         client.close(reason, crashed=crashed)
     log.info("exiting: %s", reason)
     try:
-        engine.close()
+        with log_if_slow(_SLOW_CLOSE_S, "the engine is not closed yet"):
+            engine.close()
     except (Exception, SystemExit):
         log.exception("the engine could not be closed")
     return EXIT_ORPHANED if client.orphaned else 0

@@ -43,11 +43,11 @@ def stack_traces() -> str:
 
 
 @contextlib.contextmanager
-def log_slow_start(after_s: float) -> Iterator[None]:
-    """Log the stacks if the block takes longer."""
+def log_if_slow(after_s: float, what: str) -> Iterator[None]:
+    """Log the stacks if the block takes longer. `what`: what has not happened by then."""
 
     def report() -> None:
-        log.warning("not ready yet: %s", stack_traces())
+        log.warning("%s: %s", what, stack_traces())
 
     timer = threading.Timer(max(after_s, 0.0), report)
     timer.daemon = True

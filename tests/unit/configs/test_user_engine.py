@@ -20,6 +20,10 @@ from elsewhere import Imported
 class Digits:
     def predict(self, items): return items
 Alias = Digits
+class Assigned:
+    __init__ = make
+class Inherited(Digits):
+    pass
 class Options:
     def __init__(self, path, size=1, *, name, scale=2.0): ...
 class AnyOptions:
@@ -79,7 +83,10 @@ def test_module_is_looked_for_in_path(folder: Path) -> None:
         ("engines/other.py:Digits", "engine: no such file: {folder}/engines/other.py"),
         (
             "engines/digits.py:Numbers",
-            "engine: {folder}/engines/digits.py has no class Numbers; it defines Digits, Options, AnyOptions, Wrapped",
+            (
+                "engine: {folder}/engines/digits.py has no class Numbers; "
+                "it defines Digits, Assigned, Inherited, Options, AnyOptions, Wrapped"
+            ),
         ),
         ("empty:Numbers", "engine: {folder}/empty.py has no class Numbers; it defines no class"),
         ("broken.py:Digits", "engine: {folder}/broken.py line 2: invalid syntax"),
@@ -93,7 +100,10 @@ def test_problem_names_file_and_class(folder: Path, engine: str, problem: str) -
 @pytest.mark.parametrize(
     ("name", "options", "problems"),
     [
-        ("Digits", ["anything"], []),
+        ("Digits", [], []),
+        ("Digits", ["anything"], ["options.anything: unknown option; Digits takes none"]),
+        ("Assigned", ["anything"], []),
+        ("Inherited", ["anything"], []),
         ("Options", ["path", "name"], []),
         ("Options", ["path", "size", "name", "scale"], []),
         (

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from scripts.harness.processes import PATIENCE_S
-from worker.stack_traces import StallWatch, log_slow_start, stack_traces
+from worker.stack_traces import StallWatch, log_if_slow, stack_traces
 
 
 def test_turn_that_takes_long_is_logged_once_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
@@ -39,14 +39,14 @@ def test_turn_that_takes_long_is_logged_once_with_its_place(caplog: pytest.LogCa
     assert "(hanging_call)" in record.getMessage()
 
 
-def test_slow_start_is_logged_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
-    with log_slow_start(3600.0):
+def test_slow_block_is_logged_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    with log_if_slow(3600.0, "not ready yet"):
         pass
-    with log_slow_start(0.0):
+    with log_if_slow(0.0, "not ready yet"):
         while not caplog.records:
             pass
     assert "not ready yet: MainThread at " in caplog.text
-    assert "(test_slow_start_is_logged_with_its_place)" in caplog.text
+    assert "(test_slow_block_is_logged_with_its_place)" in caplog.text
 
 
 def test_waiting_threads_are_left_out() -> None:
