@@ -12,7 +12,7 @@ from configs.settings import Settings
 from configs.text_settings import TextLimits
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.text.sampling import TokenLimits, resolve_inputs
-from loadbalancer.generation.text.text_model import check_prompt_chars, text_spec
+from loadbalancer.generation.text.text_model import check_chat_chars, text_spec
 from loadbalancer.generation.text.text_spec import OutputFormat, TextSpec
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.parsing import shorten
@@ -92,7 +92,7 @@ def chat_spec(
         json_schema=json_schema_of(request.response_format, schema_bounds(limits)),
     )
     frame = encode_prompt(prompt)
-    check_prompt_chars(len(frame), "messages", limits.max_prompt_chars)
+    check_chat_chars(frame, "messages", limits.max_prompt_chars)
     return text_spec(request, model, inputs, [frame], settings, caller, output)
 
 

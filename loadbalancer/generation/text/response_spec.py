@@ -11,7 +11,7 @@ from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.call_validation import call_timeout_s
 from loadbalancer.generation.text.chat_spec import chat_prompt, check_has_chat, schema_bounds, template_arguments
 from loadbalancer.generation.text.sampling import TokenLimits, resolve_inputs
-from loadbalancer.generation.text.text_model import check_prompt_chars
+from loadbalancer.generation.text.text_model import check_chat_chars
 from loadbalancer.generation.text.text_spec import TextSpec
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.parsing import shorten
@@ -81,7 +81,7 @@ def response_spec(
         json_schema=json_schema_of(text_format, schema_bounds(limits), "text.format"),
     )
     frame = encode_prompt(prompt)
-    check_prompt_chars(len(frame), "input", limits.max_prompt_chars)
+    check_chat_chars(frame, "input", limits.max_prompt_chars)
     return TextSpec(
         model,
         [inputs],

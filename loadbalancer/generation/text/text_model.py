@@ -42,6 +42,16 @@ def check_prompt_chars(chars: int, param: str, max_chars: int) -> None:
         raise InvalidRequest(f"{text} (text.limits.max_prompt_chars).", param=param)
 
 
+def check_chat_chars(frame: bytes, param: str, max_chars: int) -> None:
+    """Raises as `check_prompt_chars` does, for a chat as JSON. It has no fewer bytes than characters.
+
+    An escape counts as one character. The engine counts again, once the chat is rendered.
+    """
+    if len(frame) > max_chars:
+        escapes = frame.count(b"\\") - frame.count(b"\\\\") + 4 * frame.count(b"\\u00")
+        check_prompt_chars(len(frame.decode()) - escapes, param, max_chars)
+
+
 def choice_count(requested: int | None, settings: Settings, model: str) -> int:
     """Return `n`. Raises `InvalidRequest`."""
     n, allowed = requested or 1, settings.models[model].text.limits.max_choices

@@ -11,7 +11,7 @@ from configs.settings import Settings
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.text.text_resolution import resolve_text, text_options
 from loadbalancer.generation.text.text_spec import OutputFormat, TextSpec
-from loadbalancer.schema.errors import ApiError
+from loadbalancer.schema.errors import ApiError, InvalidRequest
 from loadbalancer.schema.text.text_requests import CHAT_PATH, COMPLETION_PATH, RESPONSE_PATH, parse_text
 from wire.messages import EngineInfo
 from wire.text import (
@@ -261,6 +261,23 @@ def test_what_the_model_has_not_is_refused(info: TextInfo, body: dict[str, Any],
 )
 def test_responses_have_logprobs_on_request(body: dict[str, Any], expected: int | None) -> None:
     assert resolve(RESPONSE_PATH, **body).inputs[0].logprobs == expected
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("part", ["a", "\xe9", "\u4e2d", "\U0001f993", "a\n", '"', "\\", "\x01"])
+def test_prompts_are_bounded_by_their_characters(path: str, part: str) -> None:
+    """Not by their bytes, nor by those of their JSON."""
+    name = {CHAT_PATH: "messages", COMPLETION_PATH: "prompt", RESPONSE_PATH: "input"}[path]
+    settings = {"limits": {"max_prompt_chars": 1000}}
+
+    def body(chars: int) -> Any:
+        text = (part * chars)[:chars]
+        return [{"role": "user", "content": text}] if path == CHAT_PATH else text
+
+    resolve(path, settings_of_text=settings, **{name: body(900)})
+    with pytest.raises(InvalidRequest, match="1000 are allowed") as caught:
+        resolve(path, settings_of_text=settings, **{name: body(2500)})
+    assert caught.value.param == name
 
 
 def test_job_keeps_what_its_response_needs() -> None:
