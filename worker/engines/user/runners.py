@@ -114,14 +114,15 @@ class IterativeRunner:
             done = self._engine.step([row.state for row in rows])
         except BaseException as error:
             raise batch_error(error) from error
-        if done is None and self._steps is None:
-            raise TaskError("error", "step returned None, and the engine has no steps(item): no item would ever end")
-        problem = count_problem(done, len(rows)) if done is not None else ""
-        if problem:
-            raise TaskError("error", f"step {problem}")
+        try:
+            is_done = self._flags(done, len(rows))
+        except BaseException as error:  # the states have advanced: the step cannot be repeated with fewer of them
+            for row in rows:
+                row.fail(call_error(error))
+            return
         for index, row in enumerate(rows):
             row.step += 1
-            if done is not None and done[index]:
+            if is_done[index]:
                 row.steps = row.step
             elif self._steps is None:
                 row.steps = row.step + 1
@@ -129,6 +130,17 @@ class IterativeRunner:
                 self._finish(row)
             elif row.is_streaming and self._preview is not None:
                 self._add_preview(row)
+
+    def _flags(self, done: Any, count: int) -> Sequence[bool]:
+        """Return which items are done. Raises `TaskError`, and what the truth value of a flag raises."""
+        if done is None:
+            if self._steps is None:
+                text = "step returned None, and the engine has no steps(item): no item would ever end"
+                raise TaskError("error", text)
+            return [False] * count
+        if problem := count_problem(done, count):
+            raise TaskError("error", f"step {problem}")
+        return [bool(each) for each in done]
 
     def _finish(self, row: CallRow) -> None:
         row.step -= 1  # finish counts it

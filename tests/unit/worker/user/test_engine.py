@@ -585,6 +585,33 @@ def test_step_without_end_is_an_error() -> None:
     assert found.error == "step returned None, and the engine has no steps(item): no item would ever end"
 
 
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ([False], "step returned 1 results for 2 items"),
+        (False, "step returned a bool; it must return a list with one result per item"),
+        ([False, numpy.zeros(2)], "ValueError: The truth value of an array with more than one element is ambiguous"),
+    ],
+)
+def test_step_with_wrong_flags_is_not_repeated_with_states_that_have_advanced(flags: Any, error: str) -> None:
+    sizes: list[int] = []
+
+    class Wrong:
+        def start(self, item: int) -> list[int]:
+            return []
+
+        def step(self, states: list[Any]) -> Any:
+            sizes.append(len(states))
+            return flags
+
+        def result(self, state: Any) -> str:
+            return "done"
+
+    found = outcomes(Wrong, 1, 2)
+    assert all(each.error.startswith(error) for each in found)
+    assert sizes == [2]
+
+
 class NoPredict:
     def load(self, device: str) -> None:
         """Not enough."""
