@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -81,7 +82,8 @@ class CallAdmission:
         _, item = self._decoded.pop(id(request), (None, None))
         if item is None:
             item = self._decode(request)
-        row = CallRow(item, isinstance(inputs, CallInputs) and inputs.stream)
+        is_streaming = isinstance(inputs, CallInputs) and inputs.stream
+        row = CallRow(item, is_streaming, functools.partial(self._decode, request))
         try:
             saved = None
             if checkpoint is not None:

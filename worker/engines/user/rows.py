@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ class CallRow:
     item: Any
     #: The client reads chunks as they come. Otherwise they are collected for the result.
     is_streaming: bool
+    #: Decodes the item again.
+    decode: Callable[[], Any]
     step: int = 0
     steps: int = 1
     output: Any = None
@@ -27,6 +29,10 @@ class CallRow:
     chunk_count: int = 0
     _values: list[Any] | None = None
     _chunks: list[ResultChunk] | None = None
+
+    def renew_item(self) -> None:
+        """Replace the item by an equal one: a call that has failed may have changed it. Raises `TaskError`."""
+        self.item = self.decode()
 
     def finish(self, output: Any) -> None:
         """The call is done, with this result."""

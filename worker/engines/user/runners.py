@@ -46,7 +46,11 @@ class BatchRunner:
         try:
             outputs = self._predict([row.item for row in rows])
         except BaseException as error:
-            raise batch_error(error) from error
+            failure = batch_error(error)
+            if len(rows) > 1:  # they are called again
+                for row in rows:
+                    row.renew_item()
+            raise failure from error
         problem = count_problem(outputs, len(rows))
         if problem:
             for row in rows:

@@ -74,7 +74,10 @@ class StreamRunner:
             try:
                 values = iter(self._predict(items if self._is_batched else items[0]))
             except BaseException as error:
-                self._fail(group, error)
+                if len(group) > 1 and isinstance(batch_error(error), TaskError):
+                    groups += self._isolate(group)
+                else:
+                    self._fail(group, error)
                 continue
             stream = _Stream(values, group)
             streams.append(stream)
@@ -125,11 +128,17 @@ class StreamRunner:
                 row.state = None
             raise known from error
         if len(rows) > 1 and not stream.has_emitted:
-            self._isolated.update(rows)
-            for row in rows:
-                row.state = None
+            self._isolate(rows)
             return
         self._fail(rows, error)
+
+    def _isolate(self, rows: Sequence[CallRow]) -> list[list[CallRow]]:
+        """Give each row a group of its own from now on, and an item that the failed call has not changed."""
+        self._isolated.update(rows)
+        for row in rows:
+            row.state = None
+            row.renew_item()
+        return [[row] for row in rows]
 
     def _fail(self, rows: Sequence[CallRow], error: BaseException) -> None:
         log.error("a stream of %d calls failed", len(rows), exc_info=error)

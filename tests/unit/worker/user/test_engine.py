@@ -214,6 +214,16 @@ class OutOfMemoryError(RuntimeError):
     """As torch's."""
 
 
+def test_items_that_a_failed_batch_has_changed_are_decoded_again() -> None:
+    class Popping:
+        def predict(self, items: list[dict[str, int]]) -> list[int]:
+            return [10 // item.pop("by") for item in items]
+
+    found = outcomes(Popping, {"by": 2}, {"by": 0}, {"by": 5})
+    assert [each.value for each in found] == [5, None, 2]
+    assert found[1].error.startswith("ZeroDivisionError")
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -268,3 +268,19 @@ def test_async_batches() -> None:
     assert found == [CallOutcome(chunks=("a0", "a1")), CallOutcome("b0b1")]
     for engine in (made, streams):
         engine.close()
+
+
+@pytest.mark.parametrize("is_lazy", [True, False])
+def test_batch_of_streams_that_fails_at_its_call_is_split(is_lazy: bool) -> None:
+    class Popping:
+        max_batch_size = 4
+
+        def predict(self, items: list[dict[str, int]]) -> Iterator[list[int]]:
+            return self.values(items) if is_lazy else iter([*self.values(items)])
+
+        def values(self, items: list[dict[str, int]]) -> Iterator[list[int]]:
+            yield [10 // item.pop("by") for item in items]
+
+    found = run_calls(user_engine(Popping), [call({"by": 2}), call({"by": 0}), call({"by": 5})])
+    assert [each.value for each in found] == [[5], None, [2]]
+    assert found[1].error.startswith("ZeroDivisionError")
