@@ -16,7 +16,7 @@ from typing import Literal
 #: How a request is sent. `slow` reads its stream in small parts; `abort` closes the connection early, and `repeat` then
 #: sends the same request with its key at once.
 RequestMode = Literal["sync", "predict", "stream", "slow", "abort", "abort_stream", "repeat", "job", "follow"]
-#: `machine`: an agent with all its workers; `network`: the connection of a machine, which stops to forward.
+#: `machine`: an agent with all its workers; `network`: the connections of a machine, which stop to forward, or break.
 Target = Literal["worker", "balancer", "controller", "machine", "agent", "network"]
 
 #: Relative frequency of each mode.
@@ -111,7 +111,8 @@ class Fault:
 
     def __str__(self) -> str:
         if self.target == "network":
-            return "the network of a machine is cut"
+            is_cut = self.signum == signal.SIGSTOP
+            return "the network of a machine is cut" if is_cut else "the connections of a machine break"
         one = "the" if self.target in ("balancer", "controller") else "an" if self.target == "agent" else "a"
         return f"{self.signum.name} to {one} {self.target}"
 
@@ -135,6 +136,7 @@ MACHINE_FAULT_WEIGHTS: Mapping[tuple[Target, signal.Signals], int] = {
     ("machine", signal.SIGKILL): 4,
     ("machine", signal.SIGSTOP): 2,
     ("network", signal.SIGSTOP): 4,
+    ("network", signal.SIGKILL): 2,
     ("agent", signal.SIGKILL): 2,
     ("balancer", signal.SIGKILL): 1,
     ("controller", signal.SIGKILL): 1,

@@ -62,6 +62,10 @@ class FaultyInstance(Instance):
         """Whether the controller has ended without a fault that ends it."""
         return not self._restarting and self.process.poll() is not None
 
+    def ended_agents(self) -> list[str]:
+        """Return the machines whose agents have ended without a fault."""
+        return [each.name for each in self.machines if each.name not in self._held and each.process.poll() is not None]
+
     async def inject(self, fault: Fault) -> str:
         """Inject the fault, then resume a stopped process or restart the controller after `fault.duration_s`.
 
@@ -104,14 +108,16 @@ class FaultyInstance(Instance):
         return "controller"
 
     async def _inject_into_machine(self, fault: Fault) -> str:
-        """Kill, stop or cut off a machine; nothing if another fault holds it."""
+        """Kill, stop or cut off a machine, or break its connections; nothing if another fault holds it."""
         number = min(int(fault.position * len(self.machines)), len(self.machines) - 1)
         machine, proxy = self.machines[number], self.proxies[number]
         if machine.name in self._held:
             return ""
         self._held.add(machine.name)
         try:
-            if fault.target == "network":
+            if fault.target == "network" and fault.signum == signal.SIGKILL:
+                proxy.reset()
+            elif fault.target == "network":
                 proxy.cut()
                 await asyncio.sleep(fault.duration_s)
                 proxy.heal()

@@ -86,6 +86,7 @@ async def run(profile: Profile, seed: int, seconds: float, folder: Path, show: S
             await _check_jobs(clients, result)
             if instance.has_crashed:
                 result.crashes.append("the controller has ended by itself")
+            result.crashes += [f"the agent of {name} has ended by itself" for name in instance.ended_agents()]
     finally:
         show("stopping")
         result.leftover = await instance.stop()
