@@ -9,6 +9,9 @@ from itertools import accumulate
 
 from wire.text import TokenLogprob
 
+#: Tokens that stay after a text that is not found: a stop text of so many characters may be held back.
+_MAX_WAITING = 1000
+
 
 class WaitingTokens:
     """Tokens whose text was not taken yet."""
@@ -36,6 +39,7 @@ class WaitingTokens:
         wanted, texts = text.removeprefix(rest), _texts(self._tokens)
         found, self._rest = _adjacent(texts, wanted) or _scattered(texts, wanted) or ((), "")
         if not found:
+            del self._tokens[:-_MAX_WAITING]
             return ()
         tokens, self._tokens = self._tokens, self._tokens[found[-1] + 1 :]
         return [tokens[number] for number in found]

@@ -53,6 +53,16 @@ def test_each_token_belongs_to_one_part(texts: list[str], data: st.DataObject) -
     assert found == tokens(*texts)
 
 
+def test_texts_that_are_not_found_leave_few_tokens() -> None:
+    waiting = WaitingTokens()
+    for _ in range(1500):
+        waiting.add(tokens("a"))
+        assert not waiting.take("b")
+    waiting.add(tokens("c"))
+    assert len(waiting.take("a" * 1000 + "c")) == 1001
+    assert not waiting.take("a")
+
+
 def test_text_that_begins_and_ends_within_tokens() -> None:
     waiting = WaitingTokens()
     waiting.add(tokens(" The", " sum", "<|im_end|>", " is"))
