@@ -62,6 +62,32 @@ def test_resize_keeps_used_tokens(old: int, new: int, used: int, left: int) -> N
     assert bucket.headers(0.0)["x-ratelimit-remaining-requests"] == str(left)
 
 
+def test_time_before_a_new_limit_counts_at_the_old_rate() -> None:
+    bucket = TokenBucket(60, 0.0)
+    for _ in range(60):
+        assert bucket.take(0.0) == 0.0
+    bucket.resize(600, 10.0)
+    assert bucket.headers(10.0)["x-ratelimit-remaining-requests"] == str(10 + 540)
+    bucket.resize(60, 10.0)
+    assert bucket.headers(10.0)["x-ratelimit-remaining-requests"] == "10"
+
+
+def test_headers_show_what_has_come_back_since_the_last_request() -> None:
+    limits = RateLimiter()
+    limits.enter("a", 4, None, now=0.0)
+    assert limits.headers("a", 14.0)["x-ratelimit-remaining-requests"] == "3"
+    assert limits.headers("a", 14.0)["x-ratelimit-reset-requests"] == "1s"
+    assert limits.headers("a", 15.0)["x-ratelimit-remaining-requests"] == "4"
+
+
+def test_earlier_time_takes_nothing_and_gives_nothing_twice() -> None:
+    bucket = TokenBucket(60, 100.0)
+    for _ in range(30):
+        assert bucket.take(100.0) == 0.0
+    for now in (90.0, 100.0, 90.0, 100.0):
+        assert bucket.headers(now)["x-ratelimit-remaining-requests"] == "30"
+
+
 def test_header_names_equal_openai() -> None:
     limits = RateLimiter()
     limits.enter("a", 4, None, now=0.0)
@@ -71,6 +97,15 @@ def test_header_names_equal_openai() -> None:
         "x-ratelimit-reset-requests": "15s",
     }
     assert limits.headers("b", 0.0) == {}
+
+
+def test_changed_limit_of_a_key_counts_from_its_next_request() -> None:
+    limits = RateLimiter()
+    limits.enter("a", 10, None, now=0.0)
+    for per_minute, remaining in ((5, "3"), (50, "47")):
+        limits.enter("a", per_minute, None, now=0.0)
+        assert limits.headers("a", 0.0)["x-ratelimit-limit-requests"] == str(per_minute)
+        assert limits.headers("a", 0.0)["x-ratelimit-remaining-requests"] == remaining
 
 
 def test_rejection_has_retry_after_and_counts_nothing() -> None:

@@ -54,6 +54,37 @@ def test_used_tokens_stay_used_when_the_limit_changes() -> None:
         limiter.charge("a", 50, 1, 0.0)
 
 
+def test_time_before_a_new_limit_counts_at_the_old_rate() -> None:
+    limiter = TokenLimiter()
+    limiter.charge("a", 60, 60, 0.0)
+    limiter.charge("a", 600, 1, 10.0)
+    assert limiter.headers("a", 10.0)["x-ratelimit-remaining-tokens"] == str(10 + 540 - 1)
+
+
+def test_headers_show_what_has_come_back_since_the_last_request() -> None:
+    limiter = TokenLimiter()
+    limiter.charge("a", 60, 50, 0.0)
+    assert limiter.headers("a", 20.0)["x-ratelimit-remaining-tokens"] == "30"
+    assert limiter.headers("a", 20.0)["x-ratelimit-reset-tokens"] == "30s"
+
+
+def test_correction_counts_from_what_has_come_back_and_never_exceeds_the_limit() -> None:
+    limiter = TokenLimiter()
+    limiter.charge("a", 60, 50, 0.0)
+    limiter.correct("a", 50, 80, 55.0)  # 60 of 60 are there again: the time left over is no credit
+    assert limiter.headers("a", 55.0)["x-ratelimit-remaining-tokens"] == "30"
+    limiter.charge("a", 60, 20, 60.0)
+    limiter.correct("a", 20, 0, 110.0)
+    assert limiter.headers("a", 110.0)["x-ratelimit-remaining-tokens"] == "60"
+
+
+def test_earlier_time_takes_nothing_and_gives_nothing_twice() -> None:
+    limiter = TokenLimiter()
+    limiter.charge("a", 60, 30, 100.0)
+    for now in (90.0, 100.0, 90.0, 100.0):
+        assert limiter.headers("a", now)["x-ratelimit-remaining-tokens"] == "30"
+
+
 def test_keys_have_budgets_of_their_own() -> None:
     limiter = TokenLimiter()
     limiter.charge("a", 100, 100, 0.0)

@@ -85,6 +85,16 @@ def test_full_queue_has_room_for_other_owners() -> None:
     assert (queue.room("alice"), queue.room("bob")) == (0, 2)
 
 
+def test_many_owners_wait_with_twice_the_limit_at_most() -> None:
+    queue = DecodeQueue(1, 60)
+    for number in range(60):
+        while queue.room(f"owner-{number}"):
+            queue.add(f"owner-{number}")
+    assert queue.waiting == 120
+    with pytest.raises(DecodeQueueFull, match="^120 images wait$"):
+        queue.add("another")
+
+
 class DecodeQueueMachine(RuleBasedStateMachine):
     """Adds, starts, ends and abandons images in any order."""
 

@@ -164,6 +164,19 @@ def test_idle_worker_gets_tasks_that_finish_sooner_there(
     assert moves == [("crowded", f"t{number:02}") for number in range(moved)], "those with most left to do"
 
 
+@pytest.mark.parametrize(("held", "moved"), [(1, 5), (2, 5), (3, 4), (4, 0)])
+def test_tasks_of_the_emptier_worker_are_counted_in(held: int, moved: int) -> None:
+    """What the move saves is compared with what all the tasks take now, those of the emptier worker as well."""
+    scene = Scene()
+    scene.worker("crowded", curve=NO_GAIN)
+    scene.worker("emptier", curve=NO_GAIN)
+    for number in range(12):
+        scene.runs(f"t{number:02}", "crowded", step=number)
+    for number in range(held):
+        scene.runs(f"e{number:02}", "emptier")
+    assert scene.rebalancing() == [("crowded", f"t{number:02}") for number in range(moved)]
+
+
 def test_reserved_worker_gets_no_tasks() -> None:
     scene = Scene()
     scene.worker("crowded", curve=SOME)
