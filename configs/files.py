@@ -25,7 +25,7 @@ def durable_write(path: Path, data: bytes) -> None:
     """Like `atomic_write`; after the return, a power cut does not undo it. Raises `OSError` with the path."""
     with _draft(path, data) as draft:
         draft.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def durable_create(path: Path, data: bytes) -> bool:
@@ -38,7 +38,7 @@ def durable_create(path: Path, data: bytes) -> bool:
             path.hardlink_to(draft)
         except FileExistsError:
             return False
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     return True
 
 
@@ -72,6 +72,15 @@ def describe_os_error(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason
 
 
+def sync_folder(folder: Path) -> None:
+    """Put the names in the folder on the disk. Raises `OSError`."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def _draft(path: Path, data: bytes) -> Iterator[Path]:
     """Write the data to a new private file beside the path, which is removed at the end unless it was renamed."""
@@ -99,11 +108,3 @@ def _naming(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,14 +1,14 @@
 """Fetches the files of models that this machine lacks from the server: in parts, resumable, checked by their hashes.
 
 One model after the other. The parts of a file go into `NAME.part`, which a later agent continues. A file counts once
-its SHA-256 is right, and a model once all of its files do.
+its SHA-256 is right, and a model once all of its files do. What counts is on the disk: a power cut does not undo it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
+import os
 import shutil
 import threading
 import time
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from configs.files import sync_folder
 from wire.agents import FETCHED_SUFFIXES, FileInfo, FileList, FilePart, FromAgent, ListFiles, ReadFile
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,10 @@ class _Download:
     early: dict[int, bytes] = field(default_factory=dict)
     written: int = 0
     failures: int = 0
-    #: A thread that hashes the file, and its result.
+    #: A thread that hashes the file, its result, and why there is none.
     hashing: threading.Thread | None = None
     digest: str = ""
+    hash_problem: str = ""
 
 
 class WeightFetch:
@@ -214,7 +216,7 @@ class WeightFetch:
         part = _part(download.folder / each.path)
         part.touch()  # an empty file has no parts
         if download.hashing is None:
-            download.digest = ""
+            download.digest = download.hash_problem = ""
             download.hashing = threading.Thread(target=_hash_into, args=(download, part), daemon=True)
             download.hashing.start()
             return
@@ -225,7 +227,9 @@ class WeightFetch:
             part.unlink(missing_ok=True)
             download.failures += 1
             if download.failures > _MAX_HASH_FAILURES:
-                raise FetchProblem(f"{each.path} arrives with another SHA-256 than announced")
+                raise FetchProblem(
+                    download.hash_problem or f"{each.path} arrives with another SHA-256 than announced"
+                )
         else:
             part.replace(download.folder / each.path)
             download.missing.popleft()
@@ -236,6 +240,10 @@ class WeightFetch:
         return sum(each.size for each in download.files)
 
     def _finish(self, download: _Download) -> None:
+        """Note that the model is complete, after the names of its files are on the disk. Raises `OSError`."""
+        files = [PurePosixPath(each.path) for each in download.files]
+        for folder in {self._folder, *(download.folder / parent for file in files for parent in file.parents)}:
+            sync_folder(folder)
         (download.folder / "complete").touch()
         log.info("fetched %s of %s", _gib(self._total(download)), download.model)
         self._download = None
@@ -276,11 +284,17 @@ def _part(file: Path) -> Path:
 
 
 def _hash_into(download: _Download, file: Path) -> None:
+    """Note the SHA-256 of the file, and put its content on the disk."""
     digest = hashlib.sha256()
-    with contextlib.suppress(OSError), file.open("rb") as content:
-        while chunk := content.read(_HASH_CHUNK):
-            digest.update(chunk)
-    download.digest = digest.hexdigest()
+    try:
+        with file.open("rb") as content:
+            while chunk := content.read(_HASH_CHUNK):
+                digest.update(chunk)
+            os.fsync(content.fileno())
+    except OSError as error:  # what was read may not be what is on the disk
+        download.hash_problem = f"{file}: {error.strerror or error}"
+    else:
+        download.digest = digest.hexdigest()
 
 
 def _size(folder: Path) -> int:

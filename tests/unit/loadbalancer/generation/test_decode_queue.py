@@ -91,7 +91,7 @@ def test_many_owners_wait_with_twice_the_limit_at_most() -> None:
         while queue.room(f"owner-{number}"):
             queue.add(f"owner-{number}")
     assert queue.waiting == 120
-    with pytest.raises(DecodeQueueFull, match="^120 images wait$"):
+    with pytest.raises(DecodeQueueFull, match=r"^120 images wait$"):
         queue.add("another")
 
 

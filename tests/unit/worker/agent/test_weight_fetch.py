@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +91,55 @@ def test_files_arrive_whole_in_spite_of_losses(
 
     wait_until(is_done, "all files")
     assert content(folder / "weights") == expected(root)
+
+
+def test_files_are_on_the_disk_before_they_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut, a file of the right name and size that lost its content would be trusted for ever."""
+    synced: set[int] = set()
+    real_fsync, real_replace, real_touch = os.fsync, Path.replace, Path.touch
+
+    def fsync(handle: int) -> None:
+        real_fsync(handle)
+        synced.add(os.fstat(handle).st_ino)
+
+    def replace(part: Path, file: Path) -> Path:
+        assert part.stat().st_ino in synced, f"{file.name} gets its name before its content is on the disk"
+        synced.discard(file.parent.stat().st_ino)
+        return real_replace(part, file)
+
+    def touch(file: Path) -> None:
+        if file.name == "complete":
+            entries = [tmp_path / "weights", *(tmp_path / "weights").rglob("*")]
+            assert [each for each in entries if each.stat().st_ino not in synced] == []
+        real_touch(file)
+
+    link = Link(server_of(checkpoint(tmp_path)), tmp_path / "weights")
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "touch", touch)
+
+    def is_done() -> bool:
+        link.deliver()
+        return link.done
+
+    wait_until(is_done, "all files")
+    assert (tmp_path / "weights" / "m" / "complete").exists()
+
+
+def test_content_that_the_disk_refuses_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    link = Link(server_of(checkpoint(tmp_path)), tmp_path / "weights")
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    def has_failed() -> bool:
+        link.deliver()
+        return "cannot be fetched" in link.fetch.states.get("m", "")
+
+    wait_until(has_failed, "the problem")
+    assert link.fetch.states["m"].endswith("empty.txt.part: Input/output error")
+    assert content(tmp_path / "weights") == {}
 
 
 def test_spoilt_part_is_found_by_the_hash(tmp_path: Path) -> None:
