@@ -143,6 +143,17 @@ def test_limit_per_address(address: str, trusted: tuple[str, ...], restricted: b
     assert not again.restricted
 
 
+def test_nothing_is_kept_of_connections_that_have_ended() -> None:
+    full = table()
+    connections = [FakeConnection(f"10.0.0.{number}") for number in range(20)]
+    for each in connections:
+        full.admit(each, 0.0)
+    for each in connections * 2:
+        full.remove(each)
+    assert (len(full), full.free_places()) == (0, 18)
+    assert [name for name, value in vars(full).items() if isinstance(value, set | dict) and value] == []
+
+
 @pytest.mark.parametrize(
     ("address", "client"),
     [("10.0.0.1", "10.0.0.1"), ("2001:db8::1:2:3", "2001:db8::/64"), ("::ffff:10.0.0.1", "10.0.0.1"), ("", "")],
