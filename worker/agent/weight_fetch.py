@@ -227,9 +227,7 @@ class WeightFetch:
             part.unlink(missing_ok=True)
             download.failures += 1
             if download.failures > _MAX_HASH_FAILURES:
-                raise FetchProblem(
-                    download.hash_problem or f"{each.path} arrives with another SHA-256 than announced"
-                )
+                raise FetchProblem(download.hash_problem or f"{each.path} arrives with another SHA-256 than announced")
         else:
             part.replace(download.folder / each.path)
             download.missing.popleft()
