@@ -104,7 +104,7 @@ def move_unstarted(registry: WorkerRegistry, model: str, tasks: Mapping[str, Tas
     Called when nothing waits in the queue. Each worker keeps as many tasks as it has slots.
     """
     ready = [worker for worker in registry.serving(model) if registry.state(worker, now) == "ready"]
-    free = sum(worker.free_slots for worker in ready if worker.reserved_for is None)
+    free = sum(worker.free_slots for worker in ready)
     if not free:
         return []
     relocations: list[Relocation] = []

@@ -116,7 +116,7 @@ class TaskAssigner:
         A worker with room ahead only is reserved as well: while others are served first, it never has a free slot.
         """
         registry = self._registry
-        if not any(worker.free_slots or worker.load is not None for worker in registry.pools[model]):
+        if not any(worker.load is not None or worker.reserved_for is not None for worker in registry.pools[model]):
             return
         reserved = registry.reserved(model)
         waiting = [self._tasks[name] for name in reserved if self._tasks[name].state is TaskState.QUEUED]

@@ -75,7 +75,10 @@ class Worker:
 
     @property
     def free_slots(self) -> int:
-        return 0 if self.draining else max(self.slots - len(self.assigned), 0)
+        """Slots for tasks of the queue: none while it is reserved for an isolated task."""
+        if self.draining or self.reserved_for is not None:
+            return 0
+        return max(self.slots - len(self.assigned), 0)
 
     @property
     def load(self) -> float | None:

@@ -136,7 +136,7 @@ class WorkerRegistry:
 
     def is_empty(self, worker: Worker, now: float) -> bool:
         """Return whether an isolated task can start on the worker."""
-        return bool(worker.free_slots) and not worker.assigned and self.state(worker, now) == "ready"
+        return bool(worker.slots) and not worker.assigned and self.state(worker, now) == "ready"
 
     def cancel_reservation(self, task: str) -> None:
         worker = self._reserved.pop(task, None)

@@ -11,7 +11,18 @@ from configs.sections import Queue, Workers
 from loadbalancer.scheduling.events import SendMessage, TasksSubmitted, Tick
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
-from tests.support.scheduler import IMAGE, INPUTS, PNG, assignments, connect, new_scheduler, receive, task
+from tests.support.scheduler import (
+    CURVES,
+    IMAGE,
+    INPUTS,
+    PNG,
+    assignments,
+    connect,
+    new_scheduler,
+    preempt_requests,
+    receive,
+    task,
+)
 from wire.codec import WorkerEnvelope
 from wire.messages import PROTOCOL, Assign, Capacity, Finished, Heartbeat, Hello, Started, WorkerCounters
 
@@ -72,6 +83,25 @@ def test_another_worker_takes_the_place_of_one_that_takes_no_tasks(ending: str) 
     given = finish_all(core, "a", 20.5)
     given += [each.task for _, each in assignments(core.handle(TasksSubmitted([task("3", 20.5)]), 20.5))]
     assert list(core.registry.workers["a"].assigned) == given[:1] != [], "it is free for others again"
+
+
+@pytest.mark.parametrize(("is_alone", "wait_s"), [(True, 8.0), (False, 8.0 + 2.0)], ids=["runs alone", "waits first"])
+def test_its_worker_has_no_free_slots_for_others(is_alone: bool, wait_s: float) -> None:
+    """An urgent task preempts another elsewhere, and the expected wait is that for the other worker."""
+    core = new_scheduler()
+    connect(core, "isolating", 4)
+    for each in [suspect()] if is_alone else [task("beside"), suspect()]:
+        core.handle(TasksSubmitted([each]), 0.0)
+    connect(core, "other", 2)
+    core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
+    assert set(core.registry.workers["isolating"].assigned) == {"suspect" if is_alone else "beside"}
+    assert set(core.registry.workers["other"].assigned) == {"1", "2"}
+    for name in ("1", "2"):
+        receive(core, "other", Started(name, 1), 0.0)
+    receive(core, "other", Heartbeat(2, curves=CURVES), 0.0)
+    assert core.estimate_wait(task("3")) == pytest.approx(wait_s)
+    core.handle(TasksSubmitted([task("urgent", priority=10)]), 1.0)
+    assert preempt_requests(core.handle(Tick(), 1.0)) == [("other", "1")]
 
 
 def test_each_model_has_its_own() -> None:

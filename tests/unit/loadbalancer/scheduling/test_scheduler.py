@@ -17,6 +17,7 @@ from tests.support.scheduler import (
     assignments,
     connect,
     new_scheduler,
+    preempt_requests,
     progress_updates,
     receive,
     sent_frames,
@@ -204,6 +205,23 @@ def test_preempted_task_resumes_on_another_worker() -> None:
     assert [tuple(e.frames) for e in effects if isinstance(e, SendMessage) and isinstance(e.message, Assign)] == [
         (b"latents",)
     ]
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_urgent_task_waits_for_no_silent_worker(is_silent: bool) -> None:
+    core = new_scheduler()
+    for name, own in (("busy", "1"), ("idle", "2")):
+        connect(core, name, 1)
+        core.handle(TasksSubmitted([task(own)]), 0.0)
+        receive(core, name, Started(own, 1))
+    receive(core, "idle", Finished("2", 1, IMAGE), 0.5, (PNG,))
+    for name in ["busy"] if is_silent else ["busy", "idle"]:
+        receive(core, name, Heartbeat(1), 9.0)
+    effects = core.handle(TasksSubmitted([task("urgent", 9.0, priority=10)]), 9.0) + core.handle(Tick(), 9.0)
+    assert [(worker, given.task) for worker, given in assignments(effects)] == (
+        [] if is_silent else [("idle", "urgent")]
+    )
+    assert preempt_requests(effects) == ([("busy", "1")] if is_silent else [])
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])
