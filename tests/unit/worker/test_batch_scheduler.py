@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.model_sections import Batching
-from wire.inputs import ImageInputs, Shape
+from wire.inputs import NO_SHAPE, ImageInputs, Shape, TaskInputs
 from wire.messages import Assignment
 from worker.batch_scheduler import (
     BatchScheduler,
@@ -19,6 +20,7 @@ from worker.batch_scheduler import (
     TimedStep,
     WaitingTask,
     preview_steps,
+    shape_of,
 )
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, UnstreamedRow
@@ -123,9 +125,10 @@ def test_isolated_task_has_its_own_step() -> None:
     made = scheduler()
     join(made, "a", isolated=True)
     join(made, "b")
+    join(made, "c")
     assert next_names(made) == "a"
     made.leave("a")
-    assert next_names(made) == "b"
+    assert next_names(made) == "bc", "the others share their steps again"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(0, 9), st.sampled_from("xyz"))))
@@ -183,6 +186,13 @@ def test_grouped_mode_forms_one_batch_at_a_time(waiting: int, oldest_wait_s: flo
     for number in range(waiting):
         made.add(task(f"w{number}", since=10.0))
     assert len(made.take_joining(10.0 + oldest_wait_s)) == joining
+
+
+def test_grouped_batch_is_one_of_all_keys() -> None:
+    made = scheduler(4, batching=Batching(mode="grouped", window_s=0.3))
+    for number, key in enumerate("abababa"):
+        made.add(task(f"{number}", key))
+    assert take(made) == "0123"
 
 
 def test_slots_are_a_full_batch_until_a_task_waits_for_it() -> None:
@@ -260,6 +270,35 @@ def test_stats_count_steps_and_late_joins() -> None:
     count_step(made, made.next_group(0.0), 0, 1.0, now=2.0)  # all failed
     stats = made.stats
     assert (stats.steps, stats.rows, stats.max_batch, stats.step_s, stats.joined_midway) == (1, 3, 3, 1.0, 1)
+    assert (stats.mean_step_s, stats.mean_batch) == (1.0, 3.0), "the first step is all that is known"
+    count_step(made, made.next_group(0.0), 2, 2.0, now=3.0)
+    assert (stats.mean_step_s, stats.mean_batch) == pytest.approx((1.1, 2.9))
+
+
+def test_time_that_does_not_come_again_is_no_step_time() -> None:
+    sizer = BatchSizer(32, fixed=False, min_gain=0.05, max_step_s=None)
+    made = BatchScheduler(sizer, Batching(), SIZE)
+    join(made, "a")
+    for extra_s in (0.25, 0.25, 0.25):
+        made.on_step(1, 1.0, TimedStep(StepRecord("64x64", SIZE, 1, is_whole=True), 1.0), 0.0, extra_s=extra_s)
+    assert [curve.points for curve in sizer.curves(0.0)] == [[(1, 0.75)]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "key", "expected"),
+    [
+        (SIZE, "a key", SIZE),
+        (NO_SHAPE, "a key", Shape("a key")),
+        (NO_SHAPE, "k" * 300, Shape("k" * 200)),
+        (NO_SHAPE, ("a", 1), NO_SHAPE),
+    ],
+)
+def test_shape_is_that_of_the_inputs_or_else_a_text_key(shape: Shape, key: Hashable, expected: Shape) -> None:
+    @dataclass
+    class Inputs:
+        shape: Shape
+
+    assert shape_of(cast("TaskInputs", Inputs(shape)), key) == expected
 
 
 @pytest.mark.parametrize("advanced", [0, 1, 2])

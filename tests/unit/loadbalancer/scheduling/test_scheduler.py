@@ -207,6 +207,16 @@ def test_preempted_task_resumes_on_another_worker() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("slots", "now", "ready"), [(1, 0.0, True), (0, 0.0, False), (1, 9.0, False), (None, 0.0, False)]
+)
+def test_model_is_ready_with_a_live_worker_that_takes_tasks(slots: int | None, now: float, ready: bool) -> None:
+    core = new_scheduler()
+    if slots is not None:
+        connect(core, "w", slots)
+    assert core.is_ready("m", now) is ready
+
+
 @pytest.mark.parametrize("is_silent", [False, True])
 def test_urgent_task_waits_for_no_silent_worker(is_silent: bool) -> None:
     core = new_scheduler()
