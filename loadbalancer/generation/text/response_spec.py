@@ -38,7 +38,7 @@ from loadbalancer.schema.text.tools import (
     ToolChoice,
     json_schema_of,
 )
-from wire.inputs import TextInputs
+from wire.inputs import Sampling, TextInputs
 from wire.messages import EngineInfo
 from wire.text import encode_prompt
 
@@ -103,8 +103,8 @@ def response_echo(request: ResponseRequest, inputs: TextInputs) -> ResponseEcho:
     return ResponseEcho(
         instructions=request.instructions,
         max_output_tokens=request.max_output_tokens,
-        temperature=inputs.sampling.temperature,
-        top_p=inputs.sampling.top_p,
+        temperature=_echo_value(request, inputs.sampling, "temperature"),
+        top_p=_echo_value(request, inputs.sampling, "top_p"),
         tools=[{"parameters": None, "strict": None} | _without_nulls(tool) for tool in request.tools or []],
         tool_choice=_echo_choice(request.tool_choice),
         text={"format": text_format},
@@ -119,6 +119,13 @@ def _without_nulls(given: msgspec.Struct) -> dict[str, Any]:
     """The members that the request has. A schema stays as it was sent."""
     found = {name: value for name, value in msgspec.structs.asdict(given).items() if value is not None}
     return {name: value for name, value in found.items() if not (isinstance(value, msgspec.Raw) and not bytes(value))}
+
+
+def _echo_value(request: ResponseRequest, sampling: Sampling, name: str) -> float | None:
+    """Return the value as it was sent, else the default; None where the checkpoint has it, and is unknown yet."""
+    given: float | None = getattr(request, name)
+    default: float | None = None if name in sampling.unset else getattr(sampling, name)
+    return default if given is None else given
 
 
 def _echo_choice(choice: AnyResponseChoice | None) -> Any:

@@ -98,8 +98,8 @@ class ResponseEcho(msgspec.Struct, frozen=True):
 
     instructions: str | None
     max_output_tokens: int | None
-    temperature: float
-    top_p: float
+    temperature: float | None
+    top_p: float | None
     tools: list[dict[str, Any]]
     tool_choice: Any
     text: dict[str, Any]

@@ -263,6 +263,23 @@ def test_responses_have_logprobs_on_request(body: dict[str, Any], expected: int 
     assert resolve(RESPONSE_PATH, **body).inputs[0].logprobs == expected
 
 
+@pytest.mark.parametrize(
+    ("info", "body", "expected"),
+    [
+        (INFO, {}, (0.6, 0.9)),
+        (INFO, {"temperature": 1e-40, "top_p": 0}, (1e-40, 0.0)),
+        (None, {}, (None, None)),
+        (None, {"top_p": 0.5}, (None, 0.5)),
+    ],
+)
+def test_response_repeats_what_was_sent_or_is_known(
+    info: TextInfo | None, body: dict[str, Any], expected: tuple[float | None, float | None]
+) -> None:
+    request = parse_text(RESPONSE_PATH, msgspec.json.encode(BODIES[RESPONSE_PATH] | body))
+    echo = msgspec.json.decode(text_options(request, resolve(RESPONSE_PATH, info=info, **body)).echo)
+    assert (echo["temperature"], echo["top_p"]) == expected
+
+
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("part", ["a", "\xe9", "\u4e2d", "\U0001f993", "a\n", '"', "\\", "\x01"])
 def test_prompts_are_bounded_by_their_characters(path: str, part: str) -> None:
