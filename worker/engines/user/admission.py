@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,11 +54,14 @@ class CallAdmission:
         try:
             key = self._key(item)
             hash(key)
+            bool(operator.eq(key, key))  # the step loop compares keys, and must not fail there
+            if isinstance(key, int | float | tuple):
+                key = repr(key)
         except BaseException as error:
             raise task_error(error) from error
         if isinstance(key, str) and not is_utf8(key):
             return ascii(key)  # it names the shape of the batch in messages
-        return repr(key) if isinstance(key, int | float | tuple) else key
+        return key
 
     def decode_ahead(self, requests: Sequence[EngineRequest]) -> None:
         """Decode these images side by side: one by one they would hold up the device."""

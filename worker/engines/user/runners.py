@@ -10,11 +10,15 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from wire.inputs import CallInputs
 from worker.engine import TaskError
 from worker.engines.user.failures import batch_error, call_error, is_failure, task_error
 from worker.engines.user.rows import CallRow
 
 log = logging.getLogger(__name__)
+
+#: The largest number that a message can have.
+_MAX_STEPS = CallInputs.max_steps
 
 
 class Runner(Protocol):
@@ -106,8 +110,8 @@ class IterativeRunner:
         engine = self._engine
         if self._steps is not None:
             row.steps = int(self._steps(row.item))
-            if row.steps < 1:
-                raise ValueError(f"steps returned {row.steps}; at least 1 is needed")
+            if not 1 <= row.steps <= _MAX_STEPS:
+                raise ValueError(f"steps returned {row.steps}; it must be between 1 and {_MAX_STEPS}")
         row.state = engine.start(row.item) if saved is None else engine.restore(row.item, saved)
 
     def release(self, row: CallRow) -> None:

@@ -451,6 +451,24 @@ def test_key_separates_items_and_its_errors_fail_them() -> None:
     assert run_calls(engine, [request]) == [CallOutcome(6)]
 
 
+@pytest.mark.parametrize("method", ["__hash__", "__eq__", "__repr__"])
+def test_key_that_cannot_be_compared_fails_its_item(method: str) -> None:
+    def fail(*_: object) -> Any:
+        raise RuntimeError("no comparison")
+
+    key = type("Key", (), {"__hash__": object.__hash__, method: fail})
+
+    class Keyed:
+        def predict(self, items: list[str]) -> list[str]:
+            return items
+
+        def key(self, item: str) -> Any:
+            return (1, key()) if method == "__repr__" else key()
+
+    with pytest.raises(TaskError, match="RuntimeError: no comparison"):
+        user_engine(Keyed).key(call("x"))
+
+
 def test_image_task_is_refused() -> None:
     inputs = ImageInputs("a seven", 64, 64, steps=1, guidance_scale=1.0, seed=1, scheduler="ddim")
     [answer] = user_engine(Repeat).admit([EngineRequest(inputs)])
@@ -575,9 +593,10 @@ def test_steps_of_a_fixed_number() -> None:
         def result(self, state: list[int]) -> int:
             return len(state)
 
-    found = outcomes(Fixed, 3, 1, 0)
-    assert [each.value for each in found] == [3, 1, None]
-    assert found[2].error == "ValueError: steps returned 0; at least 1 is needed"
+    found = outcomes(Fixed, 3, 1, 0, 2**31)
+    assert [each.value for each in found] == [3, 1, None, None]
+    assert found[2].error == "ValueError: steps returned 0; it must be between 1 and 2147483647"
+    assert found[3].error == "ValueError: steps returned 2147483648; it must be between 1 and 2147483647"
 
 
 def test_step_without_end_is_an_error() -> None:
