@@ -72,6 +72,7 @@ class PostProcessor:
         self._max_result_bytes = max_result_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._lock = threading.Lock()
+        self._has_logged_size = False
         #: Attempts of the tasks whose final result is being made. Others only read it.
         self.finishing: dict[str, int] = {}
         #: The pool is so far behind that no further task should start.
@@ -247,8 +248,12 @@ class PostProcessor:
         finally:
             with self._lock:
                 self._saving.discard(task.task)
-        if not self.can_send(sum(map(len, saved.frames))):
-            log.debug("task %s: its checkpoint has %d bytes", task.task, sum(map(len, saved.frames)))
+        size = sum(map(len, saved.frames))
+        if not self.can_send(size):
+            level = logging.DEBUG if self._has_logged_size else logging.WARNING
+            self._has_logged_size = True
+            text = "task %s: its checkpoint has %d bytes, more than workers.max_result_bytes; it starts again elsewhere"
+            log.log(level, text, task.task, size, extra=task_fields(task))
             return
         progress = Progress(task.task, task.attempt, saved.step, steps, frames=len(saved.frames))
         self._send(WorkerEnvelope(progress, saved.frames))

@@ -215,13 +215,15 @@ def test_rejected_worker_says_hello_again_or_exits() -> None:
         serve(SimEngine(MODEL), [Reject("another protocol", fatal=True)])
 
 
-def test_results_that_the_balancer_rejects_are_not_sent() -> None:
+def test_results_that_the_balancer_rejects_are_not_sent(caplog: pytest.LogCaptureFixture) -> None:
     transport = serve(SimEngine(MODEL), assign("a", "b"), [], [Preempt(["1"])], [], [], max_result_bytes=31)
     preempted, failed = transport.results()
     assert preempted == Preempted("1", 1), "its checkpoint has 32 bytes"
     assert isinstance(failed, Failed)
     assert failed.message.endswith("allowed are 31 (workers.max_result_bytes)")
     assert transport.checkpoints() == []
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sum("its checkpoint has 32 bytes, more than workers.max_result_bytes" in each for each in warnings) == 1
 
 
 def test_long_failure_texts_are_cut() -> None:
