@@ -37,7 +37,7 @@ _REGULAR = 0.1
 _SAME_RATE = 5
 #: Time constant in seconds over which the arrivals of a quiet model are counted.
 _QUIET_S = 4 * 3600.0
-#: A model with more arrivals than these within `rate_window_s` is not quiet.
+#: A model with more arrivals than these within `rate_window_s` is not quiet, nor one known for less than two of them.
 _QUIET_ARRIVALS = 15
 #: The variation covers about this many arrivals, and is that of exponential work until there are `_ENOUGH_WORK`.
 _VARIATION_OVER, _ENOUGH_WORK = 1000.0, 20.0
@@ -109,7 +109,7 @@ def arrival_rate(queue: Queue, scaling: Scaling, margin: float, history: Arrival
     counted_s = min(scaling.rate_window_s, max(queue.uptime_s, scaling.look_back_period_s))
     bound = rate_bound(queue.arrivals_long_window, counted_s, margin)
     recent = queue.recent_rate(scaling.look_back_period_s)
-    if queue.arrivals_long_window > _QUIET_ARRIVALS or history.seconds <= counted_s:
+    if queue.arrivals_long_window > _QUIET_ARRIVALS or history.seconds <= 2 * counted_s:
         return max(recent, bound)
     bound = min(bound, rate_bound(history.count, history.seconds, margin))
     recent *= 1 - 1 / math.sqrt(max(queue.arrivals_short_window, 1))

@@ -192,7 +192,7 @@ TWO_HOURS = ArrivalHistory(24.0, 7200.0)
         pytest.param(0, 15, 9e3, ArrivalHistory(120.0, 7200.0), rate_bound(120, 7200, 2.0), id="just quiet"),
         pytest.param(0, 16, 9e3, ArrivalHistory(120.0, 7200.0), rate_bound(16, 900, 2.0), id="not quiet"),
         pytest.param(0, 0, 9e3, ArrivalHistory(500.0, 7200.0), rate_bound(0, 900, 2.0), id="busy before, quiet now"),
-        pytest.param(0, 3, 9e3, ArrivalHistory(3.0, 900.0), rate_bound(3, 900, 2.0), id="known for a window only"),
+        pytest.param(0, 3, 9e3, ArrivalHistory(6.0, 1800.0), rate_bound(3, 900, 2.0), id="known for two windows only"),
         pytest.param(0, 3, 450.0, ArrivalHistory(3.0, 440.0), rate_bound(3, 450, 2.0), id="known for less than that"),
         pytest.param(1, 1, 20.0, TWO_HOURS, 1 / 90, id="the balancer has just begun"),
     ],
