@@ -202,7 +202,7 @@ async def test_drained_worker_hands_over_rows_bit_equal(digits: Server, pipeline
         assert difference <= TOLERANCE, f"{mode}, seed {seed}: {difference} levels"
     metrics = httpx.get(f"{digits.base_url}/metrics", timeout=PATIENCE_S).text
     assert 'event="requeued"' in metrics
-    assert 'event="steps_redone"' not in metrics, "no step was done twice"
+    assert 'event="steps_redone"} 0.0' in metrics, "no step was done twice"
     digits.start_worker("digits")
 
 
