@@ -94,7 +94,7 @@ class Queue:
     #: Part of `backlog_work_s` that more workers would not end earlier, because a task occupies one place only: the
     #: rest of running tasks beyond `drain_s` in a full batch.
     long_work_s: float = 0.0
-    #: Counter: tasks that ended without a start, by their deadline or because their client waited for too long.
+    #: Counter: tasks that ended without a start, except those whose client left within `slo.max_wait_s`.
     unstarted_late_total: int = 0
 
     @property

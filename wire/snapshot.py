@@ -68,8 +68,8 @@ class ModelStats(msgspec.Struct, frozen=True):
     proxied_in_flight: int = 0
     #: Arrivals by second, oldest first: of two minutes, or of two `interval_s` if that is longer.
     recent_arrivals: tuple[ArrivalBucket, ...] = ()
-    #: Tasks that ended without a start, by their deadline or because their client left after `slo.max_wait_s`. They
-    #: did not keep the promise either.
+    #: Tasks that ended without a start, except those whose client left within `slo.max_wait_s`. They did not keep the
+    #: promise either.
     unstarted_late_total: int = 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import logging
 import os
 import re
@@ -19,9 +18,8 @@ from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argu
 from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import CANNOT_START, configure_logging
-from configs.model_settings import Model
 from configs.open_files import raise_open_file_limit
-from configs.paths import cache_dir, children_dir, run_dir, served_file, worker_address
+from configs.paths import children_dir, run_dir, served_file, worker_address
 from configs.section_base import HOST_AND_PORT
 from configs.settings import Settings
 from configs.streams import detach_standard_streams, drain_standard_streams
@@ -30,14 +28,12 @@ from configs.worker_packages import link_packages
 from wire.curve import BadKey, WorkerKey, read_agent_key, read_worker_key
 from wire.messages import EXIT_ORPHANED, PROTOCOL, Hello
 from worker.balancer_client import BalancerClient
-from worker.batch_size import BUCKETS, BatchSizer
-from worker.calibration import measure
 from worker.engine import DeviceLost
 from worker.offer import RoundTrips
 from worker.postprocessing import PostProcessor
 from worker.stack_traces import StallWatch, log_if_slow, trace_fatal_signals
 from worker.standby import StandbyCancelled
-from worker.startup import LoadedEngine, StartFailed, load, load_standby, start_failures, with_engine_limits
+from worker.startup import LoadedEngine, StartFailed, load, load_standby, prepare
 from worker.step_loop import StepLoop, WorkerRejected
 
 log = logging.getLogger("worker")
@@ -45,7 +41,6 @@ log = logging.getLogger("worker")
 EXIT_CRASH = 1
 #: The model cannot be loaded. The last line of the log says why.
 EXIT_CANNOT_START = 4
-_NOT_READY = "not ready yet"
 _SLOW_CLOSE_S = 3.0
 
 _DESCRIPTION = """\
@@ -144,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         _enter_environment(settings, model, key)
-        loaded = _load(settings, model, name, args)
+        loaded = (load_standby if args.standby else load)(settings, model, name, args.device)
         return _serve(settings, model, name, address, key, loaded)
     except StandbyCancelled as reason:
         log.info("exiting: %s", reason)
@@ -242,14 +237,6 @@ def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, Worker
     return remote, read_worker_key(file)
 
 
-def _load(settings: Settings, model: str, name: str, args: argparse.Namespace) -> LoadedEngine:
-    """Load at once, or as a standby worker, whose start takes any time. Raises what `load` and `load_standby` raise."""
-    if args.standby:
-        return load_standby(settings, model, name, args.device)
-    with log_if_slow(_slow_start_s(settings), _NOT_READY):
-        return load(settings, model, name, args.device)
-
-
 def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerKey | None, loaded: LoadedEngine) -> int:
     engine, device, stopwatch = loaded
     workers, round_trips = settings.workers, RoundTrips()
@@ -270,8 +257,7 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         call_at=client.call_at,
         round_trips=round_trips,
     )
-    with log_if_slow(_slow_start_s(settings) - stopwatch.times.total_s, _NOT_READY):
-        configured, sizer = _prepare(settings, model, loaded)
+    configured, sizer = prepare(settings, model, loaded)
     hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
     stalls = StallWatch(workers.stuck_min_s, workers.stuck_factor)
     loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s, round_trips, stalls)
@@ -300,30 +286,6 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     return EXIT_ORPHANED if client.orphaned else 0
 
 
-def _slow_start_s(settings: Settings) -> float:
-    """Return the time after which a start is logged: before the controller ends it, at `workers.start_timeout_s`."""
-    return 0.8 * settings.workers.start_timeout_s
-
-
-def _prepare(settings: Settings, name: str, loaded: LoadedEngine) -> tuple[Model, BatchSizer]:
-    """Move the model to its device and measure it. Return its configuration with the engine's limits, and its sizer."""
-    engine, device, stopwatch = loaded
-    # torch.compile keeps its results there. Its default, a folder in /tmp, is lost with a reboot or a container.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir(settings.data_dir) / "inductor"))
-    with start_failures():
-        engine.load()
-        model = with_engine_limits(settings.models[name], engine)
-        max_batch, sizer = _batch_sizer(model)
-        stopwatch.lap("device_s")
-        engine.warm_up()
-        measure(engine, model, sizer, max_batch, cache_dir(settings.data_dir), device)
-    # Libraries and model stay: looking at them again would take most of a short step's time.
-    gc.collect()
-    gc.freeze()
-    stopwatch.lap("warm_up_s")
-    return model, sizer
-
-
 def _drain_on_signals(client: BalancerClient, grace_s: float) -> None:
     """A service manager sends SIGTERM to every process of a server at once, in any order.
 
@@ -342,15 +304,6 @@ def _drain_on_signals(client: BalancerClient, grace_s: float) -> None:
 
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, drain)
-
-
-def _batch_sizer(model: Model) -> tuple[int, BatchSizer]:
-    """Return the upper limit of a batch, and the sizer that finds the best batch below it."""
-    fixed = model.max_batch_size != "auto"
-    max_batch = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
-    return max_batch, BatchSizer(
-        max_batch, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=model.batching.max_step_s
-    )
 
 
 def _exit(status: int) -> NoReturn:

@@ -1,8 +1,12 @@
-"""Loads an engine with its weights in main memory, at once or as a standby worker, and times the phases."""
+"""The start of an engine: loads its weights, at once or as a standby worker, moves them to the device, and measures.
+
+The phases are timed. A start that takes long is logged with the place where it is.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import time
@@ -14,14 +18,17 @@ import psutil
 
 from configs.checkpoint_files import checkpoint_problems
 from configs.model_settings import Model
-from configs.paths import children_dir, controller_pid_file, standby_files
+from configs.paths import cache_dir, children_dir, controller_pid_file, standby_files
 from configs.pipeline_defaults import PipelineDefaults, with_defaults
 from configs.settings import Settings
 from configs.text import printable
 from wire.messages import StartupTimes
+from worker.batch_size import BUCKETS, BatchSizer
+from worker.calibration import measure
 from worker.engine import DeviceLost, HoldsWeights, StepEngine, TaskError, UnsupportedModel
 from worker.engines.factory import build
 from worker.imports import without_garbage_collection
+from worker.stack_traces import log_if_slow
 from worker.standby import block_activation_signal, wait_for_activation
 
 try:
@@ -35,6 +42,8 @@ except ImportError:  # in the environment of an engine: only the name in the lis
 log = logging.getLogger(__name__)
 
 _MAX_REASON = 1000
+#: Part of `workers.start_timeout_s` after which a start is logged. At the whole, the controller ends it.
+_SLOW = 0.8
 
 
 class Stopwatch:
@@ -119,7 +128,8 @@ def load(settings: Settings, model: str, name: str, device: str) -> LoadedEngine
     """Load for this device. Raises `StartFailed`."""
     setproctitle(f"muster worker {name} {model} {device}")
     log.info("loading %s on %s", model, device)
-    engine, stopwatch = _fetch(settings, model, _visible(device))
+    with _log_if_slow(settings, 0.0):
+        engine, stopwatch = _fetch(settings, model, _visible(device))
     return LoadedEngine(engine, device, stopwatch)
 
 
@@ -145,6 +155,42 @@ def load_standby(settings: Settings, model: str, name: str, device: str) -> Load
         # The driver reads it at its first use, which comes later. It then shows one device, with number 0.
         os.environ["CUDA_VISIBLE_DEVICES"] = activation.device.partition(":")[2]
     return LoadedEngine(engine, activation.device, stopwatch)
+
+
+def prepare(settings: Settings, name: str, loaded: LoadedEngine) -> tuple[Model, BatchSizer]:
+    """Move the model to its device and measure it. Return its configuration with the engine's limits, and its sizer.
+
+    Raises `StartFailed` and `DeviceLost`.
+    """
+    engine, device, stopwatch = loaded
+    # torch.compile keeps its results there. Its default, a folder in /tmp, is lost with a reboot or a container.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir(settings.data_dir) / "inductor"))
+    with _log_if_slow(settings, stopwatch.times.total_s), start_failures():
+        engine.load()
+        model = with_engine_limits(settings.models[name], engine)
+        max_batch, sizer = _batch_sizer(model)
+        stopwatch.lap("device_s")
+        engine.warm_up()
+        measure(engine, model, sizer, max_batch, cache_dir(settings.data_dir), device)
+    # Libraries and model stay: looking at them again would take most of a short step's time.
+    gc.collect()
+    gc.freeze()
+    stopwatch.lap("warm_up_s")
+    return model, sizer
+
+
+def _batch_sizer(model: Model) -> tuple[int, BatchSizer]:
+    """Return the upper limit of a batch, and the sizer that finds the best batch below it."""
+    fixed = model.max_batch_size != "auto"
+    max_batch = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
+    return max_batch, BatchSizer(
+        max_batch, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=model.batching.max_step_s
+    )
+
+
+def _log_if_slow(settings: Settings, elapsed_s: float) -> contextlib.AbstractContextManager[None]:
+    """Log the place where a start is that takes long, of which `elapsed_s` are over."""
+    return log_if_slow(_SLOW * settings.workers.start_timeout_s - elapsed_s, "not ready yet")
 
 
 def _fetch(settings: Settings, model: str, device: str) -> tuple[StepEngine, Stopwatch]:

@@ -79,7 +79,7 @@ class ReplayMemory:
 
         The balancer reports those of the last `reported_s` seconds. Its restart begins anew.
         """
-        known = self if queue.uptime_s >= self.second else self._without_replays(-1)
+        known = self if queue.uptime_s >= self.second else self._restarted(-1)
         end = int(queue.uptime_s)
         new = [bucket for bucket in queue.recent_arrivals if known.second < bucket.second < end]
         elapsed_s = min(max(end - 1 - known.second, 0), reported_s)
@@ -88,9 +88,10 @@ class ReplayMemory:
 
     def without_replays(self, queue: Queue) -> ReplayMemory:
         """Return the memory up to now without replays."""
-        return self._without_replays(int(queue.uptime_s) - 1)
+        return self._restarted(int(queue.uptime_s) - 1)
 
-    def _without_replays(self, second: int) -> ReplayMemory:
+    def _restarted(self, second: int) -> ReplayMemory:
+        """Return what is known of the traffic, with `second` as the last one that counts."""
         return ReplayMemory(second=second, variation=self.variation, history=self.history)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.text.fields import CommonFields
 from wire.inputs import Sampling, TextInputs
 from wire.text import TextInfo
+
+#: A character of a JSON string that is written with a backslash.
+_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)")
 
 
 def text_model(requested: str | None, settings: Settings) -> str:
@@ -48,8 +52,8 @@ def check_chat_chars(frame: bytes, param: str, max_chars: int) -> None:
     An escape counts as one character. The engine counts again, once the chat is rendered.
     """
     if len(frame) > max_chars:
-        escapes = frame.count(b"\\") - frame.count(b"\\\\") + 4 * frame.count(b"\\u00")
-        check_prompt_chars(len(frame.decode()) - escapes, param, max_chars)
+        escapes = _ESCAPE.findall(frame)
+        check_prompt_chars(len(frame.decode()) - sum(map(len, escapes)) + len(escapes), param, max_chars)
 
 
 def choice_count(requested: int | None, settings: Settings, model: str) -> int:

@@ -44,8 +44,8 @@ def summary(days: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "days": len(days),
         "both_hold": len(both),
         "cheaper_or_equal": sum(ratio <= 1 for ratio in ratios),
-        "gpu_hours_ratio_mean": round(statistics.mean(ratios), 3),
-        "gpu_hours_ratio_max": round(max(ratios), 3),
+        "gpu_hours_ratio_mean": round(statistics.mean(ratios), 3) if ratios else None,
+        "gpu_hours_ratio_max": round(max(ratios), 3) if ratios else None,
         **{
             policy: {
                 "hold": sum(day[policy]["in_time"] >= _GOAL for day in days),

@@ -86,3 +86,9 @@ def test_quiet_days_with_short_work_take_one_worker(number: int) -> None:
     assert found["both_hold"] == found["days"] == 1
     assert 24 <= found["slo_work"]["gpu_hours"] <= 24.5
     assert found["gpu_hours_ratio_max"] <= 1.02
+
+
+def test_days_that_not_both_hold_have_no_ratio() -> None:
+    day = {"day": "d", "slo_work": {"in_time": 99.5, "gpu_hours": 30.0, "starts": 1}}
+    found = summary([{**day, "hpa": {"in_time": 90.0, "gpu_hours": 24.0, "starts": 0}}])
+    assert (found["both_hold"], found["gpu_hours_ratio_mean"], found["gpu_hours_ratio_max"]) == (0, None, None)

@@ -281,7 +281,7 @@ def test_response_repeats_what_was_sent_or_is_known(
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("part", ["a", "\xe9", "\u4e2d", "\U0001f993", "a\n", '"', "\\", "\x01"])
+@pytest.mark.parametrize("part", ["a", "\xe9", "\u4e2d", "\U0001f993", "a\n", '"', "\\", "\x01", "\\u0041", "\\u00"])
 def test_prompts_are_bounded_by_their_characters(path: str, part: str) -> None:
     """Not by their bytes, nor by those of their JSON."""
     name = {CHAT_PATH: "messages", COMPLETION_PATH: "prompt", RESPONSE_PATH: "input"}[path]
