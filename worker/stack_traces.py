@@ -14,7 +14,7 @@ from collections.abc import Iterator
 log = logging.getLogger(__name__)
 
 _MAX_CALLS = 8
-_MAX_THREADS = 8
+_MAX_STACKS = 8
 _STANDARD_ERROR = 2
 
 
@@ -24,22 +24,29 @@ def trace_fatal_signals() -> None:
     faulthandler.enable(_STANDARD_ERROR, all_threads=False)
 
 
-def stack_traces() -> str:
-    """Return a line of what the other threads run, the main thread first, with the innermost calls of each.
+def stack_traces(first: int | None = None) -> str:
+    """Return a line of what the other threads run, with the innermost calls of each; equal stacks stand there once.
 
-    Threads that wait for another are left out, except the main thread.
+    The thread with the identifier `first` comes first, then the main thread. Threads that wait for another are left
+    out, except these two. At most 8 stacks are returned, because an engine may have many threads.
     """
-    frames, main = sys._current_frames(), threading.main_thread()
-    found: list[str] = []
-    for thread in sorted(threading.enumerate(), key=lambda each: each is not main):
+    frames, main, current = sys._current_frames(), threading.main_thread(), threading.current_thread()
+    wanted = (first, main.ident)
+    names: dict[str, list[str]] = {}  # by stack
+    for thread in sorted(threading.enumerate(), key=lambda each: (each.ident != first, each is not main)):
         frame = frames.get(thread.ident or 0)
-        if frame is None or thread is threading.current_thread():
+        if frame is None or thread is current:
             continue
         calls = traceback.extract_stack(frame)[-_MAX_CALLS:]
-        if thread is main or calls[-1].filename != threading.__file__:
+        if thread.ident in wanted or calls[-1].filename != threading.__file__:
             places = (f"{call.filename}:{call.lineno} ({call.name})" for call in reversed(calls))
-            found.append(f"{thread.name} at {', called from '.join(places)}")
-    return "; ".join(found[:_MAX_THREADS])
+            names.setdefault(", called from ".join(places), []).append(thread.name)
+    found = [f"{_thread_names(threads)} at {stack}" for stack, threads in names.items()]
+    return "; ".join(found[:_MAX_STACKS])
+
+
+def _thread_names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 @contextlib.contextmanager
@@ -66,10 +73,12 @@ class StallWatch:
         self._stuck_min_s = stuck_min_s
         self._stuck_factor = stuck_factor
         self._turn_at = self._reported_at = time.monotonic()
+        self._thread: int | None = None
 
     def on_turn(self) -> None:
         """The loop begins its next turn."""
         self._turn_at = time.monotonic()
+        self._thread = threading.get_ident()
 
     def check(self, step_s: float) -> None:
         """Log the stacks if half of the allowed time is over. `step_s`: seconds of the usual step."""
@@ -79,4 +88,4 @@ class StallWatch:
             return
         self._reported_at = turn_at
         text = "no step has ended for %.0f s, and at %.0f s this worker counts as stuck: %s"
-        log.warning(text, now - turn_at, limit_s, stack_traces())
+        log.warning(text, now - turn_at, limit_s, stack_traces(self._thread))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import subprocess
 import sys
 import threading
@@ -9,7 +11,7 @@ import time
 
 import pytest
 
-from scripts.harness.processes import PATIENCE_S
+from scripts.harness.processes import PATIENCE_S, wait_until
 from worker.stack_traces import StallWatch, log_if_slow, stack_traces
 
 
@@ -34,8 +36,7 @@ def test_turn_that_takes_long_is_logged_once_with_its_place(caplog: pytest.LogCa
         is_over[0] = True
         thread.join()
     [record] = caplog.records
-    assert "this worker counts as stuck: " in record.getMessage()
-    assert "steps at " in record.getMessage()  # other tests may have left threads
+    assert "this worker counts as stuck: steps at " in record.getMessage(), "the loop's thread comes first"
     assert f"{__file__}:" in record.getMessage()
     assert "(hanging_call)" in record.getMessage()
 
@@ -59,6 +60,28 @@ def test_waiting_threads_are_left_out() -> None:
     finally:
         may_go_on.set()
         thread.join()
+
+
+def test_equal_stacks_stand_once_and_leave_room_for_the_others() -> None:
+    barrier = threading.Barrier(21)
+
+    def idle_thread_of_a_pool() -> None:
+        barrier.wait(PATIENCE_S)
+        select.select([reader], [], [])
+
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        pool = [threading.Thread(target=idle_thread_of_a_pool, name=f"pool-{number}") for number in range(20)]
+        for thread in pool:
+            thread.start()
+        barrier.wait(PATIENCE_S)
+        try:
+            wait_until(lambda: "pool-0 and 19 more at " in stack_traces(), "all threads to wait")
+            assert stack_traces().count("(idle_thread_of_a_pool)") == 1
+        finally:
+            writer.send(b"x")
+            for thread in pool:
+                thread.join()
 
 
 def test_fatal_signal_is_logged_with_its_place() -> None:

@@ -198,9 +198,11 @@ async def test_application_gets_the_whole_body(tmp_path: Path, size: int) -> Non
         raise AssertionError
 
     told = asyncio.Queue[Message]()
-    once = IdempotencyMiddleware(application, Database(tmp_path / "j.sqlite3"), memory(), max_bytes=1 << 20)
+    database = Database(tmp_path / "j.sqlite3")
+    once = IdempotencyMiddleware(application, database, memory(), max_bytes=1 << 20)
     headers = [(b"idempotency-key", b"k"), (b"content-length", b"%d" % size)]
     await once({**_SCOPE, "headers": headers, "state": {"caller": Caller()}}, receive, told.put)
+    await database.close()
     assert b"".join(parts) == sent
     assert max(map(len, parts)) <= 1 << 18
 
