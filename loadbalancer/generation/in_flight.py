@@ -283,6 +283,16 @@ class RequestTracker:
         self.token_limits.charge(spec.owner, spec.tokens_per_minute, charged, time.monotonic())
         return charged
 
+    def charge_until_end(self, spec: TextSpec) -> Callable[[int], None]:
+        """Charge likewise. Return a function that corrects it to the tokens that were used. Raises `RateLimited`."""
+        charged = self.charge(spec)
+
+        def correct(used: int) -> None:
+            if charged:
+                self.token_limits.correct(spec.owner, charged, used, time.monotonic())
+
+        return correct
+
     def expected_tokens(self, spec: TextSpec) -> int:
         """Return the expected tokens of all prompts and texts. Choices of one prompt count it once."""
         prompts = spec.frames[:: spec.choices]

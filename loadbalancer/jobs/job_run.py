@@ -18,6 +18,7 @@ from loadbalancer.generation.text.stored_text import pack_text
 from loadbalancer.generation.text.text_spec import OutputFormat
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.job_context import job_context
+from loadbalancer.jobs.token_usage import TokenUsage
 from loadbalancer.jobs.views import JobProgress
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import (
@@ -46,8 +47,16 @@ ImageLoader = Callable[[int], Awaitable[StoredImage | None]]
 class JobRun:
     """One unfinished job. All methods are called in the event loop."""
 
-    def __init__(self, record: JobRecord, source_bytes: int, scheduler: SchedulerService) -> None:
+    def __init__(
+        self,
+        record: JobRecord,
+        source_bytes: int,
+        scheduler: SchedulerService,
+        on_end: Callable[[int], None] | None = None,
+    ) -> None:
+        """`on_end` is called with the tokens that the job has taken."""
         self.record = record
+        self.on_end = on_end
         self.source_bytes = source_bytes
         #: On the monotonic clock: a jump of the system's clock expires nothing.
         self.expires_at = time.monotonic() + record.order.deadline - time.time()
@@ -69,6 +78,7 @@ class JobRun:
         self._missing = set(self._steps)
         #: Texts under way, by index in the job.
         self._texts: dict[int, TextChoice] = {}
+        self.usage = TokenUsage(1 if record.order.text is None else record.order.text.choices)
         self._saved_steps: dict[int, int] = {}
 
     def __repr__(self) -> str:
@@ -216,6 +226,7 @@ class JobRun:
                 wanted = OutputFormat(options.tools, options.reasoning, options.parallel_calls)
                 choice.parser = text_parser(engine.text, wanted)
         choice.add(output)
+        self.usage.update(item, choice)
         steps = self._steps[item][1]
         self._steps[item] = (min(choice.generated_tokens, steps), steps)
 

@@ -119,9 +119,16 @@ class JobManager:
 
     # ---- used by the routes
 
-    async def add(self, order: JobSpec, sources: Sequence[bytes], key: IdempotencyKey | None) -> JobView:
+    async def add(
+        self,
+        order: JobSpec,
+        sources: Sequence[bytes],
+        key: IdempotencyKey | None,
+        on_end: Callable[[int], None] | None = None,
+    ) -> JobView:
         """Accept the job and store it. With a known idempotency key, the view is of the job stored with that key.
 
+        `on_end` is called with the tokens that the job has taken: 0 if it is not accepted.
         Raises `IdempotencyKeyReused`, `StorageUnavailable` and `TooBusy`.
         """
         size = sum(map(len, sources))
@@ -134,14 +141,17 @@ class JobManager:
                 raise full
             return repository.add(job, order, sources, key, now)
 
+        record: JobRecord | None = None
         try:
             record = await self._database.do(work)
         finally:
             if full is None:
                 self._quota.release(order.owner, size)
+            if on_end is not None and (record is None or record.id != job):
+                on_end(0)
         if record.id == job:
             self.counters["jobs_accepted"] += 1
-            self._add_run(record, size)
+            self._add_run(record, size, on_end)
         return self.view(record)
 
     async def known(self, key: IdempotencyKey) -> JobView | None:
@@ -224,11 +234,11 @@ class JobManager:
 
     # ---- a job from admission to its end
 
-    def _add_run(self, record: JobRecord, source_bytes: int) -> None:
+    def _add_run(self, record: JobRecord, source_bytes: int, on_end: Callable[[int], None] | None = None) -> None:
         if self._stopped or record.id in self._runs:
             return
         order = record.order
-        run = self._runs[record.id] = JobRun(record, source_bytes, self._scheduler)
+        run = self._runs[record.id] = JobRun(record, source_bytes, self._scheduler, on_end)
         self._quota.reserve(order.owner, source_bytes)
         if order.model in self._models:
             self._admission.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
@@ -249,6 +259,8 @@ class JobManager:
         if self._runs.pop(run.record.id, None) is None:
             return
         run.leave()
+        if run.on_end is not None:
+            run.on_end(run.usage.total)
         if self._tracer is not None:
             error = "" if run.failure is None else run.failure.code or run.failure.type
             self._tracer.end_job(run.context, run.record.id, order.model, run.record.created, error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, NoReturn
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -33,7 +36,7 @@ from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.requests import ParsedJob, called_model, parse_job
 from loadbalancer.jobs.views import JobView, StoredError, job_list, missing_result_error
 from loadbalancer.scheduling.task import TaskCompleted
-from loadbalancer.schema.errors import ApiError, Conflict, InvalidRequest, NotFound, shutting_down
+from loadbalancer.schema.errors import Conflict, InvalidRequest, NotFound, shutting_down
 from loadbalancer.schema.media_types import parse_accept
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import Instances
@@ -139,54 +142,63 @@ class _JobsApi:
     def __init__(self, services: Services, builder: RequestBuilder) -> None:
         self._services = services
         self._builder = builder
+        #: Of the keys of requests that are being accepted.
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, request: Request) -> Response:
         services = self._services
         if not services.tracker.is_open:
             raise shutting_down()
-        server, settings = services.settings.server, services.settings.jobs
-        body = await read_json(request, server.largest_body_bytes)
-        idempotency_key, owner = request.headers.get(HEADER), request.state.caller.owner
-        key = None
-        if idempotency_key is not None:
-            key = await key_of_request(owner, idempotency_key, request.url.path, "", body)
-            if (known := await self._known(key)) is not None:  # before anything is charged or decoded for it
-                return _accepted(known)
-        max_instances = services.settings.max_instances
-        private = settings.webhook_private
-        parsed = parse_job(
+        body = await read_json(request, services.settings.server.largest_body_bytes)
+        key = await _given_key(request, body)
+        async with self._turn(key):
+            if key is not None and (known := await self._known(key)) is not None:
+                return _accepted(known)  # before anything is charged or decoded for it
+            parsed = self._parse(body)
+            del body  # it may be large, and decoding may take long
+            job, sources, options = await self._spec(request, parsed)
+            allowed_s = job.timeout_s if parsed.request.timeout_s is not None else services.settings.jobs.timeout_s
+            order = _job_spec(parsed, job, time.time() + allowed_s, options)
+            on_end = services.tracker.charge_until_end(job) if isinstance(job, TextSpec) else None
+            try:
+                return _accepted(await stored(services.jobs.add(order, sources, key, on_end)))
+            except IdempotencyKeyReused:
+                raise reused("" if key is None else key.key) from None
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, key: IdempotencyKey | None) -> AsyncIterator[None]:
+        """Requests with one key take turns: the first makes the job, which the others then find."""
+        if key is None:
+            yield
+            return
+        lock = self._locks.setdefault((key.owner, key.key), asyncio.Lock())
+        async with lock:
+            yield
+
+    def _parse(self, body: bytes) -> ParsedJob:
+        settings = self._services.settings
+        return parse_job(
             body,
-            server.max_body_bytes,
-            webhook_private=private,
-            max_instances=max_instances,
-            max_text_bytes=server.max_text_body_bytes,
+            settings.server.max_body_bytes,
+            webhook_private=settings.jobs.webhook_private,
+            max_instances=settings.max_instances,
+            max_text_bytes=settings.server.max_text_body_bytes,
         )
-        del body  # it may be large, and decoding may take long
-        job: GenerationSpec | CallSpec | TextSpec
-        sources: Sequence[bytes]
-        options: TextOptions | None = None
-        charged = 0
+
+    async def _spec(
+        self, request: Request, parsed: ParsedJob
+    ) -> tuple[GenerationSpec | CallSpec | TextSpec, Sequence[bytes], TextOptions | None]:
+        """Return what the job computes, the bytes to store for it, and the options of a text. Raises `ApiError`."""
+        caller = request.state.caller
         if isinstance(parsed.request, Instances):
-            job = self._call_spec(parsed.job.path, parsed.request, request.state.caller)
-            sources = [bytes(frame) for frames in job.frames for frame in frames]
-        elif isinstance(parsed.request, ChatRequest | CompletionRequest | ResponseRequest):
-            job = self._text_spec(parsed.request, request.state.caller)
-            charged = services.tracker.charge(job)  # a job is charged what is expected of it
-            sources, options = job.frames[:: job.choices], text_options(parsed.request, job)
-        else:
-            building = self._builder.build(parsed.request, request.state.caller, parsed.image, parsed.mask)
-            job = await run_while_connected(request, building)
-            sources = job.sources
-        allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
-        order = _job_spec(parsed, job, time.time() + allowed_s, options)
-        try:
-            view = await stored(services.jobs.add(order, sources, key))
-        except IdempotencyKeyReused:
-            raise reused(idempotency_key or "") from None
-        except ApiError:
-            services.tracker.token_limits.correct(owner, charged, 0, time.monotonic())
-            raise
-        return _accepted(view)
+            calls = self._call_spec(parsed.job.path, parsed.request, caller)
+            return calls, [bytes(frame) for frames in calls.frames for frame in frames], None
+        if isinstance(parsed.request, ChatRequest | CompletionRequest | ResponseRequest):
+            texts = self._text_spec(parsed.request, caller)
+            return texts, texts.frames[:: texts.choices], text_options(parsed.request, texts)
+        building = self._builder.build(parsed.request, caller, parsed.image, parsed.mask)
+        images = await run_while_connected(request, building)
+        return images, images.sources, None
 
     async def _known(self, key: IdempotencyKey) -> JobView | None:
         """The job that was created with the key before. Raises `KeyReused`."""
@@ -279,6 +291,14 @@ class _JobsApi:
             raise InvalidRequest(f"Invalid value for 'after': {shorten(after)}. There is no such job.", param="after")
         page = await stored(jobs.page(owner, int(limit), after, None if state is None else JobState(state)))
         return json_response(job_list([jobs.view(record) for record in page.records], more=page.more))
+
+
+async def _given_key(request: Request, body: bytes) -> IdempotencyKey | None:
+    """Return the idempotency key of the request, if it has one. Raises `InvalidRequest`."""
+    given = request.headers.get(HEADER)
+    if given is None:
+        return None
+    return await key_of_request(request.state.caller.owner, given, request.url.path, "", body)
 
 
 def _job_spec(

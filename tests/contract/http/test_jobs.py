@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -15,6 +18,7 @@ import yaml
 
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
+from tests.support.http_server import read_all
 from tests.support.images import data_url, file, half, make_image, png
 from tests.support.texts import expected_text
 from wire.inputs import ImageInputs
@@ -37,7 +41,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ring: dict[str, dict[str, Any]] = {
         name: {"sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
     }
-    for name, tokens in (("limited", 100), ("narrow", 1)):
+    for name, tokens in (("limited", 100), ("narrow", 1), ("hasty", 1), ("undecided", 1)):
         key = f"sk-{name}".encode()
         ring[name] = {"sha256": hashlib.sha256(key).hexdigest(), "tokens_per_minute": tokens}
     (data_dir / "keys.yaml").write_text(yaml.safe_dump({"keys": ring}))
@@ -73,6 +77,31 @@ def post(http: httpx.Client, path: str = GENERATE, key: str | None = None, **bod
     view: dict[str, Any] = answered.json()
     assert answered.headers["location"] == f"/v1/jobs/{view['id']}"
     return view
+
+
+def send_together(server: Server, name: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
+    """Post these jobs of one idempotency key so that the server finds all of them at once."""
+    with contextlib.ExitStack() as stack:
+        server.balancer.send_signal(signal.SIGSTOP)
+        try:
+            connections = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S))
+                for _ in bodies
+            ]
+            for connection, body in zip(connections, bodies, strict=True):
+                head = (
+                    "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nidempotency-key: together\r\n"
+                    f"authorization: Bearer sk-{name}\r\ncontent-length: {len(body)}\r\n\r\n"
+                )
+                connection.sendall(head.encode() + body)
+        finally:
+            server.balancer.send_signal(signal.SIGCONT)
+        return [_response(read_all(connection)) for connection in connections]
+
+
+def _response(received: bytes) -> httpx.Response:
+    head, _, body = received.partition(b"\r\n\r\n")
+    return httpx.Response(int(head.split()[1]), content=body)
 
 
 def look(http: httpx.Client, view: dict[str, Any]) -> dict[str, Any]:
@@ -244,6 +273,28 @@ def test_repeated_text_job_is_charged_once(desk: Server) -> None:
         reused = http.post("/v1/jobs", json=job | {"metadata": {"a": "b"}})
     assert [answer.status_code for answer in (first, again, other, reused)] == [202, 202, 429, 422]
     assert again.json()["id"] == first.json()["id"]
+
+
+def test_concurrent_repetitions_of_a_text_job_are_one_job_charged_once(desk: Server) -> None:
+    """The job takes more tokens than the key has in a minute, so that no other fits."""
+    job = {"path": "/v1/chat/completions", "body": CHAT | {"model": "words"}}
+    other = json.dumps(job | {"metadata": {"a": "b"}}).encode()
+    *same, reused = send_together(desk, "hasty", [json.dumps(job).encode()] * 12 + [other])
+    assert [answer.status_code for answer in same] == [202] * 12, [answer.text for answer in same]
+    assert len({answer.json()["id"] for answer in same}) == 1
+    assert reused.status_code == 422, reused.text
+
+
+def test_cancelled_text_job_is_charged_what_it_has_taken(desk: Server) -> None:
+    headers = {"authorization": "Bearer sk-undecided"}
+    job = {"path": "/v1/chat/completions", "body": CHAT | {"model": "words"}}
+    with httpx.Client(base_url=desk.base_url, timeout=PATIENCE_S, headers=headers) as http, desk.stopped():
+        first = http.post("/v1/jobs", json=job)
+        refused = http.post("/v1/jobs", json=job)
+        assert http.delete(f"/v1/jobs/{first.json()['id']}").json()["state"] == "cancelled"
+        second = http.post("/v1/jobs", json=job)
+        assert http.delete(f"/v1/jobs/{second.json()['id']}").json()["state"] == "cancelled"
+    assert [answer.status_code for answer in (first, refused, second)] == [202, 429, 202]
 
 
 def test_predict_job_has_the_predict_response(alice: httpx.Client) -> None:

@@ -12,7 +12,7 @@ import pytest
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.schema.errors import Conflict, TooBusy
 from loadbalancer.storage.database import Database
-from loadbalancer.storage.records import JobRecord, JobSpec, JobState
+from loadbalancer.storage.records import IdempotencyKey, IdempotencyKeyReused, JobRecord, JobSpec, JobState
 from scripts.harness.processes import PATIENCE_S
 from tests.support.in_process_service import in_process_service, inputs
 
@@ -96,3 +96,20 @@ async def test_many_jobs_at_once_do_not_exceed_the_part_of_their_owner(tmp_path:
         assert sum(isinstance(each, TooBusy) for each in outcomes) == 16
         assert len(jobs) == 4
         await jobs.add(spec("alice"), [], None)
+
+
+async def test_charges_of_jobs_that_are_not_accepted_are_returned(tmp_path: Path) -> None:
+    key = IdempotencyKey("bob", "order-17", b"digest")
+    used: list[tuple[str, int]] = []
+    async with manager(tmp_path, max_unfinished=10, max_unfinished_per_key=1) as (jobs, _):
+        await jobs.start()
+        first = await jobs.add(spec(), [], key, lambda tokens: used.append(("first", tokens)))
+        again = await jobs.add(spec(), [], key, lambda tokens: used.append(("again", tokens)))
+        assert (again.id, used) == (first.id, [("again", 0)])
+        other = key._replace(digest=b"other")
+        with pytest.raises(IdempotencyKeyReused):
+            await jobs.add(spec(), [], other, lambda tokens: used.append(("reused", tokens)))
+        with pytest.raises(TooBusy):
+            await jobs.add(spec(), [], None, lambda tokens: used.append(("refused", tokens)))
+        await jobs.discard(first.id, "bob")
+        assert used == [("again", 0), ("reused", 0), ("refused", 0), ("first", 0)]
