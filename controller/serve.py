@@ -32,7 +32,7 @@ from configs.data_dir import DataDirCheck
 from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
-from configs.open_files import MIN_OPEN_FILES, raise_open_file_limit
+from configs.open_files import too_few_open_files
 from configs.paths import internal_token, log_dir, run_dir, worker_address
 from configs.settings import Settings
 from configs.streams import detach_standard_streams
@@ -142,11 +142,8 @@ def main(argv: Sequence[str] | None = None, commands: Collection[str] = ()) -> i
     rotate_own_log(settings.data_dir, settings.logging)
     for text in limit_warnings(args):
         log.warning("%s", text)
-    if (files := raise_open_file_limit()) < MIN_OPEN_FILES:
-        print(
-            f"cannot start: only {files} files may be open, and {MIN_OPEN_FILES} are needed; raise `ulimit -n`",
-            file=sys.stderr,
-        )
+    if problem := too_few_open_files():
+        print(f"cannot start: {problem}", file=sys.stderr)
         return EXIT_USAGE
     console = ServerConsole(_terminal_console())
     setproctitle("muster controller")

@@ -17,6 +17,7 @@ from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
 from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
+from configs.open_files import too_few_open_files
 from configs.paths import internal_token, run_dir
 from configs.sections import Server
 from configs.streams import detach_standard_streams
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     rotate_own_log(settings.data_dir, settings.logging)
     setproctitle("muster loadbalancer")
+    if problem := too_few_open_files():
+        print(f"cannot start: {problem}", file=sys.stderr)
+        return EXIT_USAGE
     host, port = settings.server.host, settings.server.port
     try:
         with named_os_errors():

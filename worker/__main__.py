@@ -18,7 +18,7 @@ from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argu
 from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import CANNOT_START, configure_logging
-from configs.open_files import raise_open_file_limit
+from configs.open_files import too_few_open_files
 from configs.paths import children_dir, run_dir, served_file, worker_address
 from configs.section_base import HOST_AND_PORT
 from configs.settings import Settings
@@ -128,7 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(settings.log_level, as_json=as_json, program="worker", worker=name, model=model)
     rotate_own_log(settings.data_dir, settings.logging)
     trace_fatal_signals()
-    raise_open_file_limit()
     if model not in settings.models:
         print(f"--model {model}: no such model; configured: {', '.join(settings.models)}", file=sys.stderr)
         return EXIT_USAGE
@@ -138,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     try:
+        _raise_open_file_limit()
         _enter_environment(settings, model, key)
         loaded = (load_standby if args.standby else load)(settings, model, name, args.device)
         return _serve(settings, model, name, address, key, loaded)
@@ -159,6 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CRASH
 
 
+def _raise_open_file_limit() -> None:
+    """Raises `StartFailed` if too few files may be open."""
+    if problem := too_few_open_files():
+        raise StartFailed(problem)
+
+
 def _run_agent(args: argparse.Namespace, settings: Settings) -> int:
     from worker.agent.agent import run_agent
 
@@ -168,7 +174,9 @@ def _run_agent(args: argparse.Namespace, settings: Settings) -> int:
         return EXIT_USAGE
     configure_logging(settings.log_level, as_json=settings.logging.format == "json", program="agent")
     rotate_own_log(settings.data_dir, settings.logging)
-    raise_open_file_limit()
+    if problem := too_few_open_files():
+        print(f"cannot start: {problem}", file=sys.stderr)
+        return EXIT_USAGE
     try:
         return run_agent(settings, address, read_agent_key(file))
     except BadKey as error:

@@ -6,16 +6,20 @@ Large files of a form stay on disk until they are decoded, so that many uploads 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import re
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from fastapi import Request
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from configs.open_files import is_reserved
 from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.charsets import check_part_charset, form_charset
 from loadbalancer.api.http_helpers import read_body
@@ -70,7 +74,7 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
     """The multipart form; its files can be read until the context ends.
 
     `max_bytes` bounds the body and `max_text_bytes` all text fields together. Raises `InvalidRequest`, `BodyTooLarge`,
-    `ClientClosed`, and `Unavailable` where the temporary directory is full.
+    `ClientClosed`, and `Unavailable` where the files cannot be stored.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise UnsupportedMediaType("This path takes multipart/form-data, or application/json.")
@@ -84,13 +88,33 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
         raise invalid_form(broken.message.rstrip(".")) from None
     except OSError as error:
         log.warning("an upload cannot be stored in the temporary directory: %s", error)
-        text = "The server's temporary directory is full or not writable, so that the upload cannot be stored."
-        headers = {"connection": "close"}  # the rest of the body is not read
-        raise Unavailable(text, code="storage_full", retry_after_s=10, headers=headers) from None
+        raise _storage_error(error) from None
     try:
         yield _sort_fields(form)
     finally:
         await form.close()
+
+
+def _storage_error(error: OSError) -> Unavailable:
+    headers = {"connection": "close"}  # the rest of the body is not read
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        text = "The server has too many files open to store the upload. Please try again shortly."
+        return Unavailable(text, code="too_many_open_files", retry_after_s=1, headers=headers)
+    text = "The server's temporary directory is full or not writable, so that the upload cannot be stored."
+    return Unavailable(text, code="storage_full", retry_after_s=10, headers=headers)
+
+
+class _UploadFile(tempfile.SpooledTemporaryFile[bytes]):
+    """A file that moves to the disk when it is large, unless the process has too many open."""
+
+    _is_checked = False
+
+    def rollover(self) -> None:
+        super().rollover()
+        if not self._is_checked:
+            self._is_checked = True  # first: `fileno` calls this method
+            if is_reserved(self.fileno()):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class FormParser(MultiPartParser):
@@ -122,7 +146,12 @@ class FormParser(MultiPartParser):
     def on_headers_finished(self) -> None:
         """Check the character set of a text before it is decoded."""
         super().on_headers_finished()
-        if self._current_part.file is None:
+        if self._current_part.file is not None:
+            self._files_to_close_on_error[-1].close()
+            file = _UploadFile(self.spool_max_size)
+            self._files_to_close_on_error[-1] = file
+            self._current_part.file.file = cast("BinaryIO", file)
+        else:
             for name, value in self._current_part.item_headers:
                 if name == b"content-type":
                     check_part_charset(value.decode("latin-1"), self._form_charset)

@@ -13,6 +13,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 
+from configs.open_files import is_reserved
 from loadbalancer.background_tasks import TaskSupervisor
 from loadbalancer.http_server.connection_table import ConnectionTable
 from loadbalancer.metrics.refusals import RefusalCounter
@@ -98,15 +99,20 @@ class ConnectionListener:
             with contextlib.suppress(OSError):
                 while len(waiting) < most:
                     waiting.append(self._listener.accept())
-            self._connecting += len(waiting)
-            for connection, address in waiting:
+            served = [each for each in waiting if not is_reserved(each[0].fileno())]
+            for connection, _ in waiting:
+                if is_reserved(connection.fileno()):
+                    self._refusals.add("too_many_open_files")
+                    connection.close()
+            self._connecting += len(served)
+            for connection, address in served:
                 connection.setblocking(False)
                 if self._context is None:
                     self._tasks.run_to_completion("connect", self._connect(connection))
                 else:
                     handshake = self._handshake(connection, address[0], self._context)
                     self._tasks.run_to_completion("tls_handshake", handshake)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0 if len(served) == len(waiting) else _RETRY_S)
 
     async def _places(self) -> int:
         """Return how many connections may be accepted. Waits while all places are taken by those that just came.

@@ -145,7 +145,7 @@ class DecoderPool:
             decoder, timer = self._idle.popitem()
             timer.cancel()
         else:
-            decoder = await Decoder.start()
+            decoder = await _started()
             self.counters["decoders_started"] += 1
         self._busy.add(decoder)
         return decoder
@@ -176,6 +176,16 @@ class DecoderPool:
         log.warning("a decoder was killed: %s", died)
         text = "The server could not decode the source image, perhaps for lack of memory. Please try again."
         return Unavailable(text, code="decoder_killed", retry_after_s=5)
+
+
+async def _started() -> Decoder:
+    """Start a decoder. Raises `Unavailable` where the system gives no process, memory or files for it."""
+    try:
+        return await Decoder.start()
+    except OSError as error:
+        log.warning("a decoder cannot be started: %s", error)
+        text = "The server could not start to decode the source image. Please try again shortly."
+        raise Unavailable(text, code="decoder_not_started", retry_after_s=5) from None
 
 
 def _read(read: Callable[[], DecodeRequest]) -> tuple[DecodeRequest, tuple[bytes, bytes]]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from configs.open_files import connections_within
 from configs.sections import Server
 from loadbalancer.http_server.connection_table import Admission, ConnectionTable, admission, client_of
 from loadbalancer.metrics.refusals import RefusalCounter
@@ -160,11 +159,6 @@ def test_nothing_is_kept_of_connections_that_have_ended() -> None:
 )
 def test_one_client_has_a_whole_ipv6_network(address: str, client: str) -> None:
     assert client_of(address) == client
-
-
-@pytest.mark.parametrize(("files", "expected"), [(1 << 20, 4096), (1024, 682), (256, 170), (64, 42)])
-def test_connections_leave_files_for_others(files: int, expected: int) -> None:
-    assert connections_within(files, 4096) == expected
 
 
 # ---- over real sockets
