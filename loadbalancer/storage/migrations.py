@@ -58,6 +58,41 @@ MIGRATIONS = (
     """
     ALTER TABLE images ADD COLUMN truncated_tokens INTEGER NOT NULL DEFAULT 0;
     """,
+    # Of rows without a job the first index made SQLite read all, where the others would have served.
+    """
+    DROP INDEX keys_of_job;
+    CREATE INDEX keys_of_job ON keys (job) WHERE job IS NOT NULL;
+    CREATE INDEX responses_by_age ON keys (made) WHERE job IS NULL;
+    CREATE TABLE held_bytes (
+        kind TEXT NOT NULL, owner TEXT NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (kind, owner)) WITHOUT ROWID;
+    INSERT INTO held_bytes SELECT 'jobs', owner, sum(bytes) FROM jobs GROUP BY owner;
+    INSERT INTO held_bytes SELECT 'keys', owner, sum(bytes) FROM keys WHERE job IS NULL GROUP BY owner;
+    INSERT INTO held_bytes SELECT 'results', owner, sum(bytes) FROM results GROUP BY owner;
+    CREATE TRIGGER job_added AFTER INSERT ON jobs BEGIN
+        INSERT OR IGNORE INTO held_bytes VALUES ('jobs', NEW.owner, 0);
+        UPDATE held_bytes SET bytes = bytes + NEW.bytes WHERE kind = 'jobs' AND owner = NEW.owner;
+    END;
+    CREATE TRIGGER job_resized AFTER UPDATE OF bytes ON jobs BEGIN
+        UPDATE held_bytes SET bytes = bytes + NEW.bytes - OLD.bytes WHERE kind = 'jobs' AND owner = NEW.owner;
+    END;
+    CREATE TRIGGER job_deleted AFTER DELETE ON jobs BEGIN
+        UPDATE held_bytes SET bytes = bytes - OLD.bytes WHERE kind = 'jobs' AND owner = OLD.owner;
+    END;
+    CREATE TRIGGER response_added AFTER INSERT ON keys WHEN NEW.job IS NULL BEGIN
+        INSERT OR IGNORE INTO held_bytes VALUES ('keys', NEW.owner, 0);
+        UPDATE held_bytes SET bytes = bytes + NEW.bytes WHERE kind = 'keys' AND owner = NEW.owner;
+    END;
+    CREATE TRIGGER response_deleted AFTER DELETE ON keys WHEN OLD.job IS NULL BEGIN
+        UPDATE held_bytes SET bytes = bytes - OLD.bytes WHERE kind = 'keys' AND owner = OLD.owner;
+    END;
+    CREATE TRIGGER result_added AFTER INSERT ON results BEGIN
+        INSERT OR IGNORE INTO held_bytes VALUES ('results', NEW.owner, 0);
+        UPDATE held_bytes SET bytes = bytes + NEW.bytes WHERE kind = 'results' AND owner = NEW.owner;
+    END;
+    CREATE TRIGGER result_deleted AFTER DELETE ON results BEGIN
+        UPDATE held_bytes SET bytes = bytes - OLD.bytes WHERE kind = 'results' AND owner = OLD.owner;
+    END;
+    """,
 )
 
 

@@ -119,8 +119,8 @@ class Repository:
 
     def unfinished(self) -> list[JobRecord]:
         """Return the unfinished jobs, oldest first."""
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE ended IS NULL ORDER BY seq")  # noqa: S608
-        return [_record(row) for row in rows]
+        statement = f"SELECT {_COLUMNS} FROM jobs INDEXED BY jobs_unfinished WHERE ended IS NULL ORDER BY seq"  # noqa: S608
+        return [_record(row) for row in self._db.execute(statement)]
 
     def fail_unreadable(self, now: float) -> list[str]:
         """Fail the unfinished jobs whose specs cannot be read, and return their ids."""
@@ -134,7 +134,7 @@ class Repository:
         return [row[0] for row in self._db.execute("SELECT pixels FROM sources WHERE job = ? ORDER BY n", (job,))]
 
     def source_bytes(self) -> dict[str, int]:
-        """Return the bytes of source images by job."""
+        """Return the bytes of source images by job. Only unfinished jobs have some."""
         return dict(self._db.execute("SELECT job, sum(length(pixels)) FROM sources GROUP BY job").fetchall())
 
     def images(self, job: str) -> list[StoredImage]:
@@ -223,9 +223,9 @@ class Repository:
         removed = self._delete_before("jobs", "ended", "ended IS NOT NULL", limits.before)
         removed += self._delete_before("keys", "made", "job IS NULL", limits.before)
         removed += self._delete_before("results", "made", "TRUE", limits.results_before)
-        removed += self._shrink("results", "made", "TRUE", "TRUE", limits.result_bytes)
-        removed += self._shrink("jobs", "ended", "ended IS NOT NULL", "TRUE", limits.job_bytes)
-        removed += self._shrink("keys", "made", "job IS NULL", "job IS NULL", limits.response_bytes)
+        removed += self._shrink("results", "made", "TRUE", limits.result_bytes)
+        removed += self._shrink("jobs", "ended", "ended IS NOT NULL", limits.job_bytes)
+        removed += self._shrink("keys", "made", "job IS NULL", limits.response_bytes)
         self._db.execute(f"PRAGMA incremental_vacuum({_TRIM_PAGES})").fetchall()
         return removed
 
@@ -249,10 +249,10 @@ class Repository:
             (before,),
         ).rowcount
 
-    def _shrink(self, table: str, time: str, deletable: str, counted: str, max_bytes: int) -> int:
+    def _shrink(self, table: str, time: str, deletable: str, max_bytes: int) -> int:
         """Delete the oldest rows of the owners above the fair level. Unfinished jobs count, and stay."""
         held: dict[str, int] = dict(
-            self._db.execute(f"SELECT owner, sum(bytes) FROM {table} WHERE {counted} GROUP BY owner").fetchall()  # noqa: S608
+            self._db.execute("SELECT owner, bytes FROM held_bytes WHERE kind = ?", (table,)).fetchall()
         )
         if sum(held.values()) <= max_bytes:
             return 0
@@ -274,7 +274,7 @@ class Repository:
     def size(self) -> int:
         """Return the bytes of jobs and stored responses."""
         (size,) = self._db.execute(
-            "SELECT (SELECT ifnull(sum(bytes), 0) FROM jobs) + (SELECT ifnull(sum(bytes), 0) FROM keys)"
+            "SELECT ifnull(sum(bytes), 0) FROM held_bytes WHERE kind IN ('jobs', 'keys')"
         ).fetchone()
         return int(size)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from loadbalancer.scheduling.owner_quota import fair_level
 from loadbalancer.scheduling.task import Checkpoint
-from loadbalancer.storage.migrations import migrate
 from loadbalancer.storage.records import (
     TERMINAL_STATES,
     Failure,
@@ -28,8 +26,8 @@ from loadbalancer.storage.records import (
     StoredResponse,
     WebhookTarget,
 )
-from loadbalancer.storage.repository import Repository
 from tests.support.in_process_service import inputs
+from tests.support.repositories import memory
 from wire.errors import ErrorDetail
 
 ITEMS = 2
@@ -38,13 +36,6 @@ OWNERS = st.sampled_from(["a", "b"])
 NUMBERS = st.integers(0, 7)
 PLACES = st.integers(0, ITEMS - 1)
 KEYS = st.sampled_from([None, "k", "l"])
-
-
-def memory() -> Repository:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.execute("PRAGMA foreign_keys = ON")
-    migrate(connection)
-    return Repository(connection)
 
 
 @dataclass
@@ -243,6 +234,22 @@ class LedgerModel(RuleBasedStateMachine):
             assert all(state.frames == [b"state %d" % state.step] for state in saved.values())
         pending = [job.due for job in self.jobs.values() if job.due is not None]
         assert self.repository.deliveries.next_due() == min(pending, default=None)
+
+    @rule(number=NUMBERS, item=PLACES)
+    def link(self, number: int, item: int) -> None:
+        """Images behind URLs: of a job, with which they end, and others."""
+        self.now += 1
+        name = self.pick(number)
+        self.repository.results.link(f"link{self.now}", "image/png", name, item, self.now, self.now - 2)
+        self.repository.results.add(f"result{self.now}", "ab"[item], "image/png", b"x" * number, self.now)
+
+    @invariant()
+    def held_bytes_are_the_sums(self) -> None:
+        db = self.repository._db
+        for table, counted in (("jobs", "TRUE"), ("keys", "job IS NULL"), ("results", "TRUE")):
+            held = dict(db.execute("SELECT owner, bytes FROM held_bytes WHERE kind = ? AND bytes <> 0", (table,)))
+            sums = dict(db.execute(f"SELECT owner, sum(bytes) FROM {table} WHERE {counted} GROUP BY owner"))
+            assert held == sums, table
 
     @invariant()
     def keys_agree(self) -> None:
