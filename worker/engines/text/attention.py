@@ -64,12 +64,15 @@ def attend(
 ) -> torch.Tensor:
     """Write keys and values into the cache, and attend to each row's own. All have shape [tokens, heads, head_size]."""
     keys, values = plan.cache.keys[call.layer], plan.cache.values[call.layer]
-    plan.cache.write(call.layer, plan.places, key, value)
+    own = len(plan.places)
+    plan.cache.write(call.layer, plan.places, key[:own], value[:own])
     scaling, window = call.scaling, call.window
     if plan.ragged is not None:
         return _ragged(plan.ragged, query, keys, values, scaling, window)
     outputs = [_prefill(each, query, key, value, keys, values, scaling, window) for each in plan.prefills]
     outputs += [_decode(each, query, keys, values, scaling, window) for each in plan.decodes]
+    if plan.padding:
+        outputs.append(query.new_zeros(plan.padding, *query.shape[1:]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -106,6 +106,8 @@ class AttentionPlan:
     ragged: RaggedRows | None = None
     #: Places of the tokens that the last layer has to compute; None: of all.
     last: torch.Tensor | None = None
+    #: Number of tokens after those of all rows, which no one needs.
+    padding: int = 0
     #: Of the model's own layers in this pass. Fused layers make none.
     calls: list[AttentionCall] = field(default_factory=list)
     _rotations: dict[int, tuple[torch.Tensor, ...]] = field(default_factory=dict)
