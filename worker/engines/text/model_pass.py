@@ -15,7 +15,7 @@ from worker.engines.torch_device import to_device
 
 #: Rows of up to so many blocks are computed together whatever their lengths.
 _SHORT = 15
-#: On a CPU, passes of so many bits in their number of tokens have a size of their own. Of larger ones, these bits count.
+#: On a CPU, the number of tokens of a pass is rounded up to one of so many significant bits.
 _SIZE_BITS = 5
 
 

@@ -20,7 +20,7 @@ def test_sizes_are_few_and_hardly_larger() -> None:
 
 
 def test_texts_of_many_lengths_compile_few_linear_layers() -> None:
-    """oneDNN compiles a layer for each number of tokens, and keeps it."""
+    """Each number of tokens would be compiled, and kept."""
     engine, sizes = text_engine(step_tokens=256), set[int]()
 
     def note(module: torch.nn.Module, arguments: Any) -> None:
