@@ -24,7 +24,7 @@ PATHS = frozenset(
     }
 )
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
+_BOUNDARY = re.compile(rb'boundary=(?:"([^"\0]+)"|([^";,\s\0]+))', re.IGNORECASE)
 #: Digests of larger bodies are made in a thread.
 _INLINE_BYTES = 64 * 2**10
 _DIGEST_PART_BYTES = 256 * 2**10
@@ -42,16 +42,21 @@ class ReplayedPaths(Container[str]):
 
 
 def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> IdempotencyKey:
-    """Return the key with the digest of the request, without the boundary of a form. Raises `InvalidRequest`."""
+    """Return the key with the digest of the request, without the boundary of a form. Raises `InvalidRequest`.
+
+    What else tells requests apart may follow `media_type` after a null character.
+    """
     if not _KEY.fullmatch(given):
         text = "Invalid header 'Idempotency-Key': Must be 1 to 255 visible ASCII characters."
         raise InvalidRequest(text, code="invalid_idempotency_key")
     kind = media_type.encode("latin-1", "replace")
-    boundary = _BOUNDARY.search(kind)
-    if boundary is not None:
-        kind = kind.replace(boundary[1], b"")
+    found = _BOUNDARY.search(kind)
+    boundary = b""
+    if found is not None:
+        boundary, (start, end) = found[found.lastindex or 0], found.span(found.lastindex or 0)
+        kind = kind[:start] + kind[end:]
     digest = hashlib.sha256(b"\0".join([path.encode(), kind, b""]))
-    for part in [body] if boundary is None else _without_boundary(body, b"--" + boundary[1]):
+    for part in _without_boundary(body, b"--" + boundary) if boundary else [body]:
         digest.update(part)
     return IdempotencyKey(owner, given, digest.digest())
 

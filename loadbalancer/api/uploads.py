@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from configs.open_files import is_reserved
 from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.charsets import check_part_charset, form_charset
+from loadbalancer.api.form_preamble import without_preamble
 from loadbalancer.api.http_helpers import read_body
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unavailable, UnsupportedMediaType
 from loadbalancer.schema.parsing import shorten
@@ -37,6 +40,9 @@ _MEMORY_BYTES_PER_FILE = 256 * 2**10
 _MAX_FIELDS = 64
 #: OpenAI's clients send a list of images, even of one, under the second name.
 _FILES = {"image": "image", "image[]": "image", "mask": "mask"}
+#: Some clients send only this name of a file where it is not ASCII (RFC 2231). The parser does not know it.
+_EXTENDED_FILE_NAME = re.compile(rb";\s*filename\*[0-9*]*\s*=", re.IGNORECASE)
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,8 @@ class FormParser(MultiPartParser):
         self, headers: Headers, stream: AsyncGenerator[bytes, None], max_text_bytes: int, files: str = "images"
     ) -> None:
         """`max_text_bytes` bounds all texts together. `files` is what the others are, in an error."""
+        if boundary := parse_options_header(headers["content-type"])[1].get(b"boundary"):
+            stream = without_preamble(stream, boundary)
         super().__init__(headers, stream, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes)
         self._form_charset = form_charset(headers["content-type"])
         self._text_bytes = 0
@@ -134,7 +142,12 @@ class FormParser(MultiPartParser):
 
     async def parse(self) -> FormData:
         """Return the form. Without its end, the last part would be missing unnoticed."""
-        form = await super().parse()
+        try:
+            form = await super().parse()
+        except MultiPartException as broken:
+            if isinstance(broken.__cause__, FormParserError):
+                raise MultiPartException(f"{broken.message.rstrip('.')}: {broken.__cause__}") from None
+            raise
         if not self._is_complete:
             await form.close()
             raise MultiPartException("it ends before its last boundary")
@@ -145,6 +158,9 @@ class FormParser(MultiPartParser):
 
     def on_headers_finished(self) -> None:
         """Check the character set of a text before it is decoded."""
+        disposition = self._current_part.content_disposition or b""
+        if _EXTENDED_FILE_NAME.search(_QUOTED.sub(b"", disposition)):  # only that it is a file matters
+            self._current_part.content_disposition = disposition + b'; filename="extended"'
         super().on_headers_finished()
         if self._current_part.file is not None:
             self._files_to_close_on_error[-1].close()

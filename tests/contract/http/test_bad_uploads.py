@@ -147,8 +147,10 @@ def raw(http: httpx.Client, body: bytes, content_type: str) -> httpx.Response:
     [
         (PROMPT, "multipart/form-data", "Missing boundary"),
         (PROMPT, 'multipart/form-data; boundary=""', "form"),
-        (PROMPT, "multipart/form-data; boundary=other", "Invalid multipart data"),
-        (b"garbage", "multipart/form-data; boundary=b", "Invalid multipart data"),
+        (PROMPT, "multipart/form-data; boundary=other", "does not begin with the boundary"),
+        (b"garbage", "multipart/form-data; boundary=b", "does not begin with the boundary"),
+        (PROMPT.replace(b"\r\n", b"\n") + b"--b--\n", "multipart/form-data; boundary=b", "must end in CRLF"),
+        (PROMPT.replace(b"; ", b";\r\n "), "multipart/form-data; boundary=b", "Found invalid character 32 in header"),
         (
             b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n--b--\r\n",
             "multipart/form-data; boundary=b",
@@ -166,7 +168,7 @@ def raw(http: httpx.Client, body: bytes, content_type: str) -> httpx.Response:
         (PROMPT + b"--b", "multipart/form-data; boundary=b", "ends before its last boundary"),
         (PROMPT + b"--b--", "multipart/form-data; boundary=b", "Missing required parameter"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_unreadable_form_returns_400(http: httpx.Client, body: bytes, content_type: str, fragment: str) -> None:
     error = error_of(raw(http, body, content_type))

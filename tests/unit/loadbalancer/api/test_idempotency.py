@@ -217,13 +217,30 @@ def test_digest_knows_no_boundary(body: bytes) -> None:
         assert first != key_of("alice", "k", "/", "multipart/form-data; boundary=B", body[1:])
 
 
+@pytest.mark.parametrize(
+    ("media_type", "one", "other"),
+    [
+        ('multipart/form-data; boundary="%s"', "a;b", "c,d"),
+        ('multipart/form-data; boundary="%s"; charset=utf-8', "a b", "c d"),
+        ("multipart/form-data; boundary=%s ", "B", "other"),
+        ("multipart/form-data; BOUNDARY=%s;charset=utf-8", "B", "other"),
+        ("multipart/form-data; boundary=%s\0image/png", "B", "other"),
+        ("multipart/form-data; boundary=%s\0text/event-stream, */*;q=0.5", "B", "other"),
+    ],
+)
+def test_boundary_is_found_in_its_media_type(media_type: str, one: str, other: str) -> None:
+    """A null separates what the response is to be."""
+    first, again = (key_of("a", "k", "/", media_type % name, f"--{name}\r\nx".encode()) for name in (one, other))
+    assert first == again
+
+
 @pytest.mark.parametrize("boundary", [b"B", b"-", b"-B--", b"x" * 70])
 @pytest.mark.parametrize("before", [0, 1, *range((1 << 18) - 75, (1 << 18) + 3)])
 def test_digest_is_that_of_the_body_with_short_delimiters(boundary: bytes, before: int) -> None:
     """Also where they are on the edge of two parts, or overlap each other."""
     body = b"y" * before + (b"--" + boundary) * 5 + b"-" * 7 + (b"--" + boundary) * 3
     kind = b"multipart/form-data; boundary=" + boundary
-    described = [b"/", kind.replace(boundary, b""), body.replace(b"--" + boundary, b"--")]
+    described = [b"/", b"multipart/form-data; boundary=", body.replace(b"--" + boundary, b"--")]
     assert key_of("alice", "k", "/", kind.decode(), body).digest == hashlib.sha256(b"\0".join(described)).digest()
 
 
