@@ -14,6 +14,7 @@ from worker.engine import TaskError
 from worker.engines.text.chat_messages import template_messages
 from worker.engines.text.markers import knows_role, takes_tools
 from worker.engines.text.prompt_text import check_text, encode_text
+from worker.engines.text.recent_results import TransientError
 from worker.engines.text.time_limit import TimeLimitExceeded, call_within
 
 #: Argument of `apply_chat_template` in newer versions: control tokens in the messages become plain text.
@@ -81,11 +82,12 @@ class ChatTemplate:
         try:
             return call_within(self._time_limit_s, lambda: self._tokenizer.apply_chat_template(**arguments, **options))
         except TimeLimitExceeded:
-            raise _invalid(f"the chat template took more than {self._time_limit_s:g} s") from None
+            raise TransientError("invalid", f"the chat template took more than {self._time_limit_s:g} s", 400) from None
         except jinja2.TemplateError as error:
             raise _invalid(f"the chat template rejects these messages: {error}") from error
         except (MemoryError, RecursionError) as error:
-            raise _invalid("the messages are too large or too deep for the chat template") from error
+            problem = "the messages are too large or too deep for the chat template"
+            raise TransientError("invalid", problem, 400) from error
         except Exception as error:  # a template computes with what clients send
             raise _invalid(f"the chat template fails for these messages: {_first_line(error)}") from error
 

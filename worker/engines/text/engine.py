@@ -31,7 +31,7 @@ from worker.engines.text.huge_pages import use_huge_pages
 from worker.engines.text.loading import fit_cache, read_model
 from worker.engines.text.model_pass import ModelPass
 from worker.engines.text.packed_linears import pack_linears
-from worker.engines.text.preparation import is_long, make_generation
+from worker.engines.text.preparation import is_long, make_generation, prepare_generation
 from worker.engines.text.row import TextRow
 from worker.engines.text.sampling import Choice, TokenCounts, choose, needs_counts
 from worker.engines.text.step_planner import StepPlanner, Work
@@ -195,7 +195,7 @@ class TextEngine:
 
     def prepare(self, request: EngineRequest) -> object:
         """Turn the prompt into tokens, and its schema into a grammar."""
-        return make_generation(request, self._generation)
+        return prepare_generation(request, self._generation)
 
     def discard(self, prepared: object) -> None:
         """Nothing but objects in memory."""

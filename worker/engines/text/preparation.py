@@ -32,10 +32,20 @@ def is_long(request: EngineRequest) -> bool:
     )
 
 
+def prepare_generation(request: EngineRequest, make: MakeGeneration) -> Generation | TaskError:
+    """Return the generation, or its error: what has failed beside the steps is not computed again between them."""
+    try:
+        return make_generation(request, make)
+    except TaskError as error:
+        return error
+
+
 def make_generation(request: EngineRequest, make: MakeGeneration) -> Generation:
     """Return the generation that was prepared, or make it. Raises `TaskError`."""
     if isinstance(request.prepared, Generation):
         return request.prepared
+    if isinstance(request.prepared, TaskError):
+        raise request.prepared
     inputs = request.inputs
     assert isinstance(inputs, TextInputs)
     try:

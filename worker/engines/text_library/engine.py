@@ -18,7 +18,7 @@ from wire.messages import EngineInfo
 from wire.text import PlainPrompt, TextCounters, TextPrompt, encode_prompt
 from worker.engine import BatchKey, EngineLimits, EngineRequest, Row, TaskError, TaskResult
 from worker.engines.text.generation import Generation
-from worker.engines.text.preparation import is_long, make_generation
+from worker.engines.text.preparation import is_long, make_generation, prepare_generation
 from worker.engines.text.tokenization import Tokenization, load_tokenization
 from worker.engines.text_library.interface import LibraryOutput, TextLibrary
 from worker.engines.text_library.row import LibraryRow
@@ -117,7 +117,7 @@ class LibraryEngine:
 
     def prepare(self, request: EngineRequest) -> object:
         """Turn the prompt into tokens."""
-        return make_generation(request, self._generation)
+        return prepare_generation(request, self._generation)
 
     def discard(self, prepared: object) -> None:
         """Nothing but objects in memory."""

@@ -61,8 +61,8 @@ def test_only_what_takes_long_is_prepared(engine: Any, changes: dict[str, Any], 
 
 def test_errors_are_those_of_the_admission(engine: Any) -> None:
     task = replace(request(PROMPT, 4), sources=[b"nothing"])
-    with pytest.raises(TaskError) as caught:
-        engine.prepare(task)
-    [answer] = engine.admit([task])
-    assert isinstance(answer, TaskError)
-    assert answer.message == caught.value.message
+    ready = prepared(engine, task)
+    assert isinstance(ready.prepared, TaskError)
+    answers = engine.admit([task, ready])
+    assert all(isinstance(answer, TaskError) for answer in answers)
+    assert {answer.message for answer in answers} == {ready.prepared.message}
