@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from scripts.harness.balancer import running
-from scripts.harness.processes import PATIENCE_S
+from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.texts import CHAT, COMPLETE, RESPOND
 
 _MESSAGES = [{"role": "user", "content": "What is 3 plus 4?"}]
@@ -22,12 +24,20 @@ _SCHEMA = "response_format.json_schema.schema"
 _OPTIONAL = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(512)}}
 
 
+_MODELS = {
+    "tiny": {
+        "engine": "text",
+        "path": "builtin:tiny-text",
+        "text": {"kv_cache": "32MiB"},
+        "warm_up": {"measure_s": 0},
+    }
+}
+
+
 @pytest.fixture(scope="module")
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    model = {"engine": "text", "path": "builtin:tiny-text", "text": {"kv_cache": "32MiB"}}
-    models = {"tiny": model | {"warm_up": {"measure_s": 0}}}
     with (
-        running(tmp_path_factory.mktemp("requests"), models, 1) as server,
+        running(tmp_path_factory.mktemp("requests"), _MODELS, 1) as server,
         httpx.Client(base_url=server.base_url, timeout=PATIENCE_S) as client,
     ):
         yield client
@@ -89,6 +99,33 @@ def test_mistakes_are_named(
     error = answer.json()["error"]
     assert (answer.status_code, error["type"]) == (400, "invalid_request_error"), error
     assert (error["param"], error["code"]) == (param, code), error
+
+
+def test_tokens_of_no_model_are_named_by_its_first_worker(tmp_path: Path) -> None:
+    """The load balancer does not know the vocabulary before."""
+    mistakes: list[tuple[str, dict[str, Any]]] = [
+        (CHAT, {"stop_token_ids": [1024]}),
+        (COMPLETE, {"logit_bias": {"5": 1, "1024": 1}, "n": 2}),
+        (COMPLETE, {"prompt": [5, 1024]}),
+    ]
+    with (
+        running(tmp_path, _MODELS, 0) as server,
+        httpx.Client(base_url=server.base_url, timeout=PATIENCE_S) as client,
+        ThreadPoolExecutor(len(mistakes)) as pool,
+    ):
+
+        def ask(path: str, options: dict[str, Any]) -> tuple[int, Any]:
+            answer = client.post(path, json=_BODIES[path] | options)
+            return answer.status_code, answer.json()
+
+        early = [pool.submit(ask, *mistake) for mistake in mistakes]
+        tasks = len(mistakes) + 1
+        wait_until(lambda: server.snapshot().models[0].queued == tasks, "the tasks of all requests in the queue")
+        server.wait_for_workers(server.start_worker("tiny"))
+        for mistake, answer in zip(mistakes, early, strict=True):
+            status, body = answer.result()
+            assert (status, body) == ask(*mistake)
+            assert (status, body["error"]["param"]) == (400, next(iter(mistake[1])))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from loadbalancer.schema.errors import ApiError, InvalidRequest, TaskFailed, fro
 _SCHEMAS = {"input": "text.format.schema"}
 _CHAT_SCHEMA = "response_format.json_schema.schema"
 #: Where a worker's message begins with the place of the mistake. Others are about the prompt, or the model.
-_PLACES = ("json_schema", "tools", "tool_choice")
+_PLACES = ("json_schema", "tools", "tool_choice", "prompt", "stop_token_ids", "logit_bias")
 _MODEL = ("this ", "the JSON schemas ")
 
 

@@ -28,10 +28,13 @@ class Generation:
         *,
         has_grammars: bool = True,
     ) -> None:
-        """Raises `TaskError` for a prompt that the model does not take, or that fills its context.
+        """Raises `TaskError` for tokens or a prompt that the model does not take, or a prompt that fills its context.
 
         `has_grammars`: the engine masks tokens by `grammar`. Without, texts that must match one are refused.
         """
+        # The load balancer knows the vocabulary only once a worker has connected.
+        tokenization.check_tokens("stop_token_ids", inputs.stop_token_ids)
+        tokenization.check_tokens("logit_bias", (token for token, _ in inputs.sampling.logit_bias))
         encoded = tokenization.encode_prompt(prompt, context_length)
         self.prompt = list(encoded.tokens)
         room = context_length - len(self.prompt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,12 +125,16 @@ class Tokenization:
             tokens = self._encode_text(prompt.text, max_tokens)
         else:
             tokens = list(prompt.tokens)
-            unknown = next((token for token in tokens if token >= self.vocabulary), None)
-            if unknown is not None:
-                raise _invalid(f"prompt token {unknown} is not in the vocabulary of {self.vocabulary} tokens")
+            self.check_tokens("prompt", tokens)
         if not tokens:
             raise _invalid("the prompt has no tokens")
         return EncodedPrompt(tokens, opens_reasoning)
+
+    def check_tokens(self, place: str, tokens: Iterable[int]) -> None:
+        """Raises `TaskError` for a token that the model does not have. `place`: the parameter of the request."""
+        highest = max(tokens, default=-1)
+        if highest >= self.vocabulary:
+            raise _invalid(f"{place}: {highest}. Tokens of this model are from 0 to {self.vocabulary - 1}.")
 
     def detokenizer(self, prompt: list[int]) -> Detokenizer:
         """Return what makes the text after this prompt."""

@@ -20,7 +20,9 @@ _SCHEMA = "response_format.json_schema.schema"
         ("tools: function 'f': bad", "input", "tools", "Invalid value for 'tools': function 'f': bad"),
         ("tool_choice: bad", "messages", "tool_choice", "Invalid value for 'tool_choice': bad"),
         ("the chat template rejects: no", "messages", "messages", "the chat template rejects: no"),
-        ("prompt token 9 is unknown", "prompt", "prompt", "prompt token 9 is unknown"),
+        ("prompt: 9. No.", "prompt", "prompt", "Invalid value for 'prompt': 9. No."),
+        ("stop_token_ids: 9. No.", "messages", "stop_token_ids", "Invalid value for 'stop_token_ids': 9. No."),
+        ("logit_bias: 9. No.", "prompt", "logit_bias", "Invalid value for 'logit_bias': 9. No."),
         ("this model has no structured output", "messages", None, "this model has no structured output"),
     ],
 )

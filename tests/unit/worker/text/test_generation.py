@@ -156,10 +156,27 @@ def test_a_text_that_was_finished_reports_its_end(done: list[int], inputs: dict[
 
 def test_token_prompts_are_of_the_vocabulary() -> None:
     inputs = TextInputs(Sampling(0), 10)
-    with pytest.raises(TaskError, match="prompt token 9999 is not in the vocabulary"):
+    with pytest.raises(TaskError, match=r"^prompt: 9999\. Tokens of this model are from 0 to 429\.$"):
         Generation(tokenization(), inputs, TokenPrompt([1, 9999]), (), CONTEXT)
     with pytest.raises(TaskError, match="the prompt has no tokens"):
         Generation(tokenization(), inputs, TokenPrompt([]), (), CONTEXT)
+
+
+@pytest.mark.parametrize("place", ["stop_token_ids", "logit_bias"])
+def test_tokens_of_parameters_are_of_the_vocabulary(place: str) -> None:
+    """They are checked here if no worker was connected before."""
+
+    def inputs(token: int) -> TextInputs:
+        if place == "stop_token_ids":
+            return TextInputs(Sampling(0), 10, stop_token_ids=(token, 3))
+        return TextInputs(Sampling(0, logit_bias=((3, 1.0), (token, 1.0))), 10)
+
+    last = tokenization().vocabulary - 1
+    Generation(tokenization(), inputs(last), TokenPrompt([1]), (), CONTEXT)
+    with pytest.raises(TaskError) as caught:
+        Generation(tokenization(), inputs(last + 1), TokenPrompt([1]), (), CONTEXT)
+    assert caught.value.message == f"{place}: {last + 1}. Tokens of this model are from 0 to {last}."
+    assert (caught.value.kind, caught.value.status) == ("invalid", 400)
 
 
 PIECES = st.sampled_from(
