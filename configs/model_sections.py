@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from configs.samplers import canonical_sampler, sampler_names
 from configs.section_base import PositiveSeconds, Seconds, Section
@@ -96,20 +96,29 @@ class Limits(Section):
 
     max_steps: int = Field(default=150, ge=1, le=1000)
     """Maximum number of denoising steps."""
-    max_pixels: int = Field(default=1024 * 1024, ge=64)
+    max_pixels: int = Field(default=1024 * 1024, ge=64, le=1 << 27)
     """Maximum number of pixels, width x height."""
     min_side: int = Field(default=64, ge=8)
     """Minimum length of a side in pixels."""
     max_guidance_scale: float = Field(default=50.0, ge=1)
     """Maximum guidance scale."""
-    max_source_pixels: int = Field(default=25_000_000, ge=64)
+    max_source_pixels: int = Field(default=25_000_000, ge=64, le=1 << 30)
     """Maximum number of pixels of an uploaded image, before it is scaled."""
-    max_source_side: int = Field(default=16_384, ge=8)
+    max_source_side: int = Field(default=16_384, ge=8, le=1 << 20)
     """Maximum length of a side of an uploaded image in pixels, before it is scaled."""
     max_loras: int = Field(default=4, ge=0)
     """Maximum number of LoRA adapters per request."""
     max_lora_scale: float = Field(default=4.0, gt=0)
     """Maximum absolute scale of an adapter."""
+
+    @model_validator(mode="after")
+    def _some_size_is_allowed(self) -> Limits:
+        if self.min_side**2 > self.max_pixels:
+            raise ValueError(
+                f"min_side ({self.min_side}) squared must not exceed max_pixels ({self.max_pixels}), "
+                "or no size would be allowed"
+            )
+        return self
 
 
 class Sim(Section):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _MAX_SECONDS = 1e9
 #: Above it, floats and JSON readers lose digits, and databases overflow.
 _MAX_NUMBER = 1 << 53
+#: Bytes of one input, result or checkpoint, between balancer and worker. The database takes no value above 1e9 bytes.
+MAX_MESSAGE_BYTES = 512 << 20
 Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS)]
 #: A number of processes or devices of one machine: each has a slot in memory.

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from configs.section_base import (
     HOST_AND_PORT,
+    MAX_MESSAGE_BYTES,
     WEB_ADDRESS,
     Bytes,
     ByteUnits,
@@ -68,16 +69,16 @@ class Server(Section):
     """Time limit of a request from arrival to answer, if the request sets no `timeout_s`."""
     max_timeout_s: PositiveSeconds = 3600.0
     """Maximum `timeout_s` of a request."""
-    max_body_bytes: Annotated[int, Field(ge=1024), ByteUnits()] = 1 << 20
+    max_body_bytes: Annotated[int, Field(ge=1024, le=MAX_MESSAGE_BYTES), ByteUnits()] = 1 << 20
     """Maximum size of a request body."""
-    max_text_body_bytes: Annotated[int, Field(ge=1024), ByteUnits()] = 4 << 20
+    max_text_body_bytes: Annotated[int, Field(ge=1024, le=MAX_MESSAGE_BYTES), ByteUnits()] = 4 << 20
     """Maximum size of a request body of the text API, such as `/v1/chat/completions`."""
-    max_upload_bytes: Annotated[int, Field(ge=1024), ByteUnits()] = 32 << 20
+    max_upload_bytes: Annotated[int, Field(ge=1024, le=MAX_MESSAGE_BYTES), ByteUnits()] = 32 << 20
     """Maximum size of a request body with images: `/v1/images/edits`, and data URLs in `/v1/images/generations`. Also
     of a call: `:predict`, `/v2/models/{model}/infer` and `api_path`."""
     decoders: int = Field(default=3, ge=1, le=64)
     """Processes that decode source images. They start when needed and end when idle. One key uses all but one."""
-    decode_timeout_s: PositiveSeconds = Field(default=10.0, le=600.0)
+    decode_timeout_s: Annotated[PositiveSeconds, Field(le=600.0)] = 10.0
     """CPU time to decode a source image and its mask; beyond it 400. A decoder that gets too little CPU time is 503."""
     max_waiting_decodes: int = Field(default=256, ge=1)
     """Maximum number of requests of one key whose source images wait to be decoded; beyond it 429 with Retry-After.
@@ -91,7 +92,7 @@ class Server(Section):
     max_response_bytes_in_memory_per_key: Annotated[int, Field(ge=1 << 16), ByteUnits()] = 256 << 20
     """Finished images of one API key that its clients have not read; beyond it new requests get 429. Without API keys
     it is the limit of all requests."""
-    max_prompt_chars: int = Field(default=4000, ge=1)
+    max_prompt_chars: int = Field(default=4000, ge=1, le=250_000)
     """Maximum length of a prompt and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)
     """Maximum number of images per request."""
@@ -100,7 +101,7 @@ class Server(Section):
     smaller."""
     max_traces_per_s: int = Field(default=200, ge=1, le=1_000_000)
     """Maximum number of traces that begin within a second, if a collector is named. Further requests have none."""
-    send_timeout_s: PositiveSeconds = Field(default=60.0, le=3600.0)
+    send_timeout_s: Annotated[PositiveSeconds, Field(le=3600.0)] = 60.0
     """The connection is closed if the client reads neither 64 KiB nor the rest of an answer in this time."""
     max_request_line_bytes: Annotated[int, Field(ge=256), ByteUnits()] = 8 << 10
     """Maximum length of the request line; beyond it 414."""
@@ -108,13 +109,13 @@ class Server(Section):
     """Maximum size of all headers of a request together; beyond it 431."""
     max_headers: int = Field(default=100, ge=8)
     """Maximum number of headers of a request; beyond it 431."""
-    header_timeout_s: PositiveSeconds = Field(default=15.0, le=3600.0)
+    header_timeout_s: Annotated[PositiveSeconds, Field(le=3600.0)] = 15.0
     """Time from the first byte of a request to the end of its headers; beyond it 408."""
-    body_timeout_s: PositiveSeconds = Field(default=15.0, le=3600.0)
+    body_timeout_s: Annotated[PositiveSeconds, Field(le=3600.0)] = 15.0
     """Interval in which `min_body_rate` must be reached while a body is read; otherwise 408."""
     min_body_rate: int = Field(default=1 << 10, ge=0)
     """Minimum bytes per second of a request body. 0: no minimum."""
-    keep_alive_s: PositiveSeconds = Field(default=75.0, le=3600.0)
+    keep_alive_s: Annotated[PositiveSeconds, Field(le=3600.0)] = 75.0
     """Time that a connection may be idle between two requests."""
     max_connections: int = Field(default=4096, ge=8)
     """Maximum number of connections. Beyond it idle ones are closed, then requests other than health checks get 503."""
@@ -131,7 +132,7 @@ class Server(Section):
     max_reads_per_key: int = Field(default=256, ge=1)
     """Maximum number of GET and DELETE requests of one API key at once, event streams of jobs included; beyond it
     429."""
-    shutdown_s: PositiveSeconds = Field(default=4.0, le=8.0)
+    shutdown_s: Annotated[PositiveSeconds, Field(le=8.0)] = 4.0
     """Time that running requests have to finish after a signal to stop."""
     tls_cert: LocalPath | None = None
     """PEM file of the certificate and its intermediate certificates. If set, the server uses HTTPS only."""
@@ -194,7 +195,7 @@ class Queue(Section):
     max_source_bytes: Annotated[int, Field(ge=1 << 20), ByteUnits()] = 1 << 30
     """Maximum bytes of source images (3 per pixel) and inputs of calls, of all unfinished tasks; beyond it 429. Keys
     below their fair share are still accepted."""
-    max_attempts: int = Field(default=3, ge=1)
+    max_attempts: int = Field(default=3, ge=1, le=100)
     """Number of workers that may die while they run a task before the task fails."""
     max_work_s: PositiveSeconds | None = None
     """Maximum queued work per model, in measured seconds of its workers; beyond it 429. Default: no limit."""
@@ -327,7 +328,7 @@ class Workers(Section):
     """... and at least for this time: the first step of a new image size may include compilation."""
     orphan_after_s: PositiveSeconds = 60.0
     """A worker exits if it receives nothing from a balancer for this time."""
-    max_result_bytes: Annotated[int, Field(ge=1 << 20), ByteUnits()] = 64 << 20
+    max_result_bytes: Annotated[int, Field(ge=1 << 20, le=MAX_MESSAGE_BYTES), ByteUnits()] = 64 << 20
     """Maximum size of an image or a checkpoint of a worker. A larger frame closes its connection."""
     max_per_key: int = Field(default=64, ge=1)
     """Maximum number of workers on other machines that connect with the same key."""

@@ -15,17 +15,17 @@ TEXT_ENGINES = ("text", "vllm", "openvino")
 class TextDefaults(Section):
     """Default values of request parameters. Unset ones are those of the checkpoint's `generation_config.json`."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2**24)] | None = None
     """Maximum number of generated tokens. Default: what the context has room for, up to `limits.max_tokens`."""
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=10)] | None = None
     """0 chooses the most probable token."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Only the most probable tokens with this sum of probabilities are chosen from."""
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     """Only so many most probable tokens are chosen from. 0: all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Only tokens with this part of the highest probability are chosen from."""
-    repetition_penalty: Annotated[float, Field(ge=1e-6)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=100)] | None = None
     """Above 1, tokens of the prompt and the text become less probable."""
 
 
@@ -40,7 +40,7 @@ class TextLimits(Section):
     """Maximum number of messages of a chat."""
     max_tools: int = Field(default=128, ge=1)
     """Maximum number of tools of a chat."""
-    max_schema_bytes: Annotated[int, Field(ge=2), ByteUnits()] = 65_536
+    max_schema_bytes: Annotated[int, Field(ge=2, le=1 << 20), ByteUnits()] = 65_536
     """Maximum size of a JSON Schema: of a response, or of the parameters of a tool."""
     max_choices: int = Field(default=16, ge=1, le=128)
     """Maximum value of `n`."""
@@ -54,7 +54,7 @@ ToolFormatName = Literal["granite", "hermes", "jamba", "llama3_json", "mistral",
 class TextGeneration(Section):
     """A language model."""
 
-    context_length: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"
+    context_length: Annotated[int, Field(ge=16, le=2**24)] | Literal["auto"] = "auto"
     """Maximum number of tokens of a prompt and its result. `auto`: that of the model, up to 8192."""
     kv_cache: Bytes | Literal["auto"] = "auto"
     """Memory for keys and values, such as 4GiB. `auto`: on a GPU 85 % of what is free, on a CPU 512 MiB."""

@@ -9,12 +9,12 @@ Decoding is strict: a header that is not an array of known messages, or a wrong 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from wire.messages import Assign, Chunk, Finished, Preempted, Progress, ToBalancer, ToWorker
+from wire.messages import Assign, Chunk, Finished, Preempted, Progress, ToBalancer, Tokens, ToWorker
 
 Frame = bytes | bytearray | memoryview
 
@@ -58,6 +58,35 @@ def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> 
         messages.append(message)
         frames += own
     return [_encoder.encode(messages), *frames]
+
+
+def encode_bounded(envelopes: Sequence[WorkerEnvelope] | Sequence[BalancerEnvelope]) -> Iterator[list[Frame]]:
+    """Yield the frames of as many ZeroMQ messages as keep the bounds of each: the receiver drops a larger one."""
+    frames = encode(envelopes)
+    parts = _halves(envelopes) if len(frames[0]) > MAX_HEADER_BYTES or len(frames) > MAX_FRAMES else ()
+    if not parts:
+        yield frames
+    for part in parts:
+        yield from encode_bounded(part)
+
+
+def _halves(
+    envelopes: Sequence[WorkerEnvelope] | Sequence[BalancerEnvelope],
+) -> Sequence[Sequence[WorkerEnvelope] | Sequence[BalancerEnvelope]]:
+    """Return both halves of the messages, or of the tasks of a single one; nothing where that has one task."""
+    half = len(envelopes) // 2
+    if half:
+        return envelopes[:half], envelopes[half:]
+    message, frames = envelopes[0]
+    if not isinstance(message, Assign | Tokens) or len(message.tasks) < 2:
+        return ()
+    half = len(message.tasks) // 2
+    if isinstance(message, Tokens):
+        return [[WorkerEnvelope(Tokens(tasks))] for tasks in (message.tasks[:half], message.tasks[half:])]
+    first = Assign(message.tasks[:half], message.queued)
+    count = frame_count(first)
+    second = Assign(message.tasks[half:], message.queued)
+    return [BalancerEnvelope(first, frames[:count])], [BalancerEnvelope(second, frames[count:])]
 
 
 def frame_count(message: ToBalancer | ToWorker) -> int:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 import zmq
 
-from wire.codec import BalancerEnvelope, MalformedFrames, WorkerEnvelope, decode_for_worker, encode
+from configs.section_base import MAX_MESSAGE_BYTES
+from wire.codec import BalancerEnvelope, MalformedFrames, WorkerEnvelope, decode_for_worker, encode_bounded
 from wire.curve import WorkerKey, secure_client
 from wire.messages import Assign, Bye, Failed, Finished, Heartbeat, Reject, Started
 from worker.offer import RoundTrips
@@ -28,7 +29,6 @@ from worker.transport import DrainRequested
 
 log = logging.getLogger(__name__)
 
-_MAX_MESSAGE_BYTES = 256 * 2**20
 #: Messages that wait to be sent leave together, up to this number and these bytes of frames.
 _MAX_TOGETHER = 256
 _MAX_TOGETHER_BYTES = 2**20
@@ -165,7 +165,7 @@ class BalancerClient:
         dealer.setsockopt(zmq.LINGER, 1000)
         # No bound: a full queue would block the thread, which has to notice that the balancer is gone.
         dealer.setsockopt(zmq.SNDHWM, 0)
-        dealer.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         dealer.setsockopt(zmq.RECONNECT_IVL, 100)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         if self._key is not None:
@@ -243,11 +243,11 @@ class BalancerClient:
         """Raises `_KeyRejected`. A balancer that rejects the key does not wait for the lost messages."""
         flags = 0 if self._key is None else zmq.DONTWAIT
         while together := self._take_together():
-            *frames, last = encode(together)
             try:
-                for frame in frames:
-                    dealer.send(frame, flags | zmq.SNDMORE, copy=len(frame) < _ZERO_COPY_BYTES)
-                dealer.send(last, flags, copy=len(last) < _ZERO_COPY_BYTES)
+                for *frames, last in encode_bounded(together):
+                    for frame in frames:
+                        dealer.send(frame, flags | zmq.SNDMORE, copy=len(frame) < _ZERO_COPY_BYTES)
+                    dealer.send(last, flags, copy=len(last) < _ZERO_COPY_BYTES)
             except zmq.Again:  # ZeroMQ does not reconnect after a rejected key
                 raise _KeyRejected from None
 

@@ -1,7 +1,7 @@
 """The ROUTER sockets that exchange messages with the workers.
 
-The event loop watches their file descriptors, and one wake-up receives everything that has arrived. All messages that
-are sent to a worker at once leave as one multipart message.
+The event loop watches their file descriptors, and one wake-up receives everything that has arrived. Messages
+that are sent to a worker at once leave as one multipart message, if that is not too large.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from wire.codec import (
     WorkerEnvelope,
     decode_from_worker,
     encode,
+    encode_bounded,
 )
 from wire.messages import Bye, Hello, Reject, ToBalancer, Tokens
 from wire.snapshot import LinkBytes
@@ -158,7 +159,7 @@ class WorkerSocket:
             self.agents.keep_only(self._listener.agent_names())
 
     def send(self, outbox: Mapping[str, Sequence[BalancerEnvelope]]) -> None:
-        """Send each worker its messages as one multipart message.
+        """Send each worker its messages as one multipart message, or as several where they are large.
 
         Then receives what arrived meanwhile: descriptors are edge-triggered, and sending swallows edges.
         """
@@ -167,13 +168,13 @@ class WorkerSocket:
             if route is not None:
                 assert self._remote is not None
                 socket, identity = self._remote, route.identity
-            *frames, last = encode(envelopes)
             try:
-                socket.send(identity, _MORE)  # an error comes here, and never later
-                for frame in frames:
-                    socket.send(frame, _MORE, copy=len(frame) < _ZERO_COPY_BYTES)
-                socket.send(last, zmq.DONTWAIT, copy=len(last) < _ZERO_COPY_BYTES)
-                self._sent_bytes[worker] += sum(map(len, frames)) + len(last)
+                for *frames, last in encode_bounded(envelopes):
+                    socket.send(identity, _MORE)  # an error comes here, and never later
+                    for frame in frames:
+                        socket.send(frame, _MORE, copy=len(frame) < _ZERO_COPY_BYTES)
+                    socket.send(last, zmq.DONTWAIT, copy=len(last) < _ZERO_COPY_BYTES)
+                    self._sent_bytes[worker] += sum(map(len, frames)) + len(last)
             except zmq.ZMQError as error:  # EHOSTUNREACH: disconnected; EAGAIN: it does not read
                 self._loop.call_soon(self._on_worker_lost, worker, f"cannot be reached: {error}")
         for socket in self._sockets:

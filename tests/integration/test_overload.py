@@ -93,3 +93,24 @@ async def test_tenfold_load_is_accepted_up_to_queue_limit(
     assert statuses.keys() == {200, 429}
     assert 2 < max(positions) < max_position, "the queue fills up to its limit"
     assert statuses[200] > BATCH + max(positions), "the queue is refilled when it is empty"
+
+
+async def test_many_texts_with_large_schemas_start_at_once(tmp_path: Path) -> None:
+    """Together they are more than one message to a worker may have; it dropped such a message, and they never began."""
+    schema = {"type": "object", "properties": {f"p{number:05}": {"type": "string"} for number in range(1800)}}
+    form = {"type": "json_schema", "json_schema": {"name": "large", "schema": schema}}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "n": 16,
+        "max_tokens": 2,
+        "timeout_s": 170,
+        "response_format": form,
+    }
+    model = {"engine": "sim", "max_batch_size": 128, "sim": {"task": "text", "load_s": 0}, "warm_up": {"measure_s": 0}}
+    with running(tmp_path, {"words": model}, 0) as server:
+        async with httpx.AsyncClient(base_url=server.base_url, timeout=PATIENCE_S) as http:
+            asked = [asyncio.create_task(http.post("/v1/chat/completions", json=body)) for _ in range(8)]
+            await until(lambda: server.snapshot().models[0].queued == 128)
+            server.start_worker("words")
+            answers = await asyncio.gather(*asked)
+    assert [answer.status_code for answer in answers] == [200] * 8

@@ -16,6 +16,7 @@ from wire.codec import (
     decode_for_worker,
     decode_from_worker,
     encode,
+    encode_bounded,
 )
 from wire.inputs import ImageInputs, Lora, Part, Sampling, Shape, TextInputs
 from wire.messages import (
@@ -269,6 +270,36 @@ def header(*messages: object) -> bytes:
 def test_malformed_message_is_rejected(frames: list[bytes], why: str) -> None:
     with pytest.raises(MalformedFrames, match=f"(?i){why}"):
         decode_from_worker(frames)
+
+
+def test_message_that_is_too_large_leaves_as_several() -> None:
+    """The receiver drops a larger header, and the tasks in it would never start."""
+    inputs = ImageInputs("x" * (MAX_HEADER_BYTES // 10), 64, 64, 20, 3.0, 1, "ddim")
+    tasks = [Assignment(f"t-{n}", 1, inputs, frames=n % 3) for n in range(25)]
+    frames = [f"{task.task} {n}".encode() for task in tasks for n in range(task.frames)]
+    sent = [BalancerEnvelope(Ack(1.0)), BalancerEnvelope(Assign(tasks, 7), frames), BalancerEnvelope(Cancel(["t-0"]))]
+    messages = [decode_for_worker(each) for each in encode_bounded(sent)]
+    assert len(messages) > 2
+    received = [each for message in messages for each in message]
+    assert [received[0].message, received[-1].message] == [Ack(1.0), Cancel(["t-0"])]
+    assigned = [(each.message, each.frames) for each in received if isinstance(each.message, Assign)]
+    assert [task for message, _ in assigned for task in message.tasks] == tasks
+    assert [bytes(frame) for _, own in assigned for frame in own] == frames
+    assert {message.queued for message, _ in assigned} == {7}
+
+
+def test_tokens_that_are_too_many_leave_as_several() -> None:
+    output = TokenOutput(0, list(range(2**16, 2**16 + 4096)), "x" * 60_000)
+    tasks = [TaskTokens(f"t-{n}", 1, output) for n in range(100)]
+    messages = [decode_from_worker(each) for each in encode_bounded([WorkerEnvelope(Tokens(tasks))])]
+    assert len(messages) > 1
+    received = [each.message for message in messages for each in message]
+    assert [task for each in received if isinstance(each, Tokens) for task in each.tasks] == tasks
+
+
+def test_message_within_its_bounds_leaves_as_one() -> None:
+    sent = [WorkerEnvelope(Capacity(3)), WorkerEnvelope(Failed("t", 1, "error", "text"))]
+    assert list(encode_bounded(sent)) == [encode(sent)]
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5))
