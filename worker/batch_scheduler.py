@@ -83,6 +83,12 @@ class Member:
     #: Time and step of its last checkpoint.
     saved_at: float = 0.0
     saved_step: int = 0
+    _has_save_failed: bool = False
+
+    def on_save_failure(self) -> bool:
+        """Note that its state could not be saved. Return whether that is the first time."""
+        is_first, self._has_save_failed = not self._has_save_failed, True
+        return is_first
 
     def on_checkpoint(self, now: float) -> None:
         self.saved_at, self.saved_step = now, self.row.step

@@ -170,6 +170,10 @@ class Row(Protocol):
     def steps(self) -> int:
         """Total number of forward passes; some samplers need more than the requested steps."""
 
+    @property
+    def collected_bytes(self) -> int:
+        """About the bytes of the values that it has collected for its result. Asked of engines that stream results."""
+
     def take_chunks(self) -> Sequence[ResultChunk]:
         """Remove and return the pieces of a streamed result that the last steps have made.
 
@@ -182,6 +186,10 @@ class Row(Protocol):
 
 class UnstreamedRow:
     """Base of rows whose result comes at the end only."""
+
+    @property
+    def collected_bytes(self) -> int:
+        return 0
 
     def take_chunks(self) -> Sequence[ResultChunk]:
         return ()

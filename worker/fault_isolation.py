@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
+from configs.text import exception_line
 from worker.batch_scheduler import Member
 from worker.engine import (
     Checkpoint,
@@ -124,24 +125,30 @@ def result_now(engine: StepEngine, member: Member) -> TaskResult:
     return result() if callable(result) else result
 
 
-def save(engine: StepEngine, member: Member) -> Callable[[], Checkpoint] | None:
-    """Return the engine's callable for a checkpoint, or None: the task resumes from an earlier one, or starts again."""
-    return _saved(member, lambda: engine.save(member.row))
+def save(engine: StepEngine, member: Member) -> Callable[[], Checkpoint | None] | None:
+    """Return the engine's callable for a checkpoint, or None: the task resumes from an earlier one, or starts again.
+
+    The callable returns None where it fails.
+    """
+    make = _saved(member, lambda: engine.save(member.row))
+    return None if make is None else lambda: _saved(member, make)
 
 
 def save_now(engine: StepEngine, member: Member) -> Checkpoint | None:
     """Return a checkpoint, or None as `save` does."""
     state = save(engine, member)
-    return _saved(member, state) if state is not None else None
+    return state() if state is not None else None
 
 
 def _saved(member: Member, make: Callable[[], Saved]) -> Saved | None:
-    """Return what `make` returns, or None where it fails."""
+    """Return what `make` returns, or None where it fails. A task's first failure is logged with its traceback."""
     try:
         return make()
     except DeviceLost:
         raise
-    except Exception:
-        task = member.assignment
-        log.exception("task %s: its state could not be saved", task.task, extra=task_fields(task))
+    except Exception as error:
+        task, is_first = member.assignment, member.on_save_failure()
+        level = logging.ERROR if is_first else logging.WARNING
+        text = "task %s: its state could not be saved: %s"
+        log.log(level, text, task.task, exception_line(error), exc_info=is_first, extra=task_fields(task))
         return None

@@ -179,8 +179,11 @@ class PostProcessor:
         """Make a preview and send it with the task's progress."""
         self._pool.submit(self._preview, task, render, step, steps)
 
-    def checkpoint(self, task: Assignment, save: Callable[[], Checkpoint], steps: int) -> None:
-        """Send a checkpoint with the task's progress. Skipped while its previous one is still in the pool."""
+    def checkpoint(self, task: Assignment, save: Callable[[], Checkpoint | None], steps: int) -> None:
+        """Send a checkpoint with the task's progress. Skipped while its previous one is still in the pool.
+
+        `save` returns None where the state cannot be saved: the task only has to redo more steps if its worker dies.
+        """
         with self._lock:
             if task.task in self._saving:
                 return
@@ -204,7 +207,8 @@ class PostProcessor:
             log.exception("task %s: its result could not be made", task.task, extra=task_fields(task))
             result = TaskError("error", f"the result could not be made: {error}")
         with self._lock:  # one message, so that slot and capacity change together
-            self.finishing.pop(task.task, None)  # absent if it was assigned again and has finished
+            if self.finishing.get(task.task) == task.attempt:  # else it was assigned again
+                del self.finishing[task.task]
             self._send_with_capacity([self._end(task, result)])
 
     def _end(self, task: Assignment, result: TaskResult | TaskError) -> WorkerEnvelope:
@@ -236,18 +240,17 @@ class PostProcessor:
             return
         self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, steps, preview=True, frames=1), [image]))
 
-    def _checkpoint(self, task: Assignment, save: Callable[[], Checkpoint], steps: int) -> None:
+    def _checkpoint(self, task: Assignment, save: Callable[[], Checkpoint | None], steps: int) -> None:
         try:
             saved = save()
         except DeviceLost as error:
             self.lost = error
             return
-        except Exception:  # without it the task only has to redo more steps if its worker dies
-            log.exception("task %s: its state could not be saved", task.task, extra=task_fields(task))
-            return
         finally:
             with self._lock:
                 self._saving.discard(task.task)
+        if saved is None:
+            return
         size = sum(map(len, saved.frames))
         if not self.can_send(size):
             level = logging.DEBUG if self._has_logged_size else logging.WARNING

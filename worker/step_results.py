@@ -11,7 +11,7 @@ from wire.codec import WorkerEnvelope
 from wire.messages import Assignment, Chunk, Progress, Tokens
 from wire.text import TaskTokens
 from worker.batch_scheduler import BatchScheduler, Member, preview_steps
-from worker.engine import ResultChunk, StepEngine, TaskError
+from worker.engine import StepEngine, TaskError
 from worker.fault_isolation import render, save
 from worker.postprocessing import FinishedRow, PostProcessor, failure
 from worker.transport import Transport
@@ -66,7 +66,7 @@ class StepResults:
                 output = row.take_tokens()
                 if output is not None:
                     texts.append(TaskTokens(task.task, task.attempt, output))
-            elif self._makes_chunks and (chunks := row.take_chunks()) and not self._add_chunks(member, chunks, news):
+            elif self._makes_chunks and not self._add_chunks(member, news):
                 continue
             step = row.step
             if step >= row.steps:
@@ -98,15 +98,25 @@ class StepResults:
         if report and not is_preview:
             news.append(WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps)))
 
-    def _add_chunks(self, member: Member, chunks: Sequence[ResultChunk], news: list[WorkerEnvelope]) -> bool:
-        """Add these pieces of a result to `news`. False: the balancer accepts none so large, and the task has ended."""
-        task, size = member.assignment, max(len(frame) for _, _, frame in chunks)
+    def _add_chunks(self, member: Member, news: list[WorkerEnvelope]) -> bool:
+        """Add the new pieces of the result to `news`. False: it is too large for the balancer, and the task has ended.
+
+        A call that is not streamed collects its values, maybe without end.
+        """
+        task, chunks, size = member.assignment, member.row.take_chunks(), member.row.collected_bytes
         if self._post.can_send(size):
-            news += [WorkerEnvelope(Chunk(task.task, task.attempt, no, part), [frame]) for no, part, frame in chunks]
-            return True
-        self._scheduler.leave(member.assignment.task)
+            size = max((len(frame) for _, _, frame in chunks), default=0)
+            if self._post.can_send(size):
+                news += [
+                    WorkerEnvelope(Chunk(task.task, task.attempt, no, part), [frame]) for no, part, frame in chunks
+                ]
+                return True
+            text = f"a piece of the result is too large: it has {size} bytes"
+        else:
+            text = f"the result is too large: its values have about {size} bytes until now; ask for a stream of them"
+        self._scheduler.leave(task.task)
         self._engine.release(member.row)
-        self.fail(member.assignment, TaskError("error", f"a piece of the result is too large: it has {size} bytes"))
+        self.fail(task, TaskError("error", f"{text} (workers.max_result_bytes)"))
         return False
 
     def fail(self, assignment: Assignment, error: TaskError) -> None:

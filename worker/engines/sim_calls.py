@@ -45,6 +45,7 @@ class SimCallRow:
     step: int = 0
     steps: int = 1
     chunks: list[ResultChunk] = field(default_factory=list)
+    collected_bytes: int = 0
 
     def take_chunks(self) -> Sequence[ResultChunk]:
         """Remove and return the chunks of the last steps."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from configs.model_settings import Model
 from muster import Failed
+from scripts.harness.processes import wait_until
 from tests.support.user_engines import parsed
 from wire.codec import BalancerEnvelope, WorkerEnvelope
 from wire.inputs import CallInputs, Part
@@ -193,7 +196,50 @@ def test_large_chunk_fails_its_call_only() -> None:
             yield ["x" * item for item in items]
 
     found = serve(Words, assign(2000, 3, stream=True), *TURNS, max_result_bytes=1000).outcomes()
-    assert found == {"0": "a piece of the result is too large: it has 2002 bytes", "1": ["xxx"]}
+    assert found == {
+        "0": "a piece of the result is too large: it has 2002 bytes (workers.max_result_bytes)",
+        "1": ["xxx"],
+    }
+
+
+class Endless:
+    """Yields a text as often as its item says, and without end for a negative one."""
+
+    closed: ClassVar[list[int]] = []
+
+    def predict(self, item: int) -> Iterator[str]:
+        try:
+            for _ in itertools.count() if item < 0 else range(item):
+                yield "x" * 50
+        finally:
+            self.closed.append(item)
+
+
+class AsyncEndless:
+    """The same, which never gives its event loop a turn."""
+
+    closed: ClassVar[list[int]] = []
+
+    async def predict(self, item: int) -> AsyncIterator[str]:
+        try:
+            for _ in itertools.count() if item < 0 else range(item):
+                yield "x" * 50
+        finally:
+            self.closed.append(item)
+
+
+@pytest.mark.parametrize("engine", [Endless, AsyncEndless])
+def test_values_of_an_endless_generator_are_not_collected_for_ever(engine: Any) -> None:
+    found = serve(engine, assign(-1, 3, 100_000), *TURNS, max_result_bytes=1000).outcomes()
+    assert found["1"] == "x" * 150
+    for task in ("0", "2"):
+        assert re.fullmatch(r"the result is too large: its values have about \d+ bytes until now; .*", found[task])
+    wait_until(lambda: {-1, 100_000} <= set(engine.closed), "the generators are closed")
+
+
+def test_a_result_of_the_largest_size_is_sent() -> None:
+    """As JSON it has two more bytes."""
+    assert serve(Endless, assign(20), *TURNS, max_result_bytes=1002).outcomes() == {"0": "x" * 1000}
 
 
 def test_preempted_work_continues_elsewhere() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from wire.messages import Assignment
 from worker.batch_scheduler import Member
 from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, Row, TaskError
 from worker.engines.sim import SimEngine
-from worker.fault_isolation import admit, step
+from worker.fault_isolation import admit, save, step
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 
@@ -119,3 +119,34 @@ def test_what_was_prepared_with_an_unusable_checkpoint_is_not_used() -> None:
     [row] = admit(Recording(Model(engine="sim", sim=Sim(t0_s=0, t1_s=0, load_s=0))), [broken])
     assert not isinstance(row, TaskError | OutOfMemory)
     assert [(task.checkpoint is None, task.prepared) for task in admitted] == [(False, "with it"), (True, None)]
+
+
+class Unsaved(SimEngine):
+    """Its state cannot be saved: at once, or in the pool."""
+
+    def __init__(self, *, deferred: bool) -> None:
+        super().__init__(Model(engine="sim", sim=Sim(t0_s=0, t1_s=0, load_s=0)))
+        self._deferred = deferred
+
+    def save(self, row: Row) -> Callable[[], Checkpoint]:
+        def fail() -> Checkpoint:
+            raise RuntimeError(f"no state at step {row.step}")
+
+        if not self._deferred:
+            fail()
+        return fail
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_state_that_cannot_be_saved_has_one_traceback_per_task(
+    deferred: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Unsaved(deferred=deferred)
+    running = members(made, ["fine"] * 2)
+    for _ in range(3):
+        for member in running:
+            state = save(made, member)
+            assert state is None or state() is None
+        step(made, running)
+    assert [bool(record.exc_info) for record in caplog.records] == [True] * 2 + [False] * 4
+    assert caplog.messages[-1] == "task 1: its state could not be saved: RuntimeError: no state at step 3"

@@ -23,6 +23,7 @@ LEAD_S = 0.01
 class FakeRow:
     step: int
     steps: int
+    collected_bytes: int = 0
 
     def take_chunks(self) -> tuple[()]:
         return ()

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from scripts.harness.processes import wait_until
+from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.codec import WorkerEnvelope
 from wire.inputs import ImageInputs, Part
 from wire.messages import PROTOCOL, Assignment, Capacity, Failed, Finished, Hello, Progress, Started
@@ -163,11 +163,11 @@ def test_each_checkpoint_is_sent_unless_the_one_before_is_still_being_saved() ->
     balancer, gate, saves = Balancer(), threading.Event(), list[int]()
     task = Assignment("a", 1, INPUTS)
 
-    def save(step: int, size: int = 3) -> Checkpoint:
+    def save(step: int, size: int = 3) -> Checkpoint | None:
         saves.append(step)
         gate.wait(10.0)
         if step == 4:
-            raise RuntimeError("no state")
+            return None
         return Checkpoint(step, [bytes(size), b"x"])
 
     balancer.post.checkpoint(task, lambda: save(1), 20)
@@ -182,3 +182,24 @@ def test_each_checkpoint_is_sent_unless_the_one_before_is_still_being_saved() ->
     balancer.post.preview(task, partial(result, MAX_BYTES + 1), 0, 20)
     balancer.post.shutdown()
     assert (saves, balancer.take()) == ([1, 3, 4, 5], [])
+
+
+def test_an_earlier_attempt_does_not_end_the_later_one() -> None:
+    """A task that was assigned again while its result was being made."""
+    balancer, gates = Balancer(), {attempt: threading.Event() for attempt in (1, 2)}
+
+    def make(attempt: int) -> TaskResult:
+        gates[attempt].wait(PATIENCE_S)
+        return result()
+
+    balancer.post.offer(2)
+    for attempt in gates:
+        task = Assignment("a", attempt, INPUTS)
+        balancer.post.report((), [FinishedRow(task, partial(make, attempt), 20)])
+    gates[1].set()
+    wait_until(lambda: balancer.post.finished == 1, "the first result")
+    assert dict(balancer.post.finishing) == {"a": 2}
+    assert hello(balancer, slots=2) == ([("a", 2)], [], 3), "its place is not free yet"
+    gates[2].set()
+    balancer.post.shutdown()
+    assert not balancer.post.finishing

@@ -18,6 +18,8 @@ from worker.engines.user.streams import Emit
 
 log = logging.getLogger(__name__)
 
+#: Values that a call may be ahead of the steps that take them.
+_MAX_AHEAD = 1024
 #: A step waits so long for a result, then new calls may join.
 _STEP_S = 0.005
 _CLOSE_S = 5.0
@@ -174,8 +176,15 @@ class _Call:
         return values
 
     async def _read(self, values: AsyncIterator[Any]) -> None:
-        async for value in values:
-            if value is not None:
-                with self._lock:
-                    self._values.append(value)
-                self._has_news.set()
+        try:
+            async for value in values:
+                if value is not None:
+                    with self._lock:
+                        self._values.append(value)
+                    self._has_news.set()
+                    while len(self._values) >= _MAX_AHEAD:  # it may never wait for anything itself
+                        await asyncio.sleep(_STEP_S)
+        finally:
+            close = getattr(values, "aclose", None)
+            if close is not None:
+                await close()

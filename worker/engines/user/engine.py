@@ -33,6 +33,7 @@ from worker.engines.user.inputs import InputDecoder
 from worker.engines.user.interface import is_litserve
 from worker.engines.user.loading import explained_failure, load_class, make_instance, source_file
 from worker.engines.user.outputs import OutputEncoder
+from worker.engines.user.result_size import result_bytes
 from worker.engines.user.rows import CallRow
 from worker.engines.user.saved_state import SavedState, encode_state
 from worker.engines.user.setup import Program, make_program
@@ -230,7 +231,7 @@ class UserEngine:
     def _emit(self, row: CallRow, value: Any) -> None:
         """Send a value of a stream, or collect it. Raises `TaskError`."""
         if not row.is_streaming:
-            row.add_value(value)
+            row.add_value(value, result_bytes(value))
             return
         for part, frame in zip(*self._encoder.encode(value), strict=True):
             row.add_chunk(part, frame)

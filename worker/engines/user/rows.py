@@ -27,6 +27,8 @@ class CallRow:
     state: Any = None
     #: Number of chunks until now.
     chunk_count: int = 0
+    #: About the size of the values of a stream that are collected for the result.
+    collected_bytes: int = 0
     _values: list[Any] | None = None
     _chunks: list[ResultChunk] | None = None
 
@@ -50,8 +52,9 @@ class CallRow:
         self.step += 1
         self.steps = max(self.steps, self.step + 1)
 
-    def add_value(self, value: Any) -> None:
-        """Collect a value of a stream for the result."""
+    def add_value(self, value: Any, size: int) -> None:
+        """Collect a value of a stream, of about so many bytes, for the result."""
+        self.collected_bytes += size
         if self._values is None:
             self._values = []
         self._values.append(value)
