@@ -199,8 +199,8 @@ class MachineRecord(msgspec.Struct, frozen=True):
     """A machine that runs workers for the controller. Its devices have its name in front: `gpu-box/cuda:0`."""
 
     machine: Name
-    #: Seconds since the last report of its agent arrived.
-    last_report_age_s: float
+    #: Seconds since the last report of its agent arrived; None: none has since the server started.
+    last_report_age_s: float | None
     #: No report has arrived for `workers.lost_after_s`.
     silent: bool
     #: Why no worker is started there, such as its silence or another version; empty if it is used.

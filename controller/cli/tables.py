@@ -151,7 +151,7 @@ def _machines(report: ControllerReport) -> Table:
         _add_row(
             table,
             record.machine,
-            f"{format_duration(record.last_report_age_s, 1)} ago",
+            "none" if record.last_report_age_s is None else f"{format_duration(record.last_report_age_s, 1)} ago",
             *_device_sums(devices[record.machine]),
             _main_memory(record),
             ", ".join(record.models),

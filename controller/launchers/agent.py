@@ -29,6 +29,7 @@ from wire.agents import (
 )
 
 _REVOKED = "the key of its agent was revoked"
+_NOT_CONNECTED = "its agent has not connected since the server started"
 _MAX_TEXT = 1000
 #: Time in which an agent takes in new settings.
 _SETTINGS_WITHIN_S = 5.0
@@ -57,7 +58,9 @@ class AgentLauncher:
         self._exits: list[Exit] = []
         self._session = ""
         self._exits_received = 0
+        #: None before its first connection, and once its key is revoked.
         self._state: AgentState | None = None
+        self._is_revoked = False
         self._last_report_at = clock()
         self._is_silent = False
         #: When the present connection after an absence, or of another run of the agent, began.
@@ -138,16 +141,19 @@ class AgentLauncher:
     def update(self, state: AgentState | None, uptime_s: float, *, is_allowed: bool = True) -> None:
         """Take in the machine's state; None if it has not connected since the balancer started `uptime_s` ago.
 
-        A machine that stays away is kept as silent, unless its key was revoked.
+        A machine that stays away is kept, unless its key was revoked.
         """
         now = self._clock()
         if state is None:
+            if self._state is None:  # the key may just have been made
+                uptime_s = min(uptime_s, now - self._last_report_at)
             if uptime_s > self._lost_after_s:
+                self._is_revoked = not is_allowed
                 if not is_allowed:
                     self._state = None
                 self._lose(now)
             return
-        self._state = state
+        self._state, self._is_revoked = state, False
         self._last_report_at = now - state.silent_s
         if state.silent_s > self._lost_after_s or state.refused:
             self._lose(now)
@@ -245,8 +251,13 @@ class AgentLauncher:
     # ---- the planner's view
 
     def machine(self) -> Machine | None:
-        """Return the machine as its last report describes it; None before the first with the present settings."""
+        """Return the machine as its last report describes it; None before the first with the present settings.
+
+        One that stays away since this controller and the balancer have started has no report, and no devices.
+        """
         state = self._state
+        if state is None and self._is_silent and not self._is_revoked:
+            return Machine(self.name, (), frozenset(), None, refused_reason=_NOT_CONNECTED)
         if state is None or (state.report is None and not state.refused):
             return None
         report, hello = state.report or AgentReport(0, 0), state.hello
@@ -295,8 +306,10 @@ class AgentLauncher:
     @property
     def problem(self) -> str:
         """Why the machine is not used; empty if it is."""
-        if self._state is None:
+        if self._is_revoked:
             return _REVOKED
+        if self._state is None:
+            return _NOT_CONNECTED if self._is_silent else ""
         if self._state.refused:
             return self._state.refused
         silent_s = max(self._clock() - self._last_report_at, 0.0)

@@ -120,7 +120,7 @@ class MachinesLauncher:
     # ---- other machines
 
     def machines(self) -> list[Machine]:
-        """Return the machines with an agent that has reported, also silent ones, and the nodes of the cluster."""
+        """Return the machines with an agent that has reported or stays away, and the nodes of the cluster."""
         found = [machine for agent in self._agents.values() if (machine := agent.machine()) is not None]
         return found if self.cluster is None else [*found, *self.cluster.machines(time.monotonic())]
 
@@ -132,7 +132,7 @@ class MachinesLauncher:
         states = await balancer.call(AGENTS, AgentExchange(orders))
         if states is None:
             return
-        for name in states.machines.keys() - self._agents.keys():
+        for name in (states.machines.keys() | states.allowed) - self._agents.keys():
             agent = AgentLauncher(
                 name, epoch=self._epoch, lost_after_s=self._settings.workers.lost_after_s, clock=time.monotonic
             )

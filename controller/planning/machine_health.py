@@ -92,7 +92,7 @@ class MachineHealth:
         found = self._crashes.quarantined(now) if self._crashes.failures else {}
         for machine in self.reported:
             name, record = machine.name, self._records.get(machine.name, SilenceRecord())
-            if machine.silent:
+            if machine.silent and machine.last_report_at is not None:
                 found[name] = f"{name} has sent nothing for {max(now - machine.last_report_at, 0.0):.0f} s"
             elif machine.refused_reason:
                 found[name] = machine.refused_reason

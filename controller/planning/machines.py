@@ -18,8 +18,8 @@ _OWN = ""
 class Machine:
     """A machine at one moment: the last report of its agent, and when it arrived. The planner reads it at each tick.
 
-    The controller's own machine has no agent and is not listed. A machine that was never connected is not listed
-    either. One that has fallen silent stays listed with its last report, because it may return with its workers.
+    The controller's own machine has no agent and is not listed. One that has fallen silent stays listed with its last
+    report, because it may return with its workers. One that has a key and has not connected is listed without devices.
     Device names carry the machine's name, as in `gpu-box/cuda:0`. Times are seconds on the controller's clock.
     """
 
@@ -27,8 +27,8 @@ class Machine:
     devices: Sequence[Device]
     #: Models whose weights are at hand, by the names of the configuration.
     models: frozenset[str]
-    #: When its last report arrived.
-    last_report_at: float
+    #: When its last report arrived; None before the first.
+    last_report_at: float | None
     #: The agent has sent nothing for `workers.lost_after_s`: no worker is planned there, and its workers count as lost.
     silent: bool = False
     #: Why no worker may start there, such as another version or configuration; empty if it is used.

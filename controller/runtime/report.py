@@ -169,7 +169,7 @@ def _machines(state: ReportInput) -> list[MachineRecord]:
     return [
         MachineRecord(
             machine=machine.name,
-            last_report_age_s=max(state.now - machine.last_report_at, 0.0),
+            last_report_age_s=None if machine.last_report_at is None else max(state.now - machine.last_report_at, 0.0),
             silent=machine.silent,
             unused_reason=clip(faults.get(machine.name, ""), MAX_TEXT),
             models=tuple(sorted(machine.models & state.autoscaler.models.keys())),

@@ -133,9 +133,11 @@ def _worker(stats: WorkerStats) -> Row:
 
 def _machine(record: MachineRecord, report: ControllerReport) -> Row:
     # The time of each report would be a change each second.
-    is_late = record.silent or record.last_report_age_s >= _LATE_REPORT_S
+    age_s = record.last_report_age_s
+    is_late = age_s is not None and (record.silent or age_s >= _LATE_REPORT_S)
     return {
-        "last_report": round(report.time - record.last_report_age_s) if is_late else None,
+        "has_reported": age_s is not None,
+        "last_report": round(report.time - age_s) if is_late and age_s is not None else None,
         "unused_reason": record.unused_reason,
         "models": list(record.models),
         "unusable_models": record.unusable_models,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from configs.paths import log_dir
 from controller.launchers.local import BALANCER
+from loadbalancer.access import keys_cli
 from scripts.harness.agents import AgentMachine, agent_process
 from scripts.harness.balancer import sim
 from scripts.harness.instance import Instance
@@ -242,6 +244,33 @@ def test_machine_that_was_suspended_keeps_its_workers(tmp_path: Path) -> None:
             parts.until({"box": EACH})
             assert {worker.pid for worker in box.workers()} == before
             assert "are drained" not in box.log()
+    finally:
+        parts.head.end()
+
+
+def test_machine_that_stays_away_over_a_restart_is_listed_until_its_key_is_revoked(tmp_path: Path) -> None:
+    parts = Cluster(tmp_path, workers=EACH)
+
+    def listed() -> dict[str, Any]:
+        """Return the machines that the controller lists, as soon as it has started."""
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{parts.head.url}/internal/controller", headers=parts.head.admin, timeout=PATIENCE_S)
+            return {each["machine"]: each for each in answer.json()["machines"]} if answer.is_success else {}
+        return {}
+
+    try:
+        with agent_process(tmp_path / "box", "box", parts.head.folder, f"tcp://127.0.0.1:{parts.port}"):
+            parts.until({"box": EACH})
+        parts.head.end()
+        parts.head.start()
+        parts.head.until(lambda: "box" in listed(), "the machine that is away")
+        box = listed()["box"]
+        assert (box["last_report_age_s"], box["silent"]) == (None, False)
+        assert box["unused_reason"] == "its agent has not connected since the server started"
+        metrics = httpx.get(f"{parts.head.url}/metrics", headers=parts.head.admin, timeout=PATIENCE_S).text
+        assert 'muster_machine_unused{machine="box"} 1.0' in metrics
+        assert keys_cli.main(["--data-dir", str(parts.head.folder), "revoke-worker", "box"]) == 0
+        parts.head.until(lambda: "box" not in listed(), "the machine is forgotten")
     finally:
         parts.head.end()
 

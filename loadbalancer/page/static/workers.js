@@ -77,7 +77,7 @@ function Machines({ machines, devices }) {
         const own = devices.filter(([device]) => machineOf(device) === name).map(([, each]) => each);
         const refused = Object.entries(row.unusable_models ?? {}).map(([model, reason]) => `${model}: ${reason}`);
         return html`<tr key=${name}><th scope="row">${name || "this server"}</th>
-          <td>${row.last_report ? moment(row.last_report) : "now"}</td><td class="num">${own.length}</td>
+          <td>${row.has_reported === false ? "none" : row.last_report ? moment(row.last_report) : "now"}</td><td class="num">${own.length}</td>
           <td class="num">${own.filter(({ workers }) => workers.length > 0).length}</td>
           <td class="num">${bytes(own.reduce((sum, { memory_bytes: size }) => sum + (size ?? 0), 0))}</td>
           <td class="num">${row.memory_bytes ? `${bytes(row.available_bytes)} of ${bytes(row.memory_bytes)} free` : "–"}</td>

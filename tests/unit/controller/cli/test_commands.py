@@ -106,12 +106,14 @@ def test_status_shows_machines() -> None:
     devices = [DeviceRecord(f"box/cuda:{n}", "H100", ("m-1",) * (n == 0), 80 << 30) for n in range(2)]
     box = MachineRecord("box", 2.0, False, "", ("m",), {"n": "no interpreter"}, 512 << 30, 500 << 30)
     far = MachineRecord("far", 75.0, True, "far has sent nothing for 75 s")
-    report = ControllerReport(1000.0, 60.0, (), (), tuple(devices), None, 0, (), 9, machines=(box, far))
+    away = MachineRecord("away", None, False, "not connected")
+    report = ControllerReport(1000.0, 60.0, (), (), tuple(devices), None, 0, (), 9, machines=(box, far, away))
     text = rendered(ServerStatus("http://here:1", SNAPSHOT, report, []))
     rows = [line.split() for line in text.splitlines()]
     assert ["(this", "server)", "0", "0"] in rows
     own = "box 2 s ago 2 1 160 GiB 500 GiB of 512 GiB m n cannot run there: no interpreter"
     assert own.split() in rows
+    assert ["away", "none", "0", "0", "not", "connected"] in rows
     assert ["far", "1", "min", "ago", "0", "0", "far", "has", "sent", "nothing", "for", "75", "s"] in rows
     without = rendered(ServerStatus("http://here:1", SNAPSHOT, msgspec.structs.replace(report, machines=()), []))
     assert "Machines" not in without

@@ -263,6 +263,31 @@ def test_machine_that_a_new_balancer_does_not_know_stays_until_its_key_is_revoke
     assert not pair.launcher.problem
 
 
+def test_machine_that_stays_away_since_the_start_is_listed_until_its_key_is_revoked() -> None:
+    pair = Pair()
+    pair.launcher.update(None, 60.0)
+    assert (pair.launcher.machine(), pair.launcher.problem) == (None, ""), "the key may just have been made"
+    pair.now += LOST_AFTER_S + 1
+    pair.launcher.update(None, LOST_AFTER_S - 1)
+    assert pair.launcher.machine() is None, "the balancer has just started"
+    pair.launcher.update(None, 60.0)
+    machine, away = pair.launcher.machine(), "its agent has not connected since the server started"
+    assert machine is not None
+    assert (machine.devices, machine.last_report_at, machine.silent) == ((), None, False)
+    assert machine.refused_reason == pair.launcher.problem == away
+    assert pair.launcher.orders() is None
+    pair.launcher.update(None, 60.0, is_allowed=False)
+    assert (pair.launcher.machine(), pair.launcher.problem) == (None, "the key of its agent was revoked")
+    pair.launcher.update(None, 60.0)
+    assert pair.launcher.machine() == machine, "it has a key again"
+    for _ in range(2):
+        pair.exchange()
+        assert not pair.launcher.problem
+    machine = pair.launcher.machine()
+    assert machine is not None
+    assert machine.devices
+
+
 def test_texts_of_an_agent_reach_no_terminal_as_they_are(pair: Pair) -> None:
     pair.launcher.start("box:w", "m", "box/sim:0")
     pair.exchange()

@@ -71,12 +71,14 @@ def report(*machines: MachineRecord) -> ControllerReport:
 
 
 @pytest.mark.parametrize(
-    ("age_s", "silent", "last_report"), [(0.4, False, None), (4.9, False, None), (7.0, False, 993), (2.0, True, 998)]
+    ("age_s", "silent", "last_report"),
+    [(0.4, False, None), (4.9, False, None), (7.0, False, 993), (2.0, True, 998), (None, False, None)],
 )
-def test_time_of_a_report_is_shown_if_it_is_late(age_s: float, silent: bool, last_report: int | None) -> None:
+def test_time_of_a_report_is_shown_if_it_is_late(age_s: float | None, silent: bool, last_report: int | None) -> None:
     box = MachineRecord("box", age_s, silent, "", ("m",), {}, 8 << 30, (3 << 30) + 5)
     state = live_state(snapshot(), report(box))
     assert state["machines"]["box"] == {
+        "has_reported": age_s is not None,
         "last_report": last_report,
         "unused_reason": "",
         "models": ["m"],

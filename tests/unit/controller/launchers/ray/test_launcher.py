@@ -248,6 +248,7 @@ def test_ray_names_the_gpu(cluster: Cluster) -> None:
 
 def test_silent_cluster_has_silent_nodes(cluster: Cluster) -> None:
     cluster.join()
-    [machine] = cluster.launcher.machines(cluster.launcher.machines(0.0)[0].last_report_at + 9.0)
-    assert not machine.silent
-    assert cluster.launcher.machines(machine.last_report_at + 11.0)[0].silent
+    reported_at = cluster.launcher.machines(0.0)[0].last_report_at
+    assert reported_at is not None
+    assert not cluster.launcher.machines(reported_at + 9.0)[0].silent
+    assert cluster.launcher.machines(reported_at + 11.0)[0].silent
