@@ -186,7 +186,7 @@ def test_valid_image_ends_a_row_of_invalid_ones() -> None:
 
 
 def test_log_lines_about_invalid_results_are_bounded() -> None:
-    core = new_scheduler(Queue(max_tasks=100, max_attempts=1000))
+    core = new_scheduler(Queue(max_tasks=100, max_attempts=100))
     connect(core, "w", 1)
     submit(core)
     lines = []
