@@ -17,6 +17,7 @@ from loadbalancer.scheduling.events import (
     Event,
     LogLine,
     NotifyListener,
+    ProcessSuspended,
     ProxyFinished,
     RecordTask,
     RequestProxied,
@@ -320,6 +321,7 @@ class SchedulerService:
         self._was_suspended = late_s > _SUSPENDED_S and not self._was_suspended
         if self._was_suspended:  # messages that came while this process was stopped count before workers time out
             log.warning("the balancer was suspended for %.1f s", late_s)
+            self._handle(ProcessSuspended(late_s))
             self._socket.drain()
         else:
             try:

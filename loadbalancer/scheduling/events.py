@@ -46,6 +46,12 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
+class ProcessSuspended(msgspec.Struct, frozen=True):
+    """The balancer did not run for so many seconds, and heard no worker."""
+
+    pause_s: float
+
+
 class RequestProxied(msgspec.Struct, frozen=True):
     """Another server is asked for `count` tasks of this model in `steps` steps each."""
 
@@ -62,7 +68,16 @@ class ProxyFinished(msgspec.Struct, frozen=True):
     count: int
 
 
-Event = TasksSubmitted | TasksCancelled | MessageReceived | WorkerLost | Tick | RequestProxied | ProxyFinished
+Event = (
+    TasksSubmitted
+    | TasksCancelled
+    | MessageReceived
+    | WorkerLost
+    | Tick
+    | ProcessSuspended
+    | RequestProxied
+    | ProxyFinished
+)
 
 
 # ---- effects

@@ -19,6 +19,7 @@ from loadbalancer.scheduling.events import (
     Event,
     LogLine,
     MessageReceived,
+    ProcessSuspended,
     ProxyFinished,
     RequestProxied,
     SendMessage,
@@ -113,6 +114,8 @@ class Scheduler:
                 return self._on_worker_lost(worker, reason, now)
             case Tick():
                 return self._on_tick(now)
+            case ProcessSuspended(pause_s):
+                self.registry.on_pause(pause_s, now)
             case RequestProxied(model, shape, steps, count):
                 work_s = self.costs[model].work_s(shape, steps)
                 self.statistics[model].on_proxied(shape, steps, count, now, work_s)

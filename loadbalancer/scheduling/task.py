@@ -22,6 +22,8 @@ from wire.text import TokenOutput, pack_tokens
 _ISOLATED_AFTER_CRASHES = 2
 #: Deaths of workers before they told of a start that are taken for chance. A task can also kill its worker at once.
 _CHANCE_CRASHES = 2
+#: Losses of workers which have returned that do not count for a task.
+_MAX_EXCUSED_CRASHES = 3
 #: A generation that is longer than expected is expected to take this part of its length more: 1 / 4.
 _LONGER = 4
 #: Bounds the memory of a task that is preempted again and again.
@@ -60,6 +62,8 @@ class Task:
     may_be_running: bool = False
     #: Number of workers that died while they ran this task.
     crashes: int = 0
+    #: Number of those that have returned since, and do not count.
+    excused_crashes: int = 0
     #: Number of workers that died with it before they told that they ran anything.
     unstarted_crashes: int = 0
     worker: str | None = None
@@ -232,6 +236,15 @@ class Task:
         """Note that a worker died while it ran this task."""
         self.crashes += 1
         self.isolated = self.crashes >= _ISOLATED_AFTER_CRASHES
+
+    def on_worker_return(self) -> None:
+        """Note that a worker that was taken for dead has returned. It stays isolated where it is.
+
+        A task can also hang its worker for a while, so that only a few such losses do not count.
+        """
+        if self.crashes and self.excused_crashes < _MAX_EXCUSED_CRASHES:
+            self.crashes -= 1
+            self.excused_crashes += 1
 
     def roll_back(self) -> int:
         """Return to the checkpoint; return the number of steps to repeat."""

@@ -16,6 +16,7 @@ from loadbalancer.scheduling.admission_control import AdmissionControl
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.estimates import expect_text, prompt_steps
 from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
+from loadbalancer.scheduling.lost_workers import LostWorkers
 from loadbalancer.scheduling.model_statistics import ModelStatistics, MoveCause
 from loadbalancer.scheduling.owner_usage import OwnerStatistics
 from loadbalancer.scheduling.preemption import Relocation
@@ -61,6 +62,7 @@ class TaskStore:
             for model, costs in self.costs.items()
         }
         self._config = config
+        self._lost = LostWorkers()
         self._admission = AdmissionControl(config)
         #: Deadline and id of the tasks, as a heap. Entries of ended tasks are skipped.
         self._deadlines: list[tuple[float, str]] = []
@@ -112,6 +114,9 @@ class TaskStore:
 
         The effects end streams that it has lost.
         """
+        for name in self._lost.on_return(worker.hello):
+            if (suspect := self.tasks.get(name)) is not None:
+                suspect.on_worker_return()
         effects: list[Effect] = []
         before, running = dict(previous.assigned) if previous else {}, dict(worker.hello.running)
         for task_id in before:
@@ -262,14 +267,18 @@ class TaskStore:
         effects: list[Effect] = []
         held = running_tasks(worker, self.tasks)
         none_runs = all(task.state is not TaskState.RUNNING for task in held)
+        suspects = []
         for task in held:
             if blame and (task.state is TaskState.RUNNING or (none_runs and worker.ahead > 0)):
                 task.on_crash()
+                suspects.append(task.id)
             elif blame and none_runs:
                 task.on_unstarted_crash()
             died = "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
             failure = f"{died} ran this task; the last: {reason}"
             effects += self._retry(task, "worker_lost", f"{worker.id} is lost: {reason}", failure, now)
+        if worker.id not in self.registry.workers:  # a stuck one is still connected
+            self._lost.add(worker.hello, suspects)
         return effects
 
     def on_invalid_result(self, task: Task, reason: str, now: float) -> list[Effect]:

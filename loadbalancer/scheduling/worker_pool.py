@@ -121,6 +121,12 @@ class Worker:
             self.progress_at = now
         self.assigned[task] = attempt
 
+    def on_pause(self, pause_s: float, now: float) -> None:
+        """Leave out time in which it was not heard."""
+        self.last_message_at = min(self.last_message_at + pause_s, now)
+        if self.progress_at >= self.stuck_at:  # else the pause would look like progress
+            self.progress_at = min(self.progress_at + pause_s, now)
+
     def mark_stuck(self, now: float) -> None:
         self.stuck_at = now
 

@@ -79,6 +79,11 @@ class WorkerRegistry:
         for worker in self.workers.values():
             self._offer(worker)
 
+    def on_pause(self, pause_s: float, now: float) -> None:
+        """Leave out time in which this process heard no worker: it is neither silence nor a step that takes long."""
+        for worker in self.workers.values():
+            worker.on_pause(pause_s, now)
+
     # ---- questions
 
     def serving(self, model: str) -> list[Worker]:

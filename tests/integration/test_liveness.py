@@ -75,9 +75,11 @@ def test_suspended_balancer_does_not_lose_workers(tmp_path: Path) -> None:
             for _ in range(4)
         ]
         wait_until(lambda: sum(worker.running for worker in server.snapshot().workers) == 4, "running tasks")
-        server.balancer.send_signal(signal.SIGSTOP)
-        time.sleep(6.0)  # longer than `lost_after_s`; a stopped process can be asked nothing
-        server.balancer.send_signal(signal.SIGCONT)
+        with server.stopped():  # the whole container stands still, and workers continue after the balancer
+            server.balancer.send_signal(signal.SIGSTOP)
+            time.sleep(6.0)  # longer than `lost_after_s`; a stopped process can be asked nothing
+            server.balancer.send_signal(signal.SIGCONT)
+            wait_until(lambda: "the balancer was suspended for" in server.log("loadbalancer"), "the log line")
+            time.sleep(1.0)  # some ticks
         assert [answer.result().status_code for answer in sent] == [200] * 4
-        wait_until(lambda: "the balancer was suspended for" in server.log("loadbalancer"), "the log line")
         assert "lost (silent" not in server.log("loadbalancer")
