@@ -221,10 +221,10 @@ class Database:
         # With secure_delete, prompts and images that are deleted are not left behind in free pages.
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             db.execute(f"PRAGMA {pragma}")
+        migrate(db)  # before the limit: without it, what is in a full file could neither be read nor deleted
         if self._max_file_bytes is not None:
             (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
             db.execute(f"PRAGMA max_page_count = {self._max_file_bytes // page_bytes}")
-        migrate(db)
 
     def _on_error(self, error: Exception) -> StorageUnavailable:
         unavailable, now = StorageUnavailable(error), time.monotonic()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from pathlib import Path
 
+import pytest
+
+from loadbalancer.storage.database import Database
 from loadbalancer.storage.migrations import MIGRATIONS, migrate
+from loadbalancer.storage.records import RetentionLimits
 from loadbalancer.storage.repository import Repository
 from loadbalancer.storage.result_table import ROW_BYTES
 
@@ -34,3 +39,27 @@ def test_bytes_of_an_earlier_file_are_counted_by_owner() -> None:
             ("results", "a", 3),
             ("results", "c", ROW_BYTES + 2),
         ]
+
+
+async def test_a_full_file_of_an_earlier_program_is_read(tmp_path: Path) -> None:
+    """What a migration adds may exceed the limit of the file: else nothing could be read or deleted any more."""
+    file, pages = tmp_path / "jobs.sqlite3", 300
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as db:
+        for pragma in ("auto_vacuum = 2", "journal_mode = MEMORY", "synchronous = OFF"):
+            db.execute(f"PRAGMA {pragma}")
+        for number, script in enumerate(MIGRATIONS[:6], 1):
+            db.executescript(f"{script} PRAGMA user_version = {number};")
+        db.execute(f"PRAGMA max_page_count = {pages}")
+        row = "INSERT INTO keys (owner, key, digest, made, body, bytes) VALUES ('a', ?, x'01', ?, x'', 1)"
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            db.executemany(row, ((f"k{number}", number + 0.5) for number in range(100_000)))
+        (count,) = db.execute("SELECT count(*) FROM keys").fetchone()
+    database = Database(file, max_file_bytes=pages * 4096)
+    try:
+        assert await database.do(lambda repository: repository.size()) == count
+        limits = RetentionLimits(count, 1 << 40, 1 << 40)
+        while await database.do(lambda repository: repository.sweep(limits)):
+            pass
+        assert await database.do(lambda repository: repository.size()) == 0
+    finally:
+        await database.close()
