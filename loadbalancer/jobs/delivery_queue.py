@@ -17,7 +17,8 @@ class DeliveryQueue:
 
     def __init__(self, max_concurrent: int) -> None:
         """An owner without deliveries under way is served even if others fill `max_concurrent`."""
-        self._pending: list[PendingDelivery] = []
+        #: By owner, those that are due first in front.
+        self._pending: dict[str, list[PendingDelivery]] = {}
         self._running: dict[str, PendingDelivery] = {}
         self._of_host: Counter[tuple[str, str]] = Counter()
         self._quota = OwnerQuota(max_concurrent)
@@ -26,18 +27,35 @@ class DeliveryQueue:
         return len(self._running)
 
     def __repr__(self) -> str:
-        return f"<DeliveryQueue {len(self)} under way to {len(self._of_host)} hosts, {len(self._pending)} due>"
+        due = sum(map(len, self._pending.values()))
+        return f"<DeliveryQueue {len(self)} under way to {len(self._of_host)} hosts, {due} due>"
 
     def replace_pending(self, due: Iterable[PendingDelivery]) -> None:
         """Replace the due deliveries; those under way are left out."""
-        self._pending = [delivery for delivery in due if delivery.job not in self._running]
+        self._pending = {}
+        for delivery in due:
+            if delivery.job not in self._running:
+                self._pending.setdefault(delivery.owner, []).append(delivery)
 
     def start_next(self) -> PendingDelivery | None:
         """Start a delivery of the owner with the fewest under way; return None if none may start."""
-        startable = [index for index, delivery in enumerate(self._pending) if self._may_start(delivery)]
-        if not startable:
-            return None
-        chosen = self._pending.pop(min(startable, key=lambda index: self._quota.held(self._pending[index].owner)))
+        for owner in sorted(self._pending, key=self._quota.held):
+            if self._quota.room(owner) > 0 and (chosen := self._take(owner)) is not None:
+                return self._start(chosen)
+        return None
+
+    def _take(self, owner: str) -> PendingDelivery | None:
+        """Remove and return the owner's first delivery to a host that takes one more; None if there is none."""
+        waiting = self._pending[owner]
+        for index, delivery in enumerate(waiting):
+            if self._of_host[owner, delivery.host] < MAX_PER_HOST:
+                del waiting[index]
+                if not waiting:
+                    del self._pending[owner]
+                return delivery
+        return None
+
+    def _start(self, chosen: PendingDelivery) -> PendingDelivery:
         self._running[chosen.job] = chosen
         self._of_host[chosen.owner, chosen.host] += 1
         self._quota.add(chosen.owner, 1)
@@ -51,7 +69,3 @@ class DeliveryQueue:
         if not self._of_host[place]:  # clients name as many hosts as they like
             del self._of_host[place]
         self._quota.remove(delivery.owner, 1)
-
-    def _may_start(self, delivery: PendingDelivery) -> bool:
-        in_use = self._of_host[delivery.owner, delivery.host]
-        return in_use < MAX_PER_HOST and self._quota.room(delivery.owner) > 0

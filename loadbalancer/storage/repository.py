@@ -50,8 +50,8 @@ _UNREADABLE = Failure(
 )
 #: Bytes of specs in a page of jobs, beyond which it ends early: all storage waits while it is read.
 _PAGE_BYTES = 1 << 18
-#: Limit of rows that one step of a sweep deletes.
-SWEEP_ROWS = 200
+#: Limit of rows that one step of a sweep deletes. All other work waits for a step; more rows gain no speed.
+SWEEP_ROWS = 50
 #: Limit of pages that one sweep returns to the file system: a long sweep would delay writes.
 _TRIM_PAGES = 1024
 

@@ -51,3 +51,11 @@ def test_one_slow_host_leaves_room_for_the_others_of_its_owner() -> None:
     slow = [PendingDelivery(f"slow{number}", 0, "a", "host") for number in range(64)]
     queue.replace_pending([*slow, PendingDelivery("good", 0, "a", "other")])
     assert [each.job for each in start_all(queue)].count("good") == 1
+
+
+def test_owners_take_turns_and_each_begins_with_what_is_due_first() -> None:
+    queue = DeliveryQueue(6)
+    places = [("a", "x")] * 6 + [("a", "y"), ("b", "x"), ("b", "x")]
+    queue.replace_pending(deliveries(places))
+    assert [each.job for each in start_all(queue)] == ["job0", "job7", "job1", "job8", "job2", "job3"]
+    assert repr(queue) == "<DeliveryQueue 6 under way to 2 hosts, 3 due>"
