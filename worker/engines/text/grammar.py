@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ _LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
+#: A forced part of a text is one that nothing else can stand in the place of. llguidance turns it into tokens by the
+#: tokenizer and allows these alone.
+_FORCING, _NOT_FORCING = "%llguidance {}\n", '%llguidance {"no_forcing": true}\n'
 
 
 class Grammars:
@@ -43,18 +46,26 @@ class Grammars:
         return self._special.get(text)
 
     def compile(self, lark: str, *, is_free: bool) -> Grammar:
-        """Return the grammar of one text, at its begin. Raises `ValueError` for a grammar with an error."""
-        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=_LIMITS)
+        """Return the grammar of one text, at its begin. `lark`: its rules. Raises `ValueError` for an error in them."""
+        matcher = self._matcher(_FORCING + lark)
         if matcher.is_error():
             raise ValueError(matcher.get_error())
-        return Grammar(matcher, is_free=is_free)
+        special = frozenset(self._special.values())
+        return Grammar(matcher, special, lambda: self._matcher(_NOT_FORCING + lark), is_free=is_free)
+
+    def _matcher(self, lark: str) -> LLMatcher:
+        return LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=_LIMITS)
 
 
 class Grammar:
     """What one text must match, and where in it the text is."""
 
-    def __init__(self, matcher: LLMatcher, *, is_free: bool) -> None:
-        self._matcher = matcher
+    def __init__(
+        self, matcher: LLMatcher, special: Collection[int], make_unforced: Callable[[], LLMatcher], *, is_free: bool
+    ) -> None:
+        """`special`: tokens that no text matches. `make_unforced` makes a matcher of the same grammar, at its begin."""
+        self._matcher, self._special, self._make_unforced = matcher, special, make_unforced
+        self._tokens: list[int] = []
         #: True for a free text whose tool calls must match.
         self.is_free = is_free
 
@@ -70,6 +81,12 @@ class Grammar:
         have room for more tokens than the tokenizer has.
         """
         allowed = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
+        only = _only_token(allowed)
+        if only in self._special and not self._matcher.validate_tokens([only]):
+            # The text has to contain the text of this token, as one of an enum may, and its tokenizer knows only one.
+            self._matcher = self._make_unforced()
+            self._matcher.consume_tokens(self._tokens)
+            allowed = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
         if self._matcher.is_error():
             raise RuntimeError(f"the grammar became too complex: {self._matcher.get_error()}")
         words = np.asarray(bitmask[row])
@@ -81,3 +98,13 @@ class Grammar:
         if not self._matcher.consume_token(token):
             problem = self._matcher.get_error().splitlines() or ["unknown"]
             raise TaskError("error", f"the text left its grammar: {problem[0]}")
+        self._tokens.append(token)
+
+
+def _only_token(bitmask: Any) -> int:
+    """Return the one token that is allowed; -1 if there are others, or none."""
+    words: Sequence[int] = np.flatnonzero(bitmask).tolist()
+    if len(words) != 1:
+        return -1
+    word = int(bitmask[words[0]]) & 0xFFFFFFFF
+    return -1 if word & (word - 1) else 32 * words[0] + word.bit_length() - 1

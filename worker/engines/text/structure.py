@@ -66,7 +66,7 @@ def text_grammar(inputs: TextInputs, prompt: TextPrompt, form: TextFormat, *, op
     start = ["start: answer"]
     if form.reasoning is not None and (opens_reasoning or _may_reason(prompt)):
         start = ["start: reasoning answer", *_reasoning_rules(form, form.reasoning, is_open=opens_reasoning)]
-    return "\n".join(["%llguidance {}", *start, f"answer: {' | '.join(answers)}", *rules, *_TERMINALS])
+    return "\n".join([*start, f"answer: {' | '.join(answers)}", *rules, *_TERMINALS])
 
 
 def _may_reason(prompt: TextPrompt) -> bool:

@@ -99,3 +99,39 @@ def test_structured_texts_move_without_a_change(engine: Any) -> None:
     driver.run()
     assert driver.tokens(1) == tokens[len(tokens) // 2 :]
     assert tokenizer().decode(tokens)
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"const": "<think>"}, ["<think>"]),
+        ({"enum": ["a<|im_start|>b", "</tool_call>"]}, ["a<|im_start|>b", "</tool_call>"]),
+        ({"type": "string", "pattern": "^<[|]im_(end)[|]>$"}, ["<|im_end|>"]),
+        (
+            {
+                "type": "object",
+                "properties": {"<think>": {"const": 1}},
+                "required": ["<think>"],
+                "additionalProperties": False,
+            },
+            [{"<think>": 1}],
+        ),
+    ],
+)
+def test_json_with_the_text_of_control_tokens(engine: Any, schema: dict[str, Any], expected: list[Any]) -> None:
+    """The text is spelled: no control token stands for it. One that moves within it goes on."""
+    prompt = ChatPrompt([{"role": "user", "content": "Hi"}], template_arguments={"enable_thinking": False})
+    for seed in range(3):
+        inputs = TextInputs(Sampling(seed, temperature=1.0), _TOKENS, json_schema=json.dumps(schema))
+        done: list[int] = []
+        while True:
+            checkpoint = Checkpoint(len(done), [pack_tokens(done)]) if done else None
+            driver = TextDriver(engine)
+            driver.admit(0, EngineRequest(inputs, [encode_prompt(prompt)], checkpoint))
+            driver.step()
+            assert not driver.errors, (driver.errors, done)
+            done += driver.tokens(0)
+            if driver.outputs[0] and driver.outputs[0][-1].finish:
+                break
+            driver.release(0)
+        assert json.loads(tokenizer().decode(done)) in expected
