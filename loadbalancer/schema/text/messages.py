@@ -82,11 +82,11 @@ def _template_message(message: ChatMessage, place: str) -> dict[str, Any]:
                 f"Unsupported parameter: '{place}.{name}'.", param=f"{place}.{name}", code="unsupported_parameter"
             )
     found: dict[str, Any] = {"role": message.role}
-    if message.content is None and not message.tool_calls and not message.refusal:
+    reasoning = message.reasoning_content or message.reasoning
+    if message.content is None and not (message.tool_calls or message.refusal or reasoning):
         name = f"{place}.content"
         raise InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
     found["content"] = _text(message.content, f"{place}.content") or message.refusal or ""
-    reasoning = message.reasoning_content or message.reasoning
     if reasoning:
         found["reasoning_content"] = reasoning
     if message.name is not None:

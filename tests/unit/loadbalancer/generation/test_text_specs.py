@@ -155,6 +155,27 @@ def test_messages_are_for_a_chat_template() -> None:
     assert spec.output == OutputFormat(reasoning=True)
 
 
+@pytest.mark.parametrize(
+    ("message", "is_taken"),
+    [
+        ({"content": None, "reasoning_content": "hm", "reasoning": "hm"}, True),
+        ({"content": None, "reasoning": "hm"}, True),
+        ({"content": None, "refusal": "no"}, True),
+        ({"content": ""}, True),
+        ({"content": None, "reasoning_content": ""}, False),
+        ({}, False),
+    ],
+)
+def test_answer_that_was_cut_within_its_reasoning_is_a_message(message: dict[str, Any], is_taken: bool) -> None:
+    """Clients send back the message that they got, which has no content then."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", **message}, {"role": "user", "content": "b"}]
+    if is_taken:
+        resolve(CHAT_PATH, messages=messages)
+    else:
+        with pytest.raises(InvalidRequest, match=r"'messages\[1\].content'"):
+            resolve(CHAT_PATH, messages=messages)
+
+
 @pytest.mark.parametrize(("given", "expected"), [(None, True), (True, True), (False, False)])
 def test_one_call_at_a_time_can_be_asked_for(given: bool | None, expected: bool) -> None:
     spec = resolve(CHAT_PATH, messages=MESSAGES, continue_final_message=True, parallel_tool_calls=given)
