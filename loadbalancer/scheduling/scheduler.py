@@ -30,7 +30,7 @@ from loadbalancer.scheduling.events import (
 )
 from loadbalancer.scheduling.preemption import move_unstarted, preemptions, rebalancing
 from loadbalancer.scheduling.snapshot import snapshot
-from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate
+from loadbalancer.scheduling.task import Checkpoint, OutputMissing, Task, TaskEstimate
 from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.task_store import TaskStore
 from loadbalancer.scheduling.worker_admission import MAX_INVALID_RESULTS, WorkerAdmission
@@ -306,6 +306,9 @@ class Scheduler:
             chunk = self.store.report_chunk(task, message.index, message.part, frames[0], repeatable=repeatable)
         except ValueError as error:
             cancel = SendMessage(worker.id, Cancel([task.id]))
+            if isinstance(error, OutputMissing):  # not the worker's fault
+                self.counters["missing_outputs"] += 1
+                return [*effects, cancel, *self.store.on_invalid_result(task, str(error), now)]
             return [*effects, cancel, *self._on_invalid_result(worker, task, str(error), now)]
         return [*effects, *chunk]
 

@@ -13,7 +13,7 @@ from loadbalancer.context.request_context import RequestContext
 from loadbalancer.scheduling.task_state import ENDS, TRANSITIONS, InvalidTransition, Reason, TaskState, Transition
 from loadbalancer.scheduling.text_work import NO_PROMPT, PromptSteps
 from wire.codec import Frame
-from wire.inputs import Part, Shape, TaskInputs, TextInputs
+from wire.inputs import CallInputs, Part, Shape, TaskInputs, TextInputs, reports_tokens
 from wire.messages import Assignment, FailureKind
 from wire.text import TokenOutput, pack_tokens
 
@@ -28,6 +28,10 @@ _MAX_EXCUSED_CRASHES = 3
 _LONGER = 4
 #: Bounds the memory of a task that is preempted again and again.
 _MAX_HISTORY = 100
+
+
+class OutputMissing(ValueError):
+    """Output before this was not received: it was lost with a connection."""
 
 
 class Checkpoint(NamedTuple):
@@ -165,10 +169,17 @@ class Task:
         """False once its client has a part of a stream that another attempt would not repeat."""
         return self.repeatable or not self.chunks
 
+    @property
+    def can_miss_output(self) -> bool:
+        """Whether its output comes in pieces, of which none may be lost, and another attempt can repeat them."""
+        return reports_tokens(self.inputs) or (
+            isinstance(self.inputs, CallInputs) and self.inputs.stream and self.can_restart
+        )
+
     def on_chunk(self, index: int, part: Part, frame: Frame, *, repeatable: bool) -> TaskChunk | None:
-        """Take in a piece of the result; None if it was received before. Raises `ValueError` if one is missing."""
+        """Take in a piece of the result; None if it was received before. Raises `OutputMissing`."""
         if index > self.chunks:
-            raise ValueError(f"chunk {index} came before chunk {self.chunks}")
+            raise OutputMissing(f"chunk {index} came before chunk {self.chunks}")
         if index < self.chunks:
             return None
         self.chunks, self.repeatable = index + 1, repeatable
@@ -182,7 +193,8 @@ class Task:
         if self.has_text_end:
             raise ValueError("tokens came after the end of the text")
         if output.index != count:
-            raise ValueError(f"token {output.index} came where token {count} was expected")
+            error = OutputMissing if output.index > count else ValueError
+            raise error(f"token {output.index} came where token {count} was expected")
         if isinstance(self.tokens, tuple):
             self.tokens = array("I")
         self.tokens.extend(output.tokens)

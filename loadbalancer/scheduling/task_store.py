@@ -126,6 +126,11 @@ class TaskStore:
             task.preempt_requested = False  # the request may have been lost
             if task_id not in worker.assigned:
                 effects += self.requeue(task, "reconnected", f"{worker.id} came back without it", now)
+            elif task.can_miss_output:
+                worker.forget(task_id)
+                self.registry.cancel_reservation(task_id)
+                reason = f"{worker.id} has connected again, and output may be lost"
+                effects += self.requeue(task, "reconnected", reason, now)
         resumed = [
             task_id
             for task_id, attempt in running.items()

@@ -121,6 +121,10 @@ class Worker:
             self.progress_at = now
         self.assigned[task] = attempt
 
+    def forget(self, task: str) -> None:
+        """Give up the task that it is told to cancel."""
+        self.assigned.pop(task, None)
+
     def on_pause(self, pause_s: float, now: float) -> None:
         """Leave out time in which it was not heard."""
         self.last_message_at = min(self.last_message_at + pause_s, now)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from loadbalancer.access import keys_cli
 from loadbalancer.access.startup_checks import load_server_keys
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, stop, wait_until
+from scripts.harness.tcp_proxy import TcpProxy
 from wire.agents import AgentAck, AgentHello, encode_agent_message
 from wire.codec import WorkerEnvelope, decode_for_worker, encode
 from wire.curve import BadKey, WorkerKey, new_pair, read_agent_key, read_worker_key, secure_client
@@ -100,6 +102,39 @@ def test_worker_serves_until_its_key_is_revoked(server: Server, port: int) -> No
         assert predict(server).status_code == 200
         assert far.poll() is None
         assert stop(server.workers[near]) == 0
+
+
+def test_texts_go_on_after_a_connection_has_broken(tmp_path: Path) -> None:
+    """Tokens on their way are lost with it: they are generated again, and the worker is not taken for a faulty one."""
+    far_port = free_port()
+    life = LIFE | {"lost_after_s": 120, "listen": f"tcp://127.0.0.1:{far_port}"}
+    model = {"engine": "sim", "max_batch_size": 8, "sim": {"task": "text", "load_s": 0, "t0_s": 0.02}}
+    ask = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "min_tokens": 200}
+    with (
+        running(tmp_path / "data", {"sim": model | {"warm_up": {"measure_s": 0}}}, 0, life=life) as server,
+        TcpProxy(far_port) as network,
+        joined(server, network.port, "far", add_worker(server, "far")) as far,
+        ThreadPoolExecutor() as pool,
+    ):
+        wait_until(lambda: server.ready_workers() == ["far"], "the worker that joins over TCP")
+
+        def texts(resets: int) -> list[str]:
+            """Return texts with fixed seeds. While they are generated, the connection breaks so often."""
+            url = f"{server.base_url}/v1/chat/completions"
+            sent = [pool.submit(httpx.post, url, json=ask | {"seed": n}, timeout=PATIENCE_S) for n in range(4)]
+            for _ in range(resets):
+                steps = sum(worker.counters.steps for worker in server.snapshot().workers)
+                wait_until(
+                    lambda steps=steps: any(w.counters.steps > steps + 10 for w in server.snapshot().workers),  # type: ignore[misc]
+                    "some steps",
+                )
+                network.reset()
+            return [answer.result().json()["choices"][0]["message"]["content"] for answer in sent]
+
+        assert texts(resets=2) == texts(resets=0)
+        assert server.ready_workers() == ["far"]
+        assert far.poll() is None
+        assert events(server).get("invalid_results", 0) == 0
 
 
 def send_raw(port: int, key: WorkerKey, frames: list[bytes]) -> list[bytes]:

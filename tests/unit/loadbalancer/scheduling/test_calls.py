@@ -55,10 +55,11 @@ def test_chunks_are_passed_on_once_in_order() -> None:
     assert got == [TaskChunk("t", index, JSON, b"c") for index in (0, 1, 2)]
 
 
-def test_missing_chunk_is_an_invalid_result() -> None:
+def test_missing_chunk_is_not_the_fault_of_its_worker() -> None:
     core = running()
     effects = receive(core, "w", chunk(1), 2.0, (b"c",))
-    assert core.counters["invalid_results"] == 1
+    assert (core.counters["missing_outputs"], core.counters["invalid_results"]) == (1, 0)
+    assert core.registry.workers["w"].invalid_results == 0
     assert not [update for update in updates(effects) if isinstance(update, TaskChunk)]
 
 

@@ -11,7 +11,7 @@ from loadbalancer.scheduling.task_state import TaskState
 from loadbalancer.scheduling.text_work import PromptSteps
 from tests.support.scheduler import assignments, connect, new_scheduler, receive, sent_frames, updates
 from wire.inputs import NO_SHAPE, Sampling, TextInputs
-from wire.messages import Cancel, Finished, Heartbeat, Preempted, Started, StepCurve, Tokens
+from wire.messages import Assign, Cancel, Finished, Heartbeat, Preempted, Started, StepCurve, Tokens
 from wire.text import PlainPrompt, TextCounters, TokenOutput, encode_prompt, unpack_tokens
 from wire.text import TaskTokens as WireTokens
 
@@ -72,18 +72,39 @@ def test_text_continues_elsewhere_after_its_tokens(how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [tokens(1, 8), tokens(5, 8), tokens(2, *range(99))],
+    ("wrong", "counted_as"),
+    [
+        (tokens(1, 8), "invalid_results"),
+        (tokens(5, 8), "missing_outputs"),
+        (tokens(2, *range(99)), "invalid_results"),
+    ],
     ids=["repeated", "gap", "too many"],
 )
-def test_tokens_that_do_not_continue_are_generated_again(wrong: Tokens) -> None:
+def test_tokens_that_do_not_continue_are_generated_again(wrong: Tokens, counted_as: str) -> None:
     core = running()
     receive(core, "a", tokens(0, 7, 8), 1.0)
     effects = receive(core, "a", wrong, 2.0)
     assert SendMessage("a", Cancel(["t"])) in effects
     assert not [update for update in updates(effects) if isinstance(update, TaskTokens)]
-    assert core.counters["invalid_results"] == 1
+    assert core.counters[counted_as] == 1
+    assert core.counters["invalid_results"] + core.counters["missing_outputs"] == 1
     assert core.tasks["t"].state is not TaskState.FAILED
+
+
+def test_text_goes_on_after_its_worker_has_connected_again() -> None:
+    """Tokens may have been lost with the connection: the worker is told to go on after those that have arrived."""
+    core = running()
+    receive(core, "a", tokens(0, 7, 8), 1.0)
+    effects = connect(core, "a", 4, 2.0, running={"t": 1})
+    [(worker, given)] = assignments(effects)
+    assert (worker, given.attempt, given.step) == ("a", 2, 2)
+    assert list(unpack_tokens(sent_frames(effects)[1])) == [7, 8]
+    sent = [each.message for each in effects if isinstance(each, SendMessage)]
+    assert sent.index(Cancel(["t"])) < next(i for i, message in enumerate(sent) if isinstance(message, Assign))
+    assert updates(receive(core, "a", tokens(5, 8), 3.0)) == [], "of the attempt before"
+    again = tokens(2, 9, attempt=2)
+    assert updates(receive(core, "a", again, 4.0)) == [TaskStarted("t"), TaskTokens("t", again.tasks[0].output)]
+    assert core.counters["invalid_results"] == core.counters["missing_outputs"] == core.tasks["t"].crashes == 0
 
 
 def test_stale_tokens_are_dropped() -> None:
