@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from wire.inputs import TextInputs
 from wire.text import FinishReason, TextPrompt, TokenLogprob, TokenOutput
-from worker.engine import TaskError, context_exceeded
+from worker.engine import TaskError
 from worker.engines.text.grammar import Grammar
 from worker.engines.text.stop_texts import StopTexts
 from worker.engines.text.tokenization import Tokenization
@@ -37,11 +37,8 @@ class Generation:
         tokenization.check_tokens("logit_bias", (token for token, _ in inputs.sampling.logit_bias))
         encoded = tokenization.encode_prompt(prompt, context_length)
         self.prompt = list(encoded.tokens)
-        room = context_length - len(self.prompt)
-        if room < 1:
-            raise context_exceeded(context_length, str(len(self.prompt)))
         #: Maximum number of generated tokens.
-        self.limit = min(inputs.max_tokens, room)
+        self.limit = min(inputs.max_tokens, context_length - len(self.prompt))
         self.tokens: list[int] = []
         self.is_finished = False
         #: What the text must match; None: anything.

@@ -8,6 +8,8 @@ from worker.engine import context_exceeded
 
 #: A text has fewer characters than this for each of its tokens, but for long runs of space.
 _CHARS_PER_TOKEN = 8
+#: Tokens in the place of the last one, if the text is cut within it: a control token is spelled then.
+_CUT_TOKENS = 64
 
 
 def encode_text(tokenizer: Any, text: str, max_tokens: int | None, **options: Any) -> list[int]:
@@ -21,5 +23,5 @@ def check_text(tokenizer: Any, text: str, max_tokens: int | None, **options: Any
     if max_tokens is None or len(text) <= _CHARS_PER_TOKEN * max_tokens:
         return
     count = len(tokenizer.encode(text[: _CHARS_PER_TOKEN * max_tokens], **options))
-    if count > max_tokens + 1:  # the last token may be another one in the whole text
+    if count > max_tokens + _CUT_TOKENS:
         raise context_exceeded(max_tokens, f"more than {count}")

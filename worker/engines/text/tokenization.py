@@ -13,7 +13,7 @@ from configs.files import read_regular_file
 from configs.model_settings import Model
 from configs.text_settings import TextGeneration
 from wire.text import ChatPrompt, Markers, PlainPrompt, TextInfo, TextPrompt, encode_prompt
-from worker.engine import TaskError, UnsupportedModel
+from worker.engine import TaskError, UnsupportedModel, context_exceeded
 from worker.engines.text.chat_template import ChatTemplate
 from worker.engines.text.detokenizer import Detokenizer
 from worker.engines.text.generation_config import read_generation_config, sampling_defaults, token_ids
@@ -110,8 +110,8 @@ class Tokenization:
     def encode_prompt(self, prompt: TextPrompt, max_tokens: int | None = None) -> EncodedPrompt:
         """Return the tokens of a prompt, and how it ends. Raises as `encode` does.
 
-        `max_tokens`: a text of many more tokens is refused by its start, before all of it is turned into tokens. The
-        choices of one request have one prompt: it is computed once.
+        `max_tokens`: of the prompt and the result. A text of many more tokens is refused by its start, before all of it
+        is turned into tokens. The choices of one request have one prompt: it is computed once.
         """
         key = f"{max_tokens} ".encode() + _content(prompt)
         return self._recent.get(hashlib.blake2b(key).digest(), lambda: self._encode_prompt(prompt, max_tokens))
@@ -128,6 +128,8 @@ class Tokenization:
             self.check_tokens("prompt", tokens)
         if not tokens:
             raise _invalid("the prompt has no tokens")
+        if max_tokens is not None and len(tokens) >= max_tokens:  # here, so that only the error is kept
+            raise context_exceeded(max_tokens, str(len(tokens)))
         return EncodedPrompt(tokens, opens_reasoning)
 
     def check_tokens(self, place: str, tokens: Iterable[int]) -> None:

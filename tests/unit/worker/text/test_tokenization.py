@@ -4,6 +4,7 @@ import functools
 import json
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from configs.model_settings import Model
 from configs.text_settings import TextGeneration, TextLimits, ToolFormatName
 from tests.support import text_models
 from wire.inputs import Sampling, TextInputs
-from wire.text import ChatPrompt, Markers, PlainPrompt, SamplingDefaults, ToolCallFormat
+from wire.text import ChatPrompt, Markers, PlainPrompt, SamplingDefaults, TokenPrompt, ToolCallFormat
 from worker.engine import TaskError, UnsupportedModel
 from worker.engines.text.generation import Generation
 from worker.engines.text.markers import find_reasoning
@@ -169,7 +170,21 @@ def test_prompts_far_beyond_the_context_are_not_tokenized() -> None:
 def test_long_prompts_of_few_tokens_are_taken() -> None:
     own = tokenization()
     text = "<|endoftext|>" * 20
-    assert own.encode_prompt(PlainPrompt(text), 20).tokens == [0] * 20
+    assert own.encode_prompt(PlainPrompt(text), 21).tokens == [0] * 20
+    with pytest.raises(TaskError, match=r"context length is 20 tokens.* has 20 tokens"):
+        own.encode_prompt(PlainPrompt(text), 20)
+
+
+def test_prompts_beyond_the_context_are_not_kept() -> None:
+    own, size = text_models.tokenization(), 50_000
+    tracemalloc.start()
+    try:
+        for first in range(16):
+            with pytest.raises(TaskError, match=f"has {size} tokens"):
+                Generation(own, TextInputs(Sampling(0), 1), TokenPrompt([first] * size), (), 100)
+        assert tracemalloc.get_traced_memory()[0] < 8 * size  # that of one
+    finally:
+        tracemalloc.stop()
 
 
 def test_prompts_that_are_no_text() -> None:
