@@ -196,7 +196,9 @@ class Queue(Section):
     """Maximum bytes of source images (3 per pixel) and inputs of calls, of all unfinished tasks; beyond it 429. Keys
     below their fair share are still accepted."""
     max_attempts: int = Field(default=3, ge=1, le=100)
-    """Number of workers that may die while they run a task before the task fails."""
+    """Number of workers that may die or hang while they run a task before the task fails. With 2 or more, it runs
+    isolated in its last attempt, so that it fails only if it is the cause. Fewer make a request that hangs every worker
+    end sooner."""
     max_work_s: PositiveSeconds | None = None
     """Maximum queued work per model, in measured seconds of its workers; beyond it 429. Default: no limit."""
     deadline_slack: Annotated[float, Field(ge=1)] | None = 1.5

@@ -17,8 +17,9 @@ from wire.inputs import CallInputs, Part, Shape, TaskInputs, TextInputs, reports
 from wire.messages import Assignment, FailureKind
 from wire.text import TokenOutput, pack_tokens
 
-#: A task during which this many workers died may be the cause: from then on it runs isolated. One death is treated
-#: as chance, so that a killed worker does not serialize its whole batch.
+#: A task during which this many workers died may be the cause: from then on it runs isolated, as it does in its last
+#: attempt, so that it does not fail for the fault of another. One death is treated as chance, so that a killed worker
+#: does not serialize its whole batch.
 _ISOLATED_AFTER_CRASHES = 2
 #: Deaths of workers before they told of a start that are taken for chance. A task can also kill its worker at once.
 _CHANCE_CRASHES = 2
@@ -238,16 +239,16 @@ class Task:
         self.step, self.steps, self.uninterrupted = state.step, max(state.steps, state.step, 1), False
         self.checkpoint, self.checkpoint_step = tuple(state.frames), state.step
 
-    def on_unstarted_crash(self) -> None:
+    def on_unstarted_crash(self, max_attempts: int) -> None:
         """Note that a worker died that held this task and was not known to run any. A few such deaths are chance."""
         self.unstarted_crashes += 1
         if self.unstarted_crashes > _CHANCE_CRASHES:
-            self.on_crash()
+            self.on_crash(max_attempts)
 
-    def on_crash(self) -> None:
-        """Note that a worker died while it ran this task."""
+    def on_crash(self, max_attempts: int) -> None:
+        """Note that a worker died while it ran this task. Its last attempt is isolated, unless it is the only one."""
         self.crashes += 1
-        self.isolated = self.crashes >= _ISOLATED_AFTER_CRASHES
+        self.isolated = self.crashes >= max(min(_ISOLATED_AFTER_CRASHES, max_attempts - 1), 1)
 
     def on_worker_return(self) -> None:
         """Note that a worker that was taken for dead has returned. It stays isolated where it is.

@@ -275,10 +275,10 @@ class TaskStore:
         suspects = []
         for task in held:
             if blame and (task.state is TaskState.RUNNING or (none_runs and worker.ahead > 0)):
-                task.on_crash()
+                task.on_crash(self._config.max_attempts)
                 suspects.append(task.id)
             elif blame and none_runs:
-                task.on_unstarted_crash()
+                task.on_unstarted_crash(self._config.max_attempts)
             died = "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
             failure = f"{died} ran this task; the last: {reason}"
             effects += self._retry(task, "worker_lost", f"{worker.id} is lost: {reason}", failure, now)
@@ -288,7 +288,7 @@ class TaskStore:
 
     def on_invalid_result(self, task: Task, reason: str, now: float) -> list[Effect]:
         """Requeue a task whose worker has returned no valid result. It fails after `max_attempts`, as after crashes."""
-        task.on_crash()
+        task.on_crash(self._config.max_attempts)
         failure = f"workers failed {task.crashes} times on this task; the last returned no valid result: {reason}"
         text = f"{task.worker} returned no valid result: {reason}"
         return self._retry(task, "invalid_result", text, failure, now)

@@ -52,8 +52,8 @@ def test_what_cannot_start_at_once_waits(slots: int, isolated: bool, hold_s: flo
     connect(core, "w", slots)
     core.handle(TasksSubmitted([task("busy")]), 0.0)
     if isolated:
-        made.on_crash()
-        made.on_crash()
+        made.on_crash(3)
+        made.on_crash(3)
     made.may_be_running = hold_s > 0
     assert assignments(core.handle(TasksSubmitted([made]), 0.0)) == []
     assert (made.state, core.queues["m"].count) == (TaskState.QUEUED, 1 + (slots == 0))

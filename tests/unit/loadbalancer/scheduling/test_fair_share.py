@@ -141,8 +141,8 @@ def test_priority_counts_as_seconds_of_age() -> None:
 def test_isolated_task_goes_first() -> None:
     queue = backlog(task("a"), task("b"))
     lone = task("c")
-    lone.on_crash()
-    lone.on_crash()
+    lone.on_crash(3)
+    lone.on_crash(3)
     queue.push(lone)
     assert (list(queue.isolated.values()), queue.position(lone), queue.count) == ([lone], 0, 3)
     assert [queue.position(each) for each in queue] == [0, 1, 2]

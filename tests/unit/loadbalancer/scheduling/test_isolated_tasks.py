@@ -33,7 +33,7 @@ def suspect(name: str = "suspect", now: float = 0.0) -> Task:
     """Return a task during which workers have died."""
     found = task(name, now)
     for _ in range(2):
-        found.on_crash()
+        found.on_crash(3)
     return found
 
 
@@ -113,7 +113,7 @@ def test_each_model_has_its_own() -> None:
     core.handle(TasksSubmitted([task("1")]), 0.0)
     core.handle(TasksSubmitted([dataclasses.replace(other, id="2")]), 0.0)
     for _ in range(2):
-        other.on_crash()
+        other.on_crash(3)
     core.handle(TasksSubmitted([suspect()]), 0.0)
     core.handle(TasksSubmitted([other]), 0.0)
     for worker, name in (("w", "1"), ("v", "2")):  # both are empty before tasks are assigned

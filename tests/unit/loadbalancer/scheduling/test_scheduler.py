@@ -141,11 +141,31 @@ def test_task_that_kills_workers_is_isolated_then_fails() -> None:
     assert set(core.tasks) == {"innocent"}
 
 
+@pytest.mark.parametrize("max_attempts", [2, 3, 4])
+def test_task_beside_one_that_kills_workers_does_not_fail(max_attempts: int) -> None:
+    """The last attempt of each is isolated, so that only the cause of the deaths is taken for it."""
+    core = new_scheduler(Queue(max_attempts=max_attempts))
+    core.handle(TasksSubmitted([task("poison"), task("innocent")]), 0.0)
+    ended: list[TaskEnded] = []
+    for number in range(12):
+        name, now = f"w{number}", float(number)
+        connect(core, name, 4, now)
+        running = dict(core.registry.workers[name].assigned)
+        for own, attempt in running.items():
+            receive(core, name, Started(own, attempt), now)
+        if running.keys() == {"innocent"}:
+            receive(core, name, Finished("innocent", running["innocent"], IMAGE), now, (PNG,))
+        effects = core.handle(WorkerLost(name, "signal 9"), now)
+        ended += [each for each in updates(effects) if isinstance(each, TaskEnded)]
+    assert [(each.task, each.state) for each in ended] == [("poison", TaskState.FAILED)]
+    assert (core.counters["done"], core.tasks) == (1, {})
+
+
 def test_isolated_task_waits_for_an_empty_worker() -> None:
     core = new_scheduler()
     suspect = task("suspect")
-    suspect.on_crash()
-    suspect.on_crash()
+    suspect.on_crash(3)
+    suspect.on_crash(3)
     connect(core, "a", 4)
     connect(core, "b", 4)
     core.handle(TasksSubmitted([task(name) for name in "12345"]), 0.0)
