@@ -29,7 +29,7 @@ from wire.agents import (
 )
 
 _REVOKED = "the key of its agent was revoked"
-_NOT_CONNECTED = "its agent has not connected since the server started"
+_NOT_CONNECTED = "no agent has connected with its key since the server started"
 _MAX_TEXT = 1000
 #: Time in which an agent takes in new settings.
 _SETTINGS_WITHIN_S = 5.0

@@ -266,7 +266,7 @@ def test_machine_that_stays_away_over_a_restart_is_listed_until_its_key_is_revok
         parts.head.until(lambda: "box" in listed(), "the machine that is away")
         box = listed()["box"]
         assert (box["last_report_age_s"], box["silent"]) == (None, False)
-        assert box["unused_reason"] == "its agent has not connected since the server started"
+        assert box["unused_reason"] == "no agent has connected with its key since the server started"
         metrics = httpx.get(f"{parts.head.url}/metrics", headers=parts.head.admin, timeout=PATIENCE_S).text
         assert 'muster_machine_unused{machine="box"} 1.0' in metrics
         assert keys_cli.main(["--data-dir", str(parts.head.folder), "revoke-worker", "box"]) == 0

@@ -271,7 +271,7 @@ def test_machine_that_stays_away_since_the_start_is_listed_until_its_key_is_revo
     pair.launcher.update(None, LOST_AFTER_S - 1)
     assert pair.launcher.machine() is None, "the balancer has just started"
     pair.launcher.update(None, 60.0)
-    machine, away = pair.launcher.machine(), "its agent has not connected since the server started"
+    machine, away = pair.launcher.machine(), "no agent has connected with its key since the server started"
     assert machine is not None
     assert (machine.devices, machine.last_report_at, machine.silent) == ((), None, False)
     assert machine.refused_reason == pair.launcher.problem == away
