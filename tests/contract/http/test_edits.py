@@ -147,6 +147,31 @@ def test_large_upload_is_read_from_disk(http: httpx.Client) -> None:
 # ---- the official client
 
 
+def form(boundary: bytes) -> bytes:
+    """Return a form as an old mail program would write it."""
+    file = b"form-data; name=image; filename*=UTF-8''h%C3%A4.png"
+    parts = [(b'form-data; name="prompt"', b"a seven"), (b'form-data; name="seed"', b"7"), (file, png())]
+    delimiter = b"--%b \t\r\n" % boundary
+    body = b"".join(b"%bContent-Disposition: %b\r\n\r\n%b\r\n" % (delimiter, *part) for part in parts)
+    return b"This is a multi-part message in MIME format.\r\n\r\n%b--%b--\r\nan epilogue\r\n" % (body, boundary)
+
+
+def test_form_with_preamble_padding_and_epilogue(http: httpx.Client) -> None:
+    headers = {"content-type": 'multipart/form-data; boundary="a b"'}
+    assert images(http.post(EDIT, content=form(b"a b"), headers=headers)) == [expected()]
+
+
+def test_form_is_repeated_with_another_boundary(http: httpx.Client) -> None:
+    answers = []
+    for boundary in ("one", "another"):
+        kind = f"multipart/form-data; boundary={boundary}"
+        headers = {"content-type": kind, "accept": "image/png", "idempotency-key": "form"}
+        answers.append(http.post(EDIT, content=form(boundary.encode()), headers=headers))
+    assert [answer.status_code for answer in answers] == [200, 200], answers[1].text
+    assert answers[0].content == answers[1].content
+    assert answers[1].headers["idempotent-replayed"] == "true"
+
+
 def test_official_client(sdk: openai.OpenAI) -> None:
     answer = sdk.images.edit(
         model="quick",

@@ -30,6 +30,7 @@ MODELS = {
     "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600}),
     "absent": sim(),
     "words": {"engine": "sim", "max_batch_size": 8, "sim": {"task": "text", "t0_s": 0.002, "load_s": 0.0}},
+    "mute": {"engine": "sim", "sim": {"task": "text"}},
 }
 KEYS = {"alice": "sk-alice", "bob": "sk-bob"}
 ENDS = ("done", "failed", "cancelled")
@@ -41,7 +42,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ring: dict[str, dict[str, Any]] = {
         name: {"sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
     }
-    for name, tokens in (("limited", 100), ("narrow", 1), ("hasty", 1), ("undecided", 1)):
+    for name, tokens in (("limited", 100), ("narrow", 1), ("hasty", 1), ("undecided", 1), ("patient", 1)):
         key = f"sk-{name}".encode()
         ring[name] = {"sha256": hashlib.sha256(key).hexdigest(), "tokens_per_minute": tokens}
     (data_dir / "keys.yaml").write_text(yaml.safe_dump({"keys": ring}))
@@ -283,6 +284,30 @@ def test_concurrent_repetitions_of_a_text_job_are_one_job_charged_once(desk: Ser
     assert [answer.status_code for answer in same] == [202] * 12, [answer.text for answer in same]
     assert len({answer.json()["id"] for answer in same}) == 1
     assert reused.status_code == 422, reused.text
+
+
+@pytest.mark.parametrize("ending", ["invalid", "late", "gone"])
+def test_requests_that_take_nothing_are_charged_nothing(desk: Server, ending: str) -> None:
+    """Any other charge would be more than the key has in a minute."""
+    path, headers = "/v1/chat/completions", {"authorization": "Bearer sk-patient"}
+    with httpx.Client(base_url=desk.base_url, timeout=PATIENCE_S, headers=headers) as http:
+        if ending == "invalid":
+            assert http.post(path, json=CHAT | {"model": "mute", "n": 0}).status_code == 400
+        elif ending == "late":
+            assert http.post(path, json=CHAT | {"model": "mute", "timeout_s": 0.2}).status_code == 504
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post(path, json=CHAT | {"model": "mute"}, timeout=0.2)
+        job = {"path": path, "body": CHAT | {"model": "mute"}}
+        accepted: list[httpx.Response] = []
+
+        def is_accepted() -> bool:
+            accepted.append(http.post("/v1/jobs", json=job))
+            return accepted[-1].status_code == 202
+
+        wait_until(is_accepted, "the charge is returned")
+        assert http.post("/v1/jobs", json=job).status_code == 429, "it is charged in full"
+        assert http.delete(f"/v1/jobs/{accepted[-1].json()['id']}").json()["state"] == "cancelled"
 
 
 def test_cancelled_text_job_is_charged_what_it_has_taken(desk: Server) -> None:
