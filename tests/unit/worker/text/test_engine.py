@@ -233,7 +233,7 @@ def test_minimum_length_forbids_the_end() -> None:
     ("task", "kind", "expected"),
     [
         (request([], 3), "invalid", "no tokens"),
-        (request([9999], 3), "invalid", "vocabulary"),
+        (request([9999], 3), "invalid", "Tokens of this model"),
         (request([20] * 300, 3), "context_length", "context"),
         (EngineRequest(request([20], 3).inputs, [b"{"]), "invalid", "cannot be read"),
     ],
