@@ -312,7 +312,7 @@ class Agent(Section):
 class Workers(Section):
     """The lifecycle of worker processes."""
 
-    heartbeat_s: PositiveSeconds = 1.0
+    heartbeat_s: Annotated[PositiveSeconds, Field(le=3600)] = 1.0
     """Interval between two heartbeats of a worker."""
     lost_after_s: PositiveSeconds = 10.0
     """Time without a heartbeat after which a worker's tasks are assigned to other workers."""

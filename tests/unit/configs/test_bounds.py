@@ -60,6 +60,7 @@ def test_each_upper_bound_of_a_field_is_in_force(section: type[BaseModel], name:
         ("server.max_prompt_chars", "1000000000"),
         ("queue.max_attempts", "1000000000"),
         ("workers.max_result_bytes", "1GB"),
+        ("workers.heartbeat_s", "4000"),
         ("models.m.limits.max_pixels", "1000000000"),
         ("models.m.limits.min_side", "2048"),
         ("models.m.text.context_length", "3000000000"),
