@@ -95,6 +95,7 @@ class ControlPlaneAgent:
         places = [
             (machine.name, tuple(device.name for device in machine.devices), tuple(machine.unusable_models))
             for machine in machines
+            if machine.devices  # one that is away changes nothing
         ]
         awaits = time.monotonic() < self._join_by
         if [awaits, *places] != self._built_for:

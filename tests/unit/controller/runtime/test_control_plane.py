@@ -17,10 +17,12 @@ from controller.autoscaler.overrides import Override, Overrides
 from controller.balancer_client import BalancerHttpClient
 from controller.launchers.local import LocalLauncher
 from controller.launchers.machines import MachinesLauncher
+from controller.planning.machines import Machine
 from controller.planning.plan import Plan
 from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.inventory import build_host_devices, build_models
 from controller.runtime.state_file import StateFile
+from controller.types import Device
 from scripts.harness.processes import wait_until
 
 
@@ -65,6 +67,18 @@ def test_devices_are_shared_after_machines_had_time_to_join(tmp_path: Path) -> N
     wait_until(shares, "a second place on the only device")
     control_plane.reload()
     assert models["m"].slots == ["sim:0"]
+
+
+def test_machine_that_is_away_changes_no_devices(tmp_path: Path) -> None:
+    settings = read(tmp_path, 0.0)
+    models = build_models(settings, build_host_devices(settings, [], 1))
+    control_plane = make_control_plane(settings, models, tmp_path)
+    control_plane.update_machines([])
+    before = models["m"].slots
+    control_plane.update_machines([Machine("box", (), frozenset(), None, refused_reason="away")])
+    assert models["m"].slots is before, "they are not made again"
+    control_plane.update_machines([Machine("box", (Device("box/sim:0", 24 << 30),), frozenset({"m"}), 1.0)])
+    assert models["m"].slots == ["sim:0", "box/sim:0"]
 
 
 def test_override_ends_at_its_time(tmp_path: Path) -> None:
