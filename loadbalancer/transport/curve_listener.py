@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket as sockets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from zmq.asyncio import Poller
 from zmq.auth import Authenticator
 from zmq.utils.monitor import parse_monitor_message
 
+from configs.open_files import is_reserved
 from loadbalancer.background_tasks import TaskSupervisor
 from wire.curve import DOMAIN, AllowedPeer, KeyPair, secure_server
 
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _UNKNOWN_KEY = "peers_unknown_key"
 _NOT_ENCRYPTED = "peers_not_encrypted"
+_TOO_MANY = "peers_too_many_open_files"
 _KINDS = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: _UNKNOWN_KEY,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: _NOT_ENCRYPTED,
@@ -65,9 +68,9 @@ class CurveListener:
         # At once: without one, every connection is rejected.
         self._authenticator: Authenticator | None = self._start_authenticator()
         self._tasks.run_forever("worker_authentication", self._authenticate)
-        self._monitor = socket.get_monitor_socket(sum(_KINDS))
-        self._loop.add_reader(self._monitor.fileno(), self._count_rejections)
-        self._count_rejections()  # the descriptor is edge-triggered, and connecting has swallowed the first edge
+        self._monitor = socket.get_monitor_socket(sum(_KINDS) | zmq.EVENT_ACCEPTED)
+        self._loop.add_reader(self._monitor.fileno(), self._on_events)
+        self._on_events()  # the descriptor is edge-triggered, and connecting has swallowed the first edge
         secure_server(socket, self._own)
         if "[" in self._address:
             socket.setsockopt(zmq.IPV6, 1)
@@ -131,13 +134,34 @@ class CurveListener:
         """Return the owner of the sender's key; None if it was allowed when it connected, and is not any more."""
         return self._allowed().get(str(frame.get("User-Id")))
 
-    def _count_rejections(self) -> None:
+    def _on_events(self) -> None:
         while True:
             try:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))
             except zmq.Again:
                 return
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                if is_reserved(event["value"]):
+                    self._refuse(event["value"])
+                continue
             kind = _KINDS[zmq.Event(event["event"])]
             if kind == _NOT_ENCRYPTED and not self.rejected[kind]:
                 log.warning("rejected a peer without CURVE encryption (further ones are only counted)")
             self.rejected[kind] += 1
+
+    def _refuse(self, descriptor: int) -> None:
+        """End a connection that has taken one of the last descriptors: ZeroMQ has no bound for those without a key.
+
+        It may have ended by itself, and the number may be that of another file by now.
+        """
+        if not self.rejected[_TOO_MANY]:
+            log.warning("too many open files: connections at %s are refused", self._address)
+        self.rejected[_TOO_MANY] += 1
+        port = int(self._address.rpartition(":")[2])
+        with contextlib.suppress(OSError):
+            connection = sockets.socket(fileno=descriptor)
+            try:
+                if connection.getsockname()[1:2] == (port,):
+                    connection.shutdown(sockets.SHUT_RDWR)
+            finally:
+                connection.detach()  # it is ZeroMQ's

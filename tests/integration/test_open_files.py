@@ -12,8 +12,9 @@ import httpx
 import msgspec
 
 from configs.paths import internal_token
+from loadbalancer.access import keys_cli
 from scripts.harness.balancer import Server, running, sim
-from scripts.harness.processes import PATIENCE_S, wait_until
+from scripts.harness.processes import PATIENCE_S, free_port, wait_until
 from wire.snapshot import Snapshot
 
 #: Begins a form whose file is on the disk by now, and never ends it.
@@ -23,6 +24,7 @@ UPLOAD = (
     b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + b"x" * 400_000
 )
 FILES, UPLOADS = 128, 64
+DRAW = {"prompt": "a seven"}
 
 
 def begin_upload(server: Server, stack: contextlib.ExitStack) -> socket.socket:
@@ -39,11 +41,24 @@ def answer_of(connection: socket.socket) -> bytes:
     return b""
 
 
+def start_worker(server: Server, http: httpx.Client) -> None:
+    """Start one more worker, and wait until it has connected. Asks over the connection that is open already."""
+    name = server.start_worker("sim")
+    headers = {"authorization": f"Bearer {internal_token(server.data_dir)}"}
+
+    def has_connected() -> bool:
+        assert server.balancer.poll() is None, server.logs()
+        assert server.workers[name].poll() is None, server.logs()
+        content = http.get("/internal/snapshot", headers=headers).content
+        return name in [each.worker for each in msgspec.json.decode(content, type=Snapshot).workers]
+
+    wait_until(has_connected, "the worker")
+
+
 def test_workers_connect_and_requests_are_served_while_uploads_take_all_files(tmp_path: Path) -> None:
-    draw = {"prompt": "a seven"}
     with running(tmp_path, {"sim": sim()}, 1, server={"min_body_rate": 0}) as server, contextlib.ExitStack() as stack:
         http = stack.enter_context(httpx.Client(base_url=server.base_url, timeout=PATIENCE_S))
-        assert http.post("/predict", json=draw).status_code == 200
+        assert http.post("/predict", json=DRAW).status_code == 200
         resource.prlimit(server.balancer.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
         uploads = [begin_upload(server, stack) for _ in range(UPLOADS)]
         refused: list[socket.socket] = []
@@ -57,23 +72,33 @@ def test_workers_connect_and_requests_are_served_while_uploads_take_all_files(tm
         assert any(b"503 " in each and b"too_many_open_files" in each for each in answers) or not all(answers)
         assert not any(b"storage_full" in each for each in answers)
 
-        name = server.start_worker("sim")
-        headers = {"authorization": f"Bearer {internal_token(tmp_path)}"}
-
-        def has_connected() -> bool:
-            assert server.workers[name].poll() is None, server.logs()
-            content = http.get("/internal/snapshot", headers=headers).content
-            return name in [each.worker for each in msgspec.json.decode(content, type=Snapshot).workers]
-
-        wait_until(has_connected, "the second worker")
-        assert http.post("/predict", json=draw).status_code == 200
+        start_worker(server, http)
+        assert http.post("/predict", json=DRAW).status_code == 200
         for upload in uploads:
             upload.close()
 
         def has_recovered() -> bool:
             with contextlib.suppress(httpx.TransportError):
-                return httpx.post(f"{server.base_url}/predict", json=draw, timeout=PATIENCE_S).status_code == 200
+                return httpx.post(f"{server.base_url}/predict", json=DRAW, timeout=PATIENCE_S).status_code == 200
             return False
 
         wait_until(has_recovered, "an answer over a new connection")
         assert server.balancer.poll() is None
+
+
+def test_peers_without_a_key_leave_files_for_workers(tmp_path: Path) -> None:
+    """ZeroMQ accepts any number of them at `workers.listen`, and without a file it aborts when a worker connects."""
+    port = free_port()
+    assert keys_cli.main(["--data-dir", str(tmp_path), "add-worker", "far", str(tmp_path / "far.key")]) == 0
+    life = {"listen": f"tcp://127.0.0.1:{port}"}
+    with running(tmp_path, {"sim": sim()}, 0, life=life) as server, contextlib.ExitStack() as stack:
+        http = stack.enter_context(httpx.Client(base_url=server.base_url, timeout=PATIENCE_S))
+        assert http.get("/healthz").status_code == 200
+        resource.prlimit(server.balancer.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+        peers = []
+        for _ in range(FILES):
+            with contextlib.suppress(TimeoutError):  # while the system's queue of connections is full
+                peers.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=1.0)))
+        wait_until(lambda: "too many open files" in server.log("loadbalancer"), "the refusal of a peer")
+        start_worker(server, http)
+        assert http.post("/predict", json=DRAW).status_code == 200
