@@ -29,6 +29,9 @@ _DECAY = 1 - 1 / 40
 _PRIOR = 100
 #: Probabilities that are left out, relative to the rest.
 _NEGLIGIBLE = 1e-9
+#: A backlog is cleared within at least this part of a start. What arrives during the start is an estimate: its error
+#: would become many workers if it had to be cleared within a much shorter time.
+_LEAST_DRAIN_STARTS = 0.25
 #: The backlog of a sudden step is cleared within this many allowed waits, where a start fits into one.
 _SUDDEN_DRAIN_WAITS = 1.5
 #: Least dispersion that is believed.
@@ -184,7 +187,7 @@ class BacklogInputs(NamedTuple):
 def backlog_inputs(queue: Queue, scaling: Scaling, cold_start_s: float, *, believes_step: bool) -> BacklogInputs:
     """Return the inputs for the recent arrivals; `believes_step` as in `workers_for_backlog`."""
     max_wait_s, rate = scaling.slo.max_wait_s, queue.recent_rate(scaling.look_back_period_s)
-    drain_s = scaling.effective_drain_s
+    drain_s = max(scaling.effective_drain_s, _LEAST_DRAIN_STARTS * cold_start_s)
     if believes_step:
         rate = step_rate(queue, rate)
         # A worker that starts within the allowed wait can still help the requests that wait now.

@@ -328,6 +328,19 @@ def test_sudden_step_is_cleared_fast(cold_start_s: float, usual: int, workers: i
     assert workers_for_backlog(observation, SCALING, now=100.0) == workers
 
 
+@pytest.mark.parametrize(
+    ("max_wait_s", "workers"),
+    [
+        (5.0, 10),  # 5 + 16/3 * 55 - 4 * 55 seconds of work in 15 s, three allowed waits
+        (0.5, 12),  # 5 + 16/3 * 50 - 4 * 50 in 10 s, a quarter of the start; in three allowed waits it would be 45
+    ],
+)
+def test_what_gathers_during_a_start_is_not_cleared_within_much_less(max_wait_s: float, workers: int) -> None:
+    queue = Queue(20, 4, 1, 1.0, 5.0, 1.0, 480, 4800, oldest_wait_s=6.0, uptime_s=1000.0)
+    scaling = Scaling(drain_s=20, look_back_period_s=90, slo={"max_wait_s": max_wait_s})
+    assert workers_for_backlog(observe(queue, 4), scaling, now=100.0) == workers
+
+
 def test_missing_data_needs_no_workers() -> None:
     assert workers_for_backlog(observe(None, 1), SCALING, 0.0) == 0
 
