@@ -206,7 +206,8 @@ class Histories(RuleBasedStateMachine):
         for worker in self.core.registry:
             live = [t for t in self.core.tasks.values() if t.worker == worker.id and t.state is not TaskState.QUEUED]
             assert {t.id: t.attempt for t in live}.items() <= worker.assigned.items()
-            assert worker.free_slots == (0 if worker.draining else max(worker.slots - len(worker.assigned), 0))
+            is_closed = worker.draining or worker.reserved_for is not None
+            assert worker.free_slots == (0 if is_closed else max(worker.slots - len(worker.assigned), 0))
             assert not (worker.free_slots and worker.held_ahead)
 
     @invariant()

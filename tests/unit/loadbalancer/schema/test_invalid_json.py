@@ -22,7 +22,7 @@ SURROGATE = "a text in it has half a character, a surrogate without its pair"
         (b'{"prompt": "\\udc00"}', SURROGATE),
         (b'{"\\ud800": 1}', SURROGATE),
         (b'{"prompt": "\xff"}', "it is not UTF-8"),
-        (b'{"user": ' + b"[" * 5000, "it is nested too deeply"),
+        (b'{"user": ' + b"[" * 100_000, "it is nested too deeply"),
         (b"\xff\xfe{\0}\0", "it is UTF-16 or UTF-32; JSON must be UTF-8"),
     ],
     ids=lambda value: repr(value)[:30],

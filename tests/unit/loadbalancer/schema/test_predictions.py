@@ -74,7 +74,7 @@ def test_options_beside_the_instances() -> None:
         (b"[1]", None, "invalid_json", "must be a JSON object"),
         (b'{"instances":[1]', None, "invalid_json", "not valid JSON"),
         (b'{"instances":[1}', None, "invalid_json", "not valid JSON"),
-        (b'{"instances":' + b"[" * 5000 + b"]" * 5000 + b"}", None, "invalid_json", "nested too deeply"),
+        (b'{"instances":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None, "invalid_json", "nested too deeply"),
         (b"{}", "instances", "missing_required_parameter", "'instances'"),
         (b'{"instances":[]}', "instances", "invalid_value", "at least one"),
         (b'{"instances":null}', "instances", "invalid_type", "Expected a list"),
@@ -132,7 +132,7 @@ def test_utf8_is_found_across_parts(data: bytes, shift: int) -> None:
         (b"1],[2", False),
         (b"1 2", False),
         (b"NaN", False),
-        (b"[" * 5000 + b"]" * 5000, False),
+        (b"[" * 100_000 + b"]" * 100_000, False),
     ],
     ids=lambda value: str(value)[:12],
 )

@@ -197,7 +197,7 @@ def function(**values: Any) -> list[dict[str, Any]]:
         (chat(tools=[]), '{"$ref": "#/$defs/x"}', "json_schema: .*/\\$defs/x"),
         (chat(tools=[]), '{"$ref": "http://example.com/x"}', "json_schema: .*example.com"),
         (chat(tools=[]), '{"a":' * 500 + "1" + "}" * 500, "json_schema: .*recursion"),
-        (chat(tools=[]), '{"a":' * 9000 + "1" + "}" * 9000, "json_schema: it is no valid JSON"),
+        (chat(tools=[]), '{"a":' * 100_000 + "1" + "}" * 100_000, "json_schema: it is no valid JSON"),
         (chat(tools=[]), json.dumps({"properties": {f"p{i}": {} for i in range(600)}}), "more than 512 properties"),
         (chat("required", []), "", "'required' needs tools"),
         (chat("put"), "", "there is no tool 'put'"),
