@@ -26,6 +26,7 @@ from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.charsets import check_part_charset, form_charset
 from loadbalancer.api.form_preamble import without_preamble
 from loadbalancer.api.http_helpers import read_body
+from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unavailable, UnsupportedMediaType
 from loadbalancer.schema.parsing import shorten
 
@@ -76,7 +77,9 @@ class Form:
 
 
 @contextlib.asynccontextmanager
-async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> AsyncIterator[Form]:
+async def read_form(
+    request: Request, max_bytes: int, max_text_bytes: int, refusals: RefusalCounter
+) -> AsyncIterator[Form]:
     """The multipart form; its files can be read until the context ends.
 
     `max_bytes` bounds the body and `max_text_bytes` all text fields together. Raises `InvalidRequest`, `BodyTooLarge`,
@@ -93,19 +96,20 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
     except MultiPartException as broken:
         raise invalid_form(broken.message.rstrip(".")) from None
     except OSError as error:
-        log.warning("an upload cannot be stored in the temporary directory: %s", error)
-        raise _storage_error(error) from None
+        raise _storage_error(error, refusals) from None
     try:
         yield _sort_fields(form)
     finally:
         await form.close()
 
 
-def _storage_error(error: OSError) -> Unavailable:
+def _storage_error(error: OSError, refusals: RefusalCounter) -> Unavailable:
     headers = {"connection": "close"}  # the rest of the body is not read
     if error.errno in (errno.EMFILE, errno.ENFILE):
+        refusals.add("too_many_open_files")
         text = "The server has too many files open to store the upload. Please try again shortly."
         return Unavailable(text, code="too_many_open_files", retry_after_s=1, headers=headers)
+    log.warning("an upload cannot be stored in the temporary directory: %s", error)
     text = "The server's temporary directory is full or not writable, so that the upload cannot be stored."
     return Unavailable(text, code="storage_full", retry_after_s=10, headers=headers)
 

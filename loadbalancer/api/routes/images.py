@@ -69,7 +69,7 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
             body = await read_json(request, max_upload_bytes)
             return await run_while_connected(request, edit_as_json(hot_request(request, body)))
-        async with read_form(request, max_upload_bytes, max_bytes) as form:
+        async with read_form(request, max_upload_bytes, max_bytes, services.metrics.refusals) as form:
             return await run_while_connected(request, edit_as_form(hot_request(request, b""), form))
 
     async def edit_as_json(request: HotRequest) -> Response:

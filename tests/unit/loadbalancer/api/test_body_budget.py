@@ -128,7 +128,7 @@ async def test_files_of_forms_on_disk_do_not_count(size: int) -> None:
     chunks = [part, *[bytes(1 << 18)] * (size >> 18), b"\r\n--b--\r\n"]
     headers = {"content-type": "multipart/form-data; boundary=b"}
     form = request(BodyReservation(shared, OWNER), chunks, headers)
-    async with read_form(form, 32 << 20, 1 << 20) as parsed:
+    async with read_form(form, 32 << 20, 1 << 20, RefusalCounter()) as parsed:
         file = parsed.file("image")
         assert file is not None
         assert len(file()) == size
