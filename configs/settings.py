@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from configs.links import is_link_loop
 from configs.model_settings import PREDICT_PATH, Model
 from configs.scaling import Scaling
 from configs.section_base import LocalPath, MachineCount, Section
@@ -27,10 +28,8 @@ def _model_name(value: str) -> str:
 
 
 def _without_loop(path: Path) -> Path:
-    try:
-        path.resolve()
-    except (OSError, RuntimeError):  # the latter is what Python raises for a loop
-        raise ValueError("must be the path of a folder, not a link that leads back to itself") from None
+    if is_link_loop(path):
+        raise ValueError("must be the path of a folder, not a link that leads back to itself")
     return path
 
 

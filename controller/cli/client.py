@@ -15,6 +15,7 @@ import msgspec
 from configs.cli import path_argument
 from configs.environment import CLIENT_KEY
 from configs.files import describe_os_error
+from configs.links import is_link_loop
 from configs.load import ConfigError, load, read_yaml
 from configs.paths import existing_internal_token
 from configs.text import printable_lines
@@ -102,10 +103,10 @@ def _remote(url: str, cert: Path | None) -> BalancerHttpClient:
 
 def _local(data_dir: Path | None, config: Path | None) -> BalancerHttpClient:
     """Find the server by the token and the configuration in its data directory."""
-    try:
-        folder = (data_dir or load(config).data_dir).resolve()
-    except RuntimeError:
-        raise CommandFailed(f"--data-dir {data_dir} is a link that leads back to itself") from None
+    folder = data_dir or load(config).data_dir
+    if is_link_loop(folder):
+        raise CommandFailed(f"--data-dir {folder} is a link that leads back to itself")
+    folder = folder.resolve()
     token, running = existing_internal_token(folder), folder / "run" / "config.yaml"
     if token is None:
         raise CommandFailed(f"no server has run with --data-dir {folder}; give --data-dir, --config or --url")

@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+from configs.links import is_link_loop
 from controller.simulator.request_work import RequestCosts
 from controller.simulator.synthetic import is_synthetic
 from controller.simulator.traces import parse_start
@@ -108,6 +109,9 @@ def check_output(option: str, file: Path | None, trace: str) -> None:
     """Raise `InvalidScenario` if the file cannot be written, before anything is simulated for it."""
     if file is None:
         return
+    for each in (file, Path(trace)):
+        if is_link_loop(each):
+            raise InvalidScenario(f"{each} is a link that leads back to itself")
     if file.resolve() == Path(trace).resolve():
         raise InvalidScenario(f"{option} {file} is the trace, which it would replace")
     folder = file.parent

@@ -354,6 +354,15 @@ def test_default_file_refers_to_schema() -> None:
     assert "schema.json" in DEFAULT_FILE.read_text().splitlines()[0]
 
 
+@pytest.mark.parametrize("below", ["", "below"])
+def test_data_dir_that_leads_to_itself_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigError, match=r"data_dir = .*a link that leads back to itself"):
+        load(overrides={"data_dir": str(tmp_path / "loop" / below)})
+    (tmp_path / "early").symlink_to(tmp_path / "not-mounted-yet")
+    assert load(overrides={"data_dir": str(tmp_path / "early")}).data_dir == tmp_path / "early"
+
+
 def test_words_that_are_not_utf8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSTER_SERVER__HOST", "h\udcff")
     with pytest.raises(ConfigError, match=r"server\.host") as refusal:

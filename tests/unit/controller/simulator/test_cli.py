@@ -143,6 +143,15 @@ def test_invalid_options_are_rejected(options: list[str], says: str, capsys: pyt
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--trace", "--json", "--plot"])
+def test_link_to_itself_is_rejected(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    link = tmp_path / "loop.png"
+    link.symlink_to(link)
+    files = {"--trace": "synthetic:poisson?hours=0.1", "--json": str(tmp_path / "out.json")} | {option: str(link)}
+    assert main(["--preset", "s2", *(word for pair in files.items() for word in pair)]) == 2
+    assert f"{link} is a link that leads back to itself" in capsys.readouterr().err
+
+
 def test_models_keep_their_own_policies(tmp_path: Path) -> None:
     config, trace = tmp_path / "muster.yaml", tmp_path / "trace.csv"
     models = {
