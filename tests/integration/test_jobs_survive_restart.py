@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -115,7 +116,7 @@ def test_jobs_are_done_exactly_once_despite_balancer_crashes(server: StartServer
         assert images(running, job) == [expected(seed), expected(seed + 1)]
         first = images(running, job)
         assert images(running, job) == first, "the result does not change"
-    with sqlite3.connect(jobs_file(running.data_dir)) as db:
+    with contextlib.closing(sqlite3.connect(jobs_file(running.data_dir))) as db:
         assert db.execute("SELECT count(*) FROM checkpoints").fetchone() == (0,), "no checkpoint is left"
 
 
@@ -186,13 +187,13 @@ def test_job_resumes_from_checkpoint_after_all_processes_died(server: StartServe
 
 
 def _saved_step(server: Server) -> int:
-    with sqlite3.connect(jobs_file(server.data_dir), timeout=PATIENCE_S) as db:
+    with contextlib.closing(sqlite3.connect(jobs_file(server.data_dir), timeout=PATIENCE_S)) as db:
         return int(db.execute("SELECT ifnull(max(step), 0) FROM checkpoints").fetchone()[0])
 
 
 def _delivered(server: Server) -> int:
     """Return the number of webhooks that are not due any more, because they were received."""
-    with sqlite3.connect(jobs_file(server.data_dir), timeout=PATIENCE_S) as db:
+    with contextlib.closing(sqlite3.connect(jobs_file(server.data_dir), timeout=PATIENCE_S)) as db:
         query = "SELECT count(*) FROM deliveries WHERE delivered IS NOT NULL AND due IS NULL"
         return int(db.execute(query).fetchone()[0])
 
@@ -228,7 +229,7 @@ def test_unreadable_job_fails_and_unreadable_checkpoint_restarts(server: StartSe
     broken, half, good = (accepted(post(running, seed, num_inference_steps=steps)) for seed in range(3))
     wait_until(lambda: _saved_step(running) >= 5, "checkpoints on disk")
     end_balancer(running, signal.SIGKILL)
-    with sqlite3.connect(jobs_file(running.data_dir)) as db:
+    with contextlib.closing(sqlite3.connect(jobs_file(running.data_dir))) as db, db:
         db.execute("UPDATE jobs SET asked = ? WHERE id = ?", (b"{", broken))
         db.execute("UPDATE checkpoints SET frames = ? WHERE job = ?", (b"\xc1", half))
     start_balancer(running)

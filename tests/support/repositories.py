@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 
 from loadbalancer.storage.migrations import migrate
 from loadbalancer.storage.repository import Repository
 
 
-def memory() -> Repository:
-    """Return empty tables."""
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.execute("PRAGMA foreign_keys = ON")
-    migrate(connection)
-    return Repository(connection)
+@contextlib.contextmanager
+def memory() -> Iterator[Repository]:
+    """Give empty tables, which are gone afterwards."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        migrate(connection)
+        yield Repository(connection)

@@ -193,17 +193,40 @@ async def test_a_file_that_cannot_be_opened_is_tried_again_each_time(tmp_path: P
         assert await add(database, "late") == "late"
 
 
-async def test_unexpected_error_does_not_end_the_thread(tmp_path: Path) -> None:
-    """Such as a folder that is a link to itself, which Python reports as a `RuntimeError`."""
+async def test_folder_that_is_a_link_to_itself_is_tried_again_each_time(tmp_path: Path) -> None:
     folder = tmp_path / "jobs"
     folder.symlink_to(folder)
     async with journal_at(folder / "j.sqlite3") as database:
         for _ in range(2):
-            with pytest.raises(StorageUnavailable, match="loop"):
+            with pytest.raises(StorageUnavailable, match=str(folder)):
                 async with asyncio.timeout(PATIENCE_S):
                     await add(database, "j")
         folder.unlink()
         assert await add(database, "j") == "j"
+
+
+class UncheckableDataDir(DataDirCheck):
+    """A check that fails in a way of its own `failures` times."""
+
+    failures = 2
+
+    def require(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("something else")
+
+
+async def test_unexpected_error_does_not_end_the_thread(tmp_path: Path) -> None:
+    """One that is neither of the disk nor of SQLite."""
+    database = Database(tmp_path / "jobs" / "j.sqlite3", data_dir=UncheckableDataDir(tmp_path))
+    try:
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable, match="something else"):
+                async with asyncio.timeout(PATIENCE_S):
+                    await add(database, "j")
+        assert await add(database, "j") == "j"
+    finally:
+        await database.close()
 
 
 async def test_a_broken_file_is_refused_and_a_mended_one_is_taken(

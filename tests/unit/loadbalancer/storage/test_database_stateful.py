@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from loadbalancer.storage.records import (
     StoredResponse,
     WebhookTarget,
 )
+from loadbalancer.storage.repository import Repository
 from tests.support.in_process_service import inputs
 from tests.support.repositories import memory
 from wire.errors import ErrorDetail
@@ -59,10 +61,14 @@ class LedgerModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.repository = memory()
+        self._tables = contextlib.ExitStack()
+        self.repository = self._tables.enter_context(memory())
         self.now = 1.0
         self.jobs: dict[str, Job] = {}
         self.keys: dict[tuple[str, str], tuple[bytes, str | bytes]] = {}
+
+    def teardown(self) -> None:
+        self._tables.close()
 
     def pick(self, number: int) -> str:
         """One of the jobs, or one that does not exist."""
@@ -278,8 +284,7 @@ LedgerModel.TestCase.settings = settings(max_examples=100, stateful_step_count=2
 TestLedger = LedgerModel.TestCase
 
 
-def test_bytes_are_counted_to_the_end() -> None:
-    repository = memory()
+def test_bytes_are_counted_to_the_end(repository: Repository) -> None:
     asked = JobSpec("/predict", "m", [inputs()] * ITEMS, 0, 9.0, "a", 1.0)
     repository.add("j", asked, [bytes(1000), bytes(500)], None, 1.0)
     with_sources = repository.size()
@@ -318,8 +323,7 @@ def test_an_order_of_version_1_can_be_read() -> None:
         "failure = x'00'",
     ],
 )
-def test_damaged_row_is_unreadable_and_ends(change: str) -> None:
-    repository = memory()
+def test_damaged_row_is_unreadable_and_ends(repository: Repository, change: str) -> None:
     db = repository._db
     asked = JobSpec("/predict", "m", [inputs()], 0, 9.0, "a", 1.0, None, WebhookTarget("http://x"))
     for job in ("damaged", "sound"):
@@ -340,8 +344,7 @@ def test_damaged_row_is_unreadable_and_ends(change: str) -> None:
     assert record.failure.error.code == "job_unreadable"
 
 
-def test_a_page_of_large_jobs_ends_early() -> None:
-    repository = memory()
+def test_a_page_of_large_jobs_ends_early(repository: Repository) -> None:
     large = JobSpec("/predict", "m", [inputs(prompt="p" * 100_000)], 0, 9.0, "a", 1.0)
     for number in range(5):
         repository.add(f"j{number}", large, [], None, 1.0)
@@ -350,8 +353,7 @@ def test_a_page_of_large_jobs_ends_early() -> None:
     assert [each.id for each in repository.page("a", 100, records[-1].id, None).records] == ["j1", "j0"]
 
 
-def test_stored_responses_do_not_displace_jobs_of_others() -> None:
-    repository = memory()
+def test_stored_responses_do_not_displace_jobs_of_others(repository: Repository) -> None:
     repository.add("j", JobSpec("/predict", "m", [inputs()], 0, 9.0, "bob", 1.0), [], None, 1.0)
     repository.finish("j", JobState.DONE, None, 2.0)
     for number in range(60):

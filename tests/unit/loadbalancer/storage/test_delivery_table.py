@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from loadbalancer.storage.repository import Repository
 from tests.support.deliveries import many_due
-from tests.support.repositories import memory
 
 NOW = 1e9
 
 
-def test_few_are_read_in_the_order_of_their_times_the_owners_in_turn() -> None:
-    repository = memory()
+def test_few_are_read_in_the_order_of_their_times_the_owners_in_turn(repository: Repository) -> None:
     many_due(repository, [("a", "x"), ("a", "x"), ("a", "y"), ("b", "x"), ("", "")])
     assert [(each.owner, each.host, each.job) for each in repository.deliveries.due(NOW)] == [
         ("a", "x", "due0"),
@@ -24,23 +23,20 @@ def test_few_are_read_in_the_order_of_their_times_the_owners_in_turn() -> None:
     assert repository.deliveries.due(9.0) == []
 
 
-def test_late_owners_and_hosts_are_read_behind_many_others() -> None:
-    repository = memory()
+def test_late_owners_and_hosts_are_read_behind_many_others(repository: Repository) -> None:
     many_due(repository, [("hog", "x")] * 3000 + [("hog", "y"), ("bob", "x"), ("", "")])
     found = Counter((each.owner, each.host) for each in repository.deliveries.due(NOW))
     assert found == {("hog", "x"): 8, ("hog", "y"): 1, ("bob", "x"): 1, ("", ""): 1}
 
 
-def test_an_owner_with_many_hosts_has_its_part_and_others_theirs() -> None:
-    repository = memory()
+def test_an_owner_with_many_hosts_has_its_part_and_others_theirs(repository: Repository) -> None:
     many_due(repository, [("hog", f"h{number}") for number in range(3000)] + [("bob", "x")] * 20)
     due = repository.deliveries.due(NOW)
     assert Counter(each.owner for each in due) == {"hog": 64, "bob": 8}
     assert [each.job for each in due if each.owner == "hog"] == [f"due{number}" for number in range(64)], "the oldest"
 
 
-def test_all_are_delivered_in_the_end() -> None:
-    repository = memory()
+def test_all_are_delivered_in_the_end(repository: Repository) -> None:
     places = [("hog", f"h{number}") for number in range(2000)] + [("hog", "x")] * 500 + [("bob", "y")] * 30
     many_due(repository, places)
     delivered: set[str] = set()
@@ -52,9 +48,8 @@ def test_all_are_delivered_in_the_end() -> None:
     assert len(delivered) == len(places)
 
 
-def test_pauses_of_one_owner_hide_nothing() -> None:
+def test_pauses_of_one_owner_hide_nothing(repository: Repository) -> None:
     """Hosts before it in the index wait for their next attempts."""
-    repository = memory()
     many_due(repository, [("a", f"h{number:04}") for number in range(2000)] + [("a", "z")])
     for number in range(2000):
         repository.deliveries.attempted(f"due{number}", 2 * NOW, None)

@@ -25,7 +25,6 @@ from loadbalancer.storage.repository import Repository
 from loadbalancer.storage.result_table import ResultTable
 from tests.support.deliveries import many_due
 from tests.support.in_process_service import inputs
-from tests.support.repositories import memory
 
 Query = Callable[[Repository], object]
 KEY = IdempotencyKey("alice", "k0", b"1")
@@ -85,17 +84,16 @@ _OWN_RESULTS = ("SCAN owners", "SCAN hosts", "SCAN CONSTANT ROW")
 
 
 @pytest.fixture
-def repository() -> Repository:
+def repository(repository: Repository) -> Repository:
     """Tables with a few rows of each kind. `j3` and `j4` are unfinished."""
-    filled = memory()
     for number in range(5):
-        filled.add(f"j{number}", SPEC, [b"x"], KEY._replace(key=f"k{number}"), 1.0)
-        filled.remember(KEY._replace(key=f"response{number}"), ANSWER, 1.0)
-        filled.results.add(f"r{number}", "alice", "image/png", b"x", 1.0)
+        repository.add(f"j{number}", SPEC, [b"x"], KEY._replace(key=f"k{number}"), 1.0)
+        repository.remember(KEY._replace(key=f"response{number}"), ANSWER, 1.0)
+        repository.results.add(f"r{number}", "alice", "image/png", b"x", 1.0)
         if number < 3:
-            filled.keep(f"j{number}", IMAGE)
-            filled.finish(f"j{number}", JobState.DONE, None, 1.0)
-    return filled
+            repository.keep(f"j{number}", IMAGE)
+            repository.finish(f"j{number}", JobState.DONE, None, 1.0)
+    return repository
 
 
 def steps(connection: sqlite3.Connection, query: Callable[[], object]) -> list[str]:
