@@ -206,10 +206,11 @@ class HotCall(msgspec.Struct, eq=False):
     def _push(self, response: PushedResponse, headers: list[tuple[bytes, bytes]]) -> None:
         """Let the source of the response write it to the connection."""
         assert self._responder is not None
-        self._on_end = response.source.close
+        source = response.take_source()
+        self._on_end = source.close
         writer = self._responder.stream(response.status_code, headers, self._end)
         if writer is not None:
-            response.source.attach(writer)
+            source.attach(writer)
 
     async def _stream(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a response that is an application, such as a stream of events."""

@@ -36,7 +36,7 @@ class PushedResponse(Response):
 
     def __init__(self, source: PushSource, headers: Mapping[str, str] | None = None) -> None:
         # Not `super().__init__`: it would render a body.
-        self.source = source
+        self._source: PushSource | None = source
         self.status_code = HTTPStatus.OK
         self.media_type = "text/event-stream"
         self.background = None
@@ -44,22 +44,29 @@ class PushedResponse(Response):
         if headers:
             self.raw_headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
+    def take_source(self) -> PushSource:
+        """Return the source, which the caller must close. It may hold this response: it is forgotten."""
+        source, self._source = self._source, None
+        if source is None:
+            raise RuntimeError("the source of this response was taken")
+        return source
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it as an ASGI application: for requests that came through the framework."""
         del scope
-        sink = _Queue()
+        source, sink = self.take_source(), _Queue()
         disconnected = asyncio.create_task(wait_disconnect(receive))
         disconnected.add_done_callback(lambda _: sink.finish())
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            self.source.attach(sink)
+            source.attach(sink)
             while (part := await sink.take()) and not disconnected.done():
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             if not disconnected.done():
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             disconnected.cancel()
-            self.source.close()
+            source.close()
 
 
 class _Queue:

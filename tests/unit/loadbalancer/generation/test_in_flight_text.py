@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from configs.settings import Settings
+from loadbalancer.api.pushed_response import PushedResponse
+from loadbalancer.api.text.completions import pushed
 from loadbalancer.generation.in_flight import RequestTracker, ResponseMemory
 from loadbalancer.generation.text.chat_writer import ChatWriter, chat_answer
 from loadbalancer.generation.text.in_flight_text import AwaitedTexts, InFlightTexts
@@ -362,3 +367,37 @@ async def test_silent_stream_begins_and_stays_alive(harness: Harness) -> None:
     texts.close()
     await asyncio.sleep(0.03)
     assert client.received.endswith(b"[DONE]\n\n"), "nothing follows the end"
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["complete", "left"])
+def test_stream_that_has_ended_is_no_garbage(harness: Harness, leaves: bool) -> None:
+    """A full search for garbage is rare: a stream must not refer to itself. The server's loop is that of uvloop."""
+
+    async def serve() -> weakref.ref[StreamedTexts]:
+        events = ChatEvents("chatcmpl-1", 1, "m", include_usage=False, continuous_usage=False)
+        writer = ChatWriter(events, "chatcmpl-1", wants_logprobs=False)
+        texts = harness.tracker.accept_texts(StreamedTexts, harness.spec(), writer, pushed)
+        harness.send(texts, "so ")
+        await turn()
+        response, client = await texts.response, Client()
+        assert isinstance(response, PushedResponse)
+        source = response.take_source()
+        source.attach(client)
+        if not leaves:
+            harness.send(texts, "it is", "stop")
+            await turn()
+            assert client.is_finished
+        source.close()
+        return weakref.ref(texts)
+
+    async def run() -> None:
+        ended = await serve()
+        await turn()
+        assert ended() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        uvloop.run(run())
+    finally:
+        gc.enable()
