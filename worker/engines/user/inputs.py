@@ -15,6 +15,7 @@ from wire.inputs import Part
 from worker.engine import TaskError
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.tensors import decode_array, is_array, plain_values
+from worker.engines.user.typed_dict_fields import without_qualifiers
 from worker.engines.user.value_types import TextPart, has_binary_values, portable_type
 
 _JSON = "application/json"
@@ -141,7 +142,7 @@ def _list_fields(annotation: Any) -> frozenset[str]:
     if not isinstance(annotation, type) or annotation is dict or not _has_fields(annotation):
         return frozenset()
     hints = typing.get_type_hints(annotation)
-    return frozenset(name for name, hint in hints.items() if not has_binary_values(hint))
+    return frozenset(name for name, hint in hints.items() if not has_binary_values(without_qualifiers(hint)))
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import muster.interface
 from worker.engine import UnsupportedModel
+from worker.engines.user.type_aliases import resolve_alias, type_parameters
 
 _STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncGenerator)
 _ITERATIVE = ("start", "step", "result")
@@ -81,7 +82,7 @@ def _predict_interface(engine: Any, predict: Callable[..., Any]) -> Interface:
     is_stream = inspect.isgeneratorfunction(predict) or inspect.isasyncgenfunction(predict)
     is_async = inspect.iscoroutinefunction(predict) or inspect.isasyncgenfunction(predict)
     if get_origin(returned) in _STREAMS and get_args(returned):
-        is_stream, returned = True, get_args(returned)[0]
+        is_stream, returned = True, _resolved(get_args(returned)[0])
     is_batched = _is_batched(engine, required[0].name, taken, returned)
     if is_batched:
         taken, returned = _element(taken), _element(returned)
@@ -131,16 +132,25 @@ def _litserve_interface(engine: Any) -> Interface:
 
 def _types(method: Callable[..., Any]) -> tuple[Any, Any]:
     """Return the annotations of the first parameter and of the result. Raises `UnsupportedModel`."""
+    empty = inspect.Parameter.empty
     if not inspect.isroutine(method):  # an object that is called, such as a compiled model
-        return inspect.Parameter.empty, inspect.Parameter.empty
+        return empty, empty
     try:
-        hints = typing.get_type_hints(method, include_extras=True)
+        hints = typing.get_type_hints(method, localns=type_parameters(method), include_extras=True)
+        first = next(iter(arguments(method)), None)
+        taken = empty if first is None else resolve_alias(hints.get(first.name, empty))
+        return taken, resolve_alias(hints.get("return", empty))
     except Exception as error:  # a name that exists for type checkers only
         name = getattr(method, "__qualname__", str(method))
         raise UnsupportedModel(f"the annotations of {name} cannot be read: {error}") from None
-    first = next(iter(arguments(method)), None)
-    empty = inspect.Parameter.empty
-    return (hints.get(first.name, empty) if first is not None else empty), hints.get("return", empty)
+
+
+def _resolved(annotation: Any) -> Any:
+    """Return what a type alias stands for. Raises `UnsupportedModel`."""
+    try:
+        return resolve_alias(annotation)
+    except Exception as error:  # a name that exists for type checkers only
+        raise UnsupportedModel(f"the type alias {annotation} cannot be read: {error}") from None
 
 
 def _is_list(annotation: Any) -> bool:
@@ -150,7 +160,7 @@ def _is_list(annotation: Any) -> bool:
 def _element(annotation: Any) -> Any:
     """Return the type of the elements of a list; `empty` if it is not known."""
     found = get_args(annotation) if _is_list(annotation) else ()
-    return found[0] if found else inspect.Parameter.empty
+    return _resolved(found[0]) if found else inspect.Parameter.empty
 
 
 def _without_errors(annotation: Any) -> Any:

@@ -21,6 +21,8 @@ from pydantic.fields import FieldInfo
 from muster import Content
 from worker.engines.user.images import ImageBounds, decode_image, is_image
 from worker.engines.user.tensors import array_from_lists, as_array, is_array
+from worker.engines.user.type_aliases import is_alias, resolve_alias
+from worker.engines.user.typed_dict_fields import is_optional, without_qualifiers
 
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 
@@ -35,11 +37,11 @@ class UnsupportedType(Exception):
     """An annotation that no value of a request can have. The text says why."""
 
 
-def portable_type(annotation: Any, bounds: ImageBounds, inside: dict[type, bool] | None = None) -> Any:
+def portable_type(annotation: Any, bounds: ImageBounds, inside: dict[Any, bool] | None = None) -> Any:
     """Return a type for `pydantic.TypeAdapter` whose values are those of the annotation.
 
     An annotation without bytes, images and arrays is returned as it is. Raises `UnsupportedType`.
-    `inside` has the structures that contain this annotation, and whether each contains itself.
+    `inside` has the structures and aliases that contain this annotation, and whether each contains itself.
     """
     inside = {} if inside is None else inside
     if isinstance(annotation, types.ModuleType):
@@ -47,6 +49,8 @@ def portable_type(annotation: Any, bounds: ImageBounds, inside: dict[type, bool]
     leaf = _leaf(annotation, bounds)
     if leaf is not None:
         return leaf
+    if is_alias(annotation):
+        return _aliased(annotation, bounds, inside)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner = portable_type(arguments[0], bounds, inside)
@@ -153,7 +157,23 @@ def _tensor_from(value: Any) -> Any:
 # ---- structures
 
 
-def _structure(annotation: type, bounds: ImageBounds, inside: dict[type, bool]) -> Any:
+def _aliased(alias: Any, bounds: ImageBounds, inside: dict[Any, bool]) -> Any:
+    """Return a portable type for what the alias stands for."""
+    if alias in inside:
+        inside[alias] = True
+        return alias
+    inside[alias] = False
+    try:
+        value = resolve_alias(alias)
+    except Exception as error:  # a name that exists for type checkers only
+        raise UnsupportedType(f"the type alias {alias} cannot be read: {error}") from None
+    portable = portable_type(value, bounds, inside)
+    if inside.pop(alias) and portable is not value:
+        raise UnsupportedType(f"{alias} contains itself, so that it can hold no bytes, images or arrays")
+    return alias if portable is value else portable
+
+
+def _structure(annotation: type, bounds: ImageBounds, inside: dict[Any, bool]) -> Any:
     """Return a portable type for a pydantic model, dataclass or TypedDict with fields of bytes, images or arrays."""
     is_model = issubclass(annotation, BaseModel)
     if not is_model and not dataclasses.is_dataclass(annotation) and not typing.is_typeddict(annotation):
@@ -168,11 +188,12 @@ def _structure(annotation: type, bounds: ImageBounds, inside: dict[type, bool]) 
     return portable
 
 
-def _record(annotation: type, bounds: ImageBounds, inside: dict[type, bool]) -> Any:
+def _record(annotation: type, bounds: ImageBounds, inside: dict[Any, bool]) -> Any:
     """Return the portable type of a dataclass or TypedDict."""
     hints = typing.get_type_hints(annotation, include_extras=True)
-    portable = {name: portable_type(_without_qualifier(hint), bounds, inside) for name, hint in hints.items()}
-    unchanged = all(portable[name] is _without_qualifier(hint) for name, hint in hints.items())
+    values = {name: without_qualifiers(hint) for name, hint in hints.items()}
+    portable = {name: portable_type(value, bounds, inside) for name, value in values.items()}
+    unchanged = all(portable[name] is value for name, value in values.items())
     if unchanged and not _is_refused_by_pydantic(annotation):
         return annotation
     optional = _optional_fields(annotation, hints)
@@ -194,18 +215,10 @@ def _is_refused_by_pydantic(annotation: type) -> bool:
     return sys.version_info < (3, 12) and typing.is_typeddict(annotation) and type(annotation).__module__ == "typing"
 
 
-def _without_qualifier(hint: Any) -> Any:
-    """Return the type in `Required[...]` or `NotRequired[...]`."""
-    return get_args(hint)[0] if get_origin(hint) in (typing.Required, typing.NotRequired) else hint
-
-
 def _optional_fields(annotation: Any, hints: dict[str, Any]) -> frozenset[str]:
     if typing.is_typeddict(annotation):  # its own sets of keys are wrong for annotations that are texts
         return frozenset(
-            name
-            for name, hint in hints.items()
-            if get_origin(hint) is typing.NotRequired
-            or (name in annotation.__optional_keys__ and get_origin(hint) is not typing.Required)
+            name for name, hint in hints.items() if is_optional(hint, name in annotation.__optional_keys__)
         )
     missing = dataclasses.MISSING
     return frozenset(
@@ -221,7 +234,7 @@ def _is_input(annotation: Any, name: str) -> bool:
     return any(each.name == name and each.init for each in dataclasses.fields(annotation))
 
 
-def _model(model: type[BaseModel], bounds: ImageBounds, inside: dict[type, bool]) -> Any:
+def _model(model: type[BaseModel], bounds: ImageBounds, inside: dict[Any, bool]) -> Any:
     """Return a subclass whose fields of bytes, images and arrays have portable types."""
     changed: dict[str, tuple[Any, FieldInfo]] = {}
     for name, field in model.model_fields.items():
