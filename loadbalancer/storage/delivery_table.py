@@ -25,9 +25,9 @@ _OWNERS = """
 """
 _HOSTS = """
     WITH RECURSIVE hosts (host) AS (
-        SELECT min(host) FROM deliveries WHERE due IS NOT NULL AND owner = ?1 UNION ALL
-        SELECT (SELECT min(host) FROM deliveries WHERE due IS NOT NULL AND owner = ?1 AND host > hosts.host)
-        FROM hosts WHERE host IS NOT NULL LIMIT ?2)
+        SELECT min(host) FROM deliveries WHERE due IS NOT NULL AND owner = ? UNION ALL
+        SELECT (SELECT min(host) FROM deliveries WHERE due IS NOT NULL AND owner = ? AND host > hosts.host)
+        FROM hosts WHERE host IS NOT NULL LIMIT ?)
     SELECT host FROM hosts WHERE host IS NOT NULL
 """
 #: The values of `_COLUMNS`.
@@ -54,7 +54,7 @@ class DeliveryTable:
 
     def _due_of(self, owner: str, now: float, max_hosts: int) -> Iterator[_Row]:
         """Yield deliveries of the owner that are due, of each host as many."""
-        hosts = self._db.execute(_HOSTS, (owner, max_hosts)).fetchall()
+        hosts = self._db.execute(_HOSTS, (owner, owner, max_hosts)).fetchall()
         of_host = min(max(_DUE_OF_OWNER // max(len(hosts), 1), 1), _DUE_OF_HOST)
         for (host,) in hosts:
             yield from self._db.execute(_OF_HOST, (owner, host, now, of_host))

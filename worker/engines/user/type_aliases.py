@@ -25,15 +25,14 @@ def resolve_alias(annotation: Any) -> Any:
 
 
 def type_parameters(method: Callable[..., Any]) -> dict[str, Any]:
-    """Return the type parameters of the class that defines the method, by name.
+    """Return the type parameters of the method and of the class that defines it, by name.
 
     Annotations that are texts may contain them, and they are no globals of the module.
     """
     name, owner = getattr(method, "__name__", ""), getattr(method, "__self__", None)
-    for each in inspect.getmro(owner if isinstance(owner, type) else type(owner)):
-        if name in vars(each):
-            return {parameter.__name__: parameter for parameter in getattr(each, "__type_params__", ())}
-    return {}
+    classes = inspect.getmro(owner if isinstance(owner, type) else type(owner))
+    generics = [next((each for each in classes if name in vars(each)), None), method]
+    return {each.__name__: each for generic in generics for each in getattr(generic, "__type_params__", ())}
 
 
 def _is_plain_alias(annotation: Any) -> bool:
