@@ -381,3 +381,4 @@ def test_very_busy_model_is_not_replayed() -> None:
     memory, new = ReplayMemory(second=960).counted(seen.queue, 120.0)
     memory = update(memory, new, seen, seen.queue, Scaling(), LIMITS, 16, 16, 1)
     assert (memory.replays, memory.second, memory.preventable(0, 300.0)) == ((), 999, 0)
+    assert (memory.current.hold_s, memory.current.floor) == (120.0, 0)

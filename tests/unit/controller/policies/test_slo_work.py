@@ -192,6 +192,25 @@ def test_scale_down_waits_for_a_start_or_a_minute(cold_start_s: float, hold_s: f
     assert desired == [5, 5, 5, 5, 1]
 
 
+def test_scale_down_of_a_very_busy_model_waits_for_two_minutes() -> None:
+    memory, desired, limits = SloWorkMemory(-1.5, served=10**6), [], replace(LIMITS, max_workers=400)
+    for now in (0.0, 30.0, 60.0, 90.0, 119.0, 120.0):
+        uptime_s, rate = 5000.0 + now, 30 if now else 50
+        buckets = [ArrivalBucket(int(uptime_s) - second, 30, 120.0, 4.0) for second in range(120, 0, -1)]
+        queue = replace(
+            STEADY,
+            arrivals_short_window=90 * rate,
+            arrivals_long_window=900 * 30,
+            uptime_s=uptime_s,
+            recent_arrivals=buckets,
+        )
+        decision, memory = decide(observe(queue, 200), SCALING, limits, memory, now)
+        desired.append(decision.desired)
+    assert memory.replays.replays == ()
+    assert desired[:5] == [200] * 5
+    assert 120 <= desired[5] < 150
+
+
 def test_new_controller_keeps_existing_workers_at_first() -> None:
     first, memory = decide(observe(CALM, 4), SCALING, LIMITS, None, 100.0)
     soon, memory = decide(observe(CALM, 4), SCALING, LIMITS, memory, 141.0)
