@@ -115,11 +115,13 @@ def update(
     """
     end_s, count = int(queue.uptime_s), sum(bucket.tasks for bucket in buckets)
     tasks = replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s)
-    if count > _MAX_TASKS and len(tasks) > (_MAX_TASKS if memory.replays else _MAX_TASKS / 2):
+    elapsed_s = max(end_s - 1 - memory.second, 0)
+    # A decision between two intervals has few arrivals, also that of a busy model, whose replays may not begin then.
+    part = 1.0 if memory.replays else min(elapsed_s / scaling.interval_s, 1.0)
+    if count > part * _MAX_TASKS and len(tasks) > part * (_MAX_TASKS if memory.replays else _MAX_TASKS / 2):
         return memory.without_replays(queue)
     if not memory.replays:
         return replace(memory, replays=_begin(expected, queue, limits, end_s), selected=1, second=end_s - 1)
-    elapsed_s = max(end_s - 1 - memory.second, 0)
     memory = replace(memory, replays=_with_floors(memory.replays, limits))
     step = _step(memory, observation, queue, scaling, limits, by_rate, to_keep, tasks)
     memory = replace(
