@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import muster.interface
 from worker.engine import UnsupportedModel
-from worker.engines.user.type_aliases import resolve_alias, type_parameters
+from worker.engines.user.type_aliases import MethodTypes, resolve_alias
 
 _STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncGenerator)
 _ITERATIVE = ("start", "step", "result")
@@ -136,10 +136,12 @@ def _types(method: Callable[..., Any]) -> tuple[Any, Any]:
     if not inspect.isroutine(method):  # an object that is called, such as a compiled model
         return empty, empty
     try:
-        hints = typing.get_type_hints(method, localns=type_parameters(method), include_extras=True)
+        own = MethodTypes(method)
+        hints = typing.get_type_hints(method, localns=own.parameters, include_extras=True)
         first = next(iter(arguments(method)), None)
-        taken = empty if first is None else resolve_alias(hints.get(first.name, empty))
-        return taken, resolve_alias(hints.get("return", empty))
+        taken = empty if first is None else hints.get(first.name, empty)
+        returned = hints.get("return", empty)
+        return resolve_alias(own.with_arguments(taken)), resolve_alias(own.with_arguments(returned))
     except Exception as error:  # a name that exists for type checkers only
         name = getattr(method, "__qualname__", str(method))
         raise UnsupportedModel(f"the annotations of {name} cannot be read: {error}") from None

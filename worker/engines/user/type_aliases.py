@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, get_args, get_origin
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, get_args, get_origin
 
 
 def is_alias(annotation: Any) -> bool:
@@ -24,15 +24,43 @@ def resolve_alias(annotation: Any) -> Any:
     return annotation
 
 
-def type_parameters(method: Callable[..., Any]) -> dict[str, Any]:
-    """Return the type parameters of the method and of the class that defines it, by name.
+class MethodTypes:
+    """The type parameters of a method and of the class that defines it."""
 
-    Annotations that are texts may contain them, and they are no globals of the module.
-    """
-    name, owner = getattr(method, "__name__", ""), getattr(method, "__self__", None)
-    classes = inspect.getmro(owner if isinstance(owner, type) else type(owner))
-    generics = [next((each for each in classes if name in vars(each)), None), method]
-    return {each.__name__: each for generic in generics for each in getattr(generic, "__type_params__", ())}
+    def __init__(self, method: Callable[..., Any]) -> None:
+        name, owner = getattr(method, "__name__", ""), getattr(method, "__self__", None)
+        classes = inspect.getmro(owner if isinstance(owner, type) else type(owner))
+        defining = next((each for each in classes if name in vars(each)), None)
+        #: By name. Annotations that are texts may contain them, and they are no globals of the module.
+        self.parameters: dict[str, Any] = {
+            each.__name__: each for generic in (defining, method) for each in getattr(generic, "__type_params__", ())
+        }
+        self._arguments = _class_arguments(classes).get(defining, {})
+
+    def with_arguments(self, annotation: Any) -> Any:
+        """Return the annotation with the types that a subclass gives, as in `class Engine(Base[Item])`."""
+        return _substitute(annotation, self._arguments)
+
+
+def _class_arguments(classes: Iterable[type]) -> dict[Any, dict[Any, Any]]:
+    """Return the types that subclasses give for the parameters of each class. Subclasses come first in `classes`."""
+    found: dict[Any, dict[Any, Any]] = {}
+    for each in classes:
+        own = found.get(each, {})
+        for base in vars(each).get("__orig_bases__", ()):
+            generic, given = get_origin(base), [_substitute(argument, own) for argument in get_args(base)]
+            found.setdefault(generic, dict(zip(getattr(generic, "__parameters__", ()), given, strict=False)))
+    return found
+
+
+def _substitute(annotation: Any, given: Mapping[Any, Any]) -> Any:
+    """Return the annotation with these types in place of parameters."""
+    if isinstance(annotation, TypeVar):
+        return given.get(annotation, annotation)
+    used = getattr(annotation, "__parameters__", ())  # in the order in which the annotation has them
+    if (isinstance(annotation, type) and get_origin(annotation) is None) or not any(each in given for each in used):
+        return annotation
+    return annotation[tuple(given.get(each, each) for each in used)]
 
 
 def _is_plain_alias(annotation: Any) -> bool:
@@ -43,8 +71,4 @@ def _value(alias: Any) -> Any:
     if _is_plain_alias(alias):
         return alias.__value__
     origin = get_origin(alias)
-    value, given = origin.__value__, dict(zip(origin.__type_params__, get_args(alias), strict=False))
-    if value in given:
-        return given[value]
-    used = getattr(value, "__parameters__", ())  # in the order in which the value has them
-    return value[tuple(given.get(each, each) for each in used)] if used else value
+    return _substitute(origin.__value__, dict(zip(origin.__type_params__, get_args(alias), strict=False)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from typing import Any, Required, TypedDict, TypeVar
+import types
+from typing import Any, Generic, Required, TypedDict, TypeVar
 
 import pytest
 from typing_extensions import ReadOnly, TypeAliasType
@@ -90,6 +91,32 @@ def test_engine_is_called_as_without_aliases(engine: type, is_batched: bool) -> 
     assert (found.is_batched, found.input_type, found.output_type) == (is_batched, bytes, str)
 
 
+class Base(Generic[K, V]):
+    def predict(self, items: list[K]) -> Many[V]:
+        raise NotImplementedError
+
+
+class Between(Base[list[V], T], Generic[T, V]):
+    """Gives one type, and names the parameters anew."""
+
+
+class Derived(Between[Name, Raw]):
+    pass
+
+
+class Further(Derived):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [(Base, (K, V)), (Derived, (list[Raw], str)), (Further, (list[Raw], str))],
+)
+def test_types_of_a_generic_class_are_those_that_its_subclass_gives(engine: type, expected: tuple[Any, Any]) -> None:
+    found = inspect_engine(engine())
+    assert (found.input_type, found.output_type) == expected
+
+
 _SOURCE = """
 from collections.abc import Iterator
 type Raw = bytes
@@ -100,7 +127,9 @@ type Unknown = Missing
 type Texts = Iterator[str]
 class Base[T]:
     def predict(self, items: list[T]) -> list[T]: ...
-class Derived(Base[int]):
+class Derived[In](Base[list[In]]):
+    pass
+class Last(Derived[Raw]):
     pass
 class Aliased:
     def predict(self, things: Raws) -> list[Raw]: ...
@@ -122,8 +151,10 @@ class BrokenElement:
 def test_syntax_of_python_3_12(first_line: str) -> None:
     names: dict[str, Any] = {"__name__": "engines"}
     exec(compile(f"{first_line}\n{_SOURCE}", "engines", "exec", dont_inherit=True), names)
-    found = {name: inspect_engine(names[name]()) for name in ("Base", "Derived", "Aliased", "Function", "Stream")}
+    found = {name: inspect_engine(names[name]()) for name in ("Base", "Last", "Aliased", "Function", "Stream")}
     assert [each.is_batched for each in found.values()] == [True, True, True, True, False]
+    raws = types.GenericAlias(list, (names["Raw"],))
+    assert (found["Last"].input_type, found["Last"].output_type) == (raws, raws)
     assert (found["Aliased"].input_type, found["Aliased"].output_type) == (bytes, bytes)
     assert decode(found["Base"].input_type, {"a": 1}) == {"a": 1}
     assert (found["Stream"].is_stream, found["Stream"].output_type) == (True, str)
