@@ -3,9 +3,10 @@
 
     scripts/soak.py --requests 200000 --json soak.json --plot soak.png
 
-Runs a balancer with simulated workers, and `--users` concurrent requests. Of a hundred, 68 are plain, 12 streamed,
-10 aborted by their clients, 8 durable jobs, and 2 sent twice with one `Idempotency-Key`. Jobs and stored answers are
-kept for ten seconds. Prints the least-squares slope over the second half with its standard error.
+Runs a balancer with simulated workers, and `--users` concurrent requests. Of a hundred, 44 are plain images, 10
+streamed, 10 aborted by their clients, 8 durable jobs, and 2 sent twice with one `Idempotency-Key`. 8 are chats, 12
+streamed chats, and 6 aborted ones. Jobs and stored answers are kept for ten seconds. Prints the least-squares slope
+over the second half with its standard error.
 
 The exit status is 1 if the slope exceeds 16 bytes per request by more than twice its error. A leak in Python is at
 least one object, and no object is that small.
@@ -29,7 +30,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -42,13 +43,23 @@ from scripts.harness.processes import PATIENCE_S
 
 #: Bytes per 1000 requests.
 MAX_SLOPE = 16_000.0
-_KINDS = {"plain": 68, "streamed": 12, "aborted": 10, "job": 8, "sent twice": 2}
+_KINDS = {
+    "plain": 44,
+    "streamed": 10,
+    "aborted": 10,
+    "job": 8,
+    "sent twice": 2,
+    "chat": 8,
+    "streamed chat": 12,
+    "aborted chat": 6,
+}
 _SETTINGS: dict[str, Any] = {
     "queue": {"max_tasks": 4096, "deadline_slack": None},
     "jobs": {"keep_s": 10.0},
 }
 _QUICK = {"t0_s": 0.001, "t1_s": 0.0}
 _SAMPLES = 200
+_CHATS = "/v1/chat/completions"
 
 
 class Sample(NamedTuple):
@@ -109,17 +120,15 @@ class SoakLoad:
 
     async def _send(self, session: aiohttp.ClientSession, kind: str, number: int) -> str:
         """Send one request. Return its status, or `aborted`."""
-        body: dict[str, Any] = {"prompt": f"number {number}", "num_inference_steps": 4, "seed": number}
+        if kind.endswith("chat"):
+            return await self._chat(session, kind, number)
+        body: dict[str, Any] = {"model": "sim", "prompt": f"number {number}", "num_inference_steps": 4, "seed": number}
         match kind:
             case "streamed":
                 return await _post(session, "/v1/images/generations", body | {"stream": True, "partial_images": 1})
             case "aborted":
                 slow = body | {"num_inference_steps": 200, "stream": number % 2 == 0}
-                try:
-                    async with asyncio.timeout(0.05):
-                        return await _post(session, "/v1/images/generations", slow)
-                except TimeoutError:
-                    return "aborted"
+                return await _aborted(_post(session, "/v1/images/generations", slow))
             case "job":
                 return await _post(session, "/v1/jobs", {"path": "/predict", "body": body})
             case "sent twice":
@@ -127,6 +136,23 @@ class SoakLoad:
                 statuses = await asyncio.gather(*(_post(session, "/predict", body, key) for _ in range(2)))
                 return max(statuses)
         return await _post(session, "/predict", body)
+
+    async def _chat(self, session: aiohttp.ClientSession, kind: str, number: int) -> str:
+        """Send one chat. Return its status, or `aborted`."""
+        messages = [{"role": "user", "content": f"number {number}"}]
+        body = {"model": "words", "messages": messages, "seed": number, "ignore_eos": True}
+        if kind == "aborted chat":
+            return await _aborted(_post(session, _CHATS, body | {"max_tokens": 2000, "stream": True}))
+        return await _post(session, _CHATS, body | {"max_tokens": 16, "stream": kind == "streamed chat"})
+
+
+async def _aborted(request: Awaitable[str]) -> str:
+    """Leave the request after 50 ms. Return its status if it ends earlier, else `aborted`."""
+    try:
+        async with asyncio.timeout(0.05):
+            return await request
+    except TimeoutError:
+        return "aborted"
 
 
 async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any], headers: Any = None) -> str:
@@ -139,14 +165,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--users", type=int, default=32, help="concurrent requests")
-    parser.add_argument("--workers", type=int, default=1, help="simulated workers, of 32 images each")
+    parser.add_argument("--workers", type=int, default=1, help="simulated workers of each model, of 32 requests each")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--plot", type=Path, help="plot the size over the requests here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muster-soak-") as folder:
         model = sim(max_batch_size=32, **_QUICK)
-        with running(Path(folder) / "data", {"sim": model}, args.workers, **_SETTINGS) as server:
+        words = {"engine": "sim", "max_batch_size": 32, "sim": {"task": "text", **_QUICK}}
+        with running(Path(folder) / "data", {"sim": model, "words": words}, args.workers, **_SETTINGS) as server:
             load, started_at = SoakLoad(server, args.requests, args.seed), time.monotonic()
             asyncio.run(load.run(args.users))
             seconds = time.monotonic() - started_at

@@ -8,15 +8,16 @@ import pytest
 
 from controller.simulator.cli import run
 from controller.simulator.results import model_results
+from scripts.bench.autoscaling.against_hpa import compare, summary
 from scripts.bench.autoscaling.late_shapes import find, settings
-from scripts.bench.autoscaling.quiet_days import compare, summary
 from scripts.bench.autoscaling.traffic import generators as g
 from scripts.bench.autoscaling.traffic.catalog import Shape, all_shapes
-from scripts.bench.autoscaling.traffic.drawn import drawn, quiet_days
+from scripts.bench.autoscaling.traffic.drawn import busy_hours, drawn, quiet_days
 
 SHAPES = all_shapes(None)
 DRAWN = list(drawn(24, seed=7))
 QUIET = list(quiet_days(12, seed=7))
+BUSY = list(busy_hours(2, seed=7))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -29,7 +30,7 @@ def test_shape_is_ordered_and_within_its_hours(name: str) -> None:
     assert min(work) > 0
 
 
-@pytest.mark.parametrize("shape", [*DRAWN, *QUIET], ids=lambda shape: shape.name.partition(":")[0])
+@pytest.mark.parametrize("shape", [*DRAWN, *QUIET, *BUSY], ids=lambda shape: shape.name.partition(":")[0])
 def test_drawn_shape_is_ordered_and_within_its_hours(shape: Shape) -> None:
     times, work = shape.traffic(random.Random(0))[:2]
     assert len(times) == len(work) > 20
@@ -42,6 +43,7 @@ def test_drawn_shapes_follow_the_seed() -> None:
     assert [shape.name for shape in drawn(24, seed=7)] == [shape.name for shape in DRAWN]
     assert not {shape.name for shape in drawn(24, seed=8)} & {shape.name for shape in DRAWN}
     assert [shape.name for shape in quiet_days(12, seed=7)] == [shape.name for shape in QUIET]
+    assert [shape.name for shape in busy_hours(2, seed=7)] == [shape.name for shape in BUSY]
 
 
 def test_equal_seeds_give_equal_requests() -> None:
@@ -83,12 +85,12 @@ def test_late_shape_gets_the_cheapest_setting_that_holds() -> None:
 @pytest.mark.parametrize("number", [6, 8])
 def test_quiet_days_with_short_work_take_one_worker(number: int) -> None:
     found = summary([compare(QUIET[number])])
-    assert found["both_hold"] == found["days"] == 1
+    assert found["both_hold"] == found["loads"] == 1
     assert 24 <= found["slo_work"]["gpu_hours"] <= 24.5
     assert found["gpu_hours_ratio_max"] <= 1.02
 
 
 def test_days_that_not_both_hold_have_no_ratio() -> None:
-    day = {"day": "d", "slo_work": {"in_time": 99.5, "gpu_hours": 30.0, "starts": 1}}
+    day = {"load": "d", "slo_work": {"in_time": 99.5, "gpu_hours": 30.0, "starts": 1}}
     found = summary([{**day, "hpa": {"in_time": 90.0, "gpu_hours": 24.0, "starts": 0}}])
     assert (found["both_hold"], found["gpu_hours_ratio_mean"], found["gpu_hours_ratio_max"]) == (0, None, None)

@@ -196,3 +196,26 @@ def quiet_days(count: int, seed: int) -> Iterator[Shape]:
             cold_start_s=cold_start_s,
             max_wait_s=wait_s,
         )
+
+
+def busy_hours(count: int, seed: int) -> Iterator[Shape]:
+    """Yield `count` loads of four hours with 5 to 50 requests per second on average, and short allowed waits."""
+    for number in range(count):
+        rng = random.Random(f"busy {seed} {number}")
+        hours, rate, mean_s = 4, _log_uniform(rng, 5, 50), _log_uniform(rng, 0.2, 2)
+        kind = (_steady, _wandering, _wandering, _sine, _steps)[number % 5]
+        cv, batch = rng.choice((0.0, 0.5, 1.0, 2.0)), rng.choice((1, 1, 4))
+        cold_start_s, wait_s = rng.choice((5.0, 20.0, 40.0, 90.0)), _log_uniform(rng, 0.5, 5)
+        name, times = kind(_Load(rate, hours * _HOUR_S), rng)
+        traffic = g.log_normal(times, mean_s, cv, rng)
+        yield Shape(
+            f"{number}: {name}, {rate:.0f}/s, work {mean_s:.1f} s cv {cv:g}; starts of {cold_start_s:g} s, "
+            f"{wait_s:.1f} s allowed" + f", batch {batch}" * (batch > 1),
+            lambda _rng, traffic=traffic: traffic,  # type: ignore[misc]
+            hours,
+            design=False,
+            max_workers=max(4, math.ceil(2 * _busiest(traffic) / 60)),
+            cold_start_s=cold_start_s,
+            max_wait_s=wait_s,
+            batch=batch,
+        )
