@@ -36,7 +36,7 @@ _SAFETY = 0.9
 #: Worker seconds that a start, and a late task beyond the allowed ones, count as.
 _START_COST_S, _LATE_COST_S = 30.0, 600.0
 #: More tasks in one step are not replayed: it would take long, and the arrivals of so many vary little.
-_MAX_TASKS = 600
+_MAX_TASKS = 1200
 #: Another setting must be cheaper by this factor.
 _CHEAPER = 1.1
 #: The setting without replays. So many arrivals need many workers, whose number varies more by chance: a longer hold

@@ -193,22 +193,22 @@ def test_scale_down_waits_for_a_start_or_a_minute(cold_start_s: float, hold_s: f
 
 
 def test_scale_down_of_a_very_busy_model_waits_for_two_minutes() -> None:
-    memory, desired, limits = SloWorkMemory(-1.5, served=10**6), [], replace(LIMITS, max_workers=400)
+    memory, desired, limits = SloWorkMemory(-1.5, served=10**6), [], replace(LIMITS, max_workers=600)
     for now in (0.0, 30.0, 60.0, 90.0, 119.0, 120.0):
-        uptime_s, rate = 5000.0 + now, 30 if now else 50
-        buckets = [ArrivalBucket(int(uptime_s) - second, 30, 120.0, 4.0) for second in range(120, 0, -1)]
+        uptime_s, rate = 5000.0 + now, 60 if now else 80
+        buckets = [ArrivalBucket(int(uptime_s) - second, 60, 240.0, 4.0) for second in range(120, 0, -1)]
         queue = replace(
             STEADY,
             arrivals_short_window=90 * rate,
-            arrivals_long_window=900 * 30,
+            arrivals_long_window=900 * 60,
             uptime_s=uptime_s,
             recent_arrivals=buckets,
         )
-        decision, memory = decide(observe(queue, 210), SCALING, limits, memory, now)
+        decision, memory = decide(observe(queue, 330), SCALING, limits, memory, now)
         desired.append(decision.desired)
     assert memory.replays.replays == ()
-    assert desired[:5] == [201] * 5, "50 tasks of 4 s per second"
-    assert desired[5] < 150, "30 of them"
+    assert desired[:5] == [321] * 5, "80 tasks of 4 s per second"
+    assert desired[5] < 270, "60 of them"
 
 
 def test_new_controller_keeps_existing_workers_at_first() -> None:
