@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from scripts.harness.processes import PATIENCE_S
+from tests.support.log_records import records_of
 from tests.support.scheduler import IMAGE
 from wire.codec import WorkerEnvelope, decode_from_worker
 from wire.messages import Bye, Failed, Finished, Heartbeat, Started, ToBalancer
@@ -128,8 +129,8 @@ def test_absent_balancer_is_named_before_the_worker_leaves(address: str, caplog:
     finally:
         client.close("done")
     assert request == DrainRequested("no balancer for 0.5 s", 0.0)
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == [f"no balancer answers at {address}; trying on"]
+    warnings = [each for each in records_of(caplog, "worker.balancer_client") if each.levelname == "WARNING"]
+    assert [each.getMessage() for each in warnings] == [f"no balancer answers at {address}; trying on"]
 
 
 def test_messages_that_nobody_takes_do_not_keep_the_worker(address: str) -> None:

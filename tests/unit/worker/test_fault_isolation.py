@@ -10,6 +10,7 @@ import pytest
 
 from configs.model_sections import Sim
 from configs.model_settings import Model
+from tests.support.log_records import records_of
 from wire.inputs import ImageInputs, Shape
 from wire.messages import Assignment
 from worker.batch_scheduler import Member
@@ -148,5 +149,6 @@ def test_a_state_that_cannot_be_saved_has_one_traceback_per_task(
             state = save(made, member)
             assert state is None or state() is None
         step(made, running)
-    assert [bool(record.exc_info) for record in caplog.records] == [True] * 2 + [False] * 4
-    assert caplog.messages[-1] == "task 1: its state could not be saved: RuntimeError: no state at step 3"
+    records = records_of(caplog, "worker.fault_isolation")
+    assert [bool(record.exc_info) for record in records] == [True] * 2 + [False] * 4
+    assert records[-1].getMessage() == "task 1: its state could not be saved: RuntimeError: no state at step 3"

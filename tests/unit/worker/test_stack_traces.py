@@ -12,12 +12,12 @@ import time
 import pytest
 
 from scripts.harness.processes import PATIENCE_S, wait_until
+from tests.support.log_records import messages_of
 from worker.stack_traces import StallWatch, log_if_slow, stack_traces
 
 
 def _logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What this module has logged: threads that other tests have left may log as well."""
-    return [record.getMessage() for record in caplog.records if record.name == "worker.stack_traces"]
+    return messages_of(caplog, "worker.stack_traces")
 
 
 def test_turn_that_takes_long_is_logged_once_with_its_place(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from controller.autoscaler.overrides import Override, Overrides
 from controller.runtime.state_file import StateFile
+from tests.support.log_records import messages_of
 
 
 def test_saved_state_is_read_again(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_saved_state_is_read_again(tmp_path: Path) -> None:
 
 def test_first_start_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert StateFile(tmp_path).load() is None
-    assert caplog.messages == []
+    assert messages_of(caplog, "controller") == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", b'{"overrides":', b'{"overrides": {}, "saved_at": "then"}'])
@@ -30,7 +31,7 @@ def test_unreadable_state_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
     (tmp_path / "overrides.json").write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert StateFile(tmp_path).load() is None
-    (message,) = caplog.messages
+    (message,) = messages_of(caplog, "controller")
     assert message.startswith(f"{tmp_path}/overrides.json cannot be read, and overrides, a pause and")
 
 
@@ -44,5 +45,5 @@ def test_unreadable_memory_of_policies_keeps_the_overrides(
         saved = StateFile(tmp_path).load()
     assert saved is not None
     assert (saved.overrides, saved.memory) == (overrides, b"")
-    (message,) = caplog.messages
+    (message,) = messages_of(caplog, "controller")
     assert message.startswith(f"{tmp_path}/autoscaler.json cannot be read, and what the policies")

@@ -13,6 +13,7 @@ from controller.simulator.traces import read_trace
 from loadbalancer.metrics.arrival_log import COLUMNS, ArrivalLog, line
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.task_state import TaskState
+from tests.support.log_records import records_of
 from tests.support.scheduler import task
 
 #: Least that one file may take before it is put aside.
@@ -89,9 +90,8 @@ def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.L
     for _ in range(5):
         arrivals.put(ended("a"), 20.0, 1020.0)
     arrivals.stop()
-    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
-        "arrivals cannot be recorded"
-    ]
+    errors = [each for each in records_of(caplog, "loadbalancer.metrics.arrival_log") if each.levelname == "ERROR"]
+    assert [each.getMessage() for each in errors] == ["arrivals cannot be recorded"]
 
 
 def test_a_pipe_that_nobody_reads_holds_nobody_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
