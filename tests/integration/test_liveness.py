@@ -67,7 +67,7 @@ async def test_suspended_worker_is_not_stuck_when_it_continues(service: InProces
 
 
 def test_suspended_balancer_does_not_lose_workers(tmp_path: Path) -> None:
-    life = {"heartbeat_s": 0.2, "lost_after_s": 4, "orphan_after_s": 60}
+    life = {"heartbeat_s": 0.2, "lost_after_s": 10, "orphan_after_s": 60}
     models = {"m": sim(t0_s=0.02, defaults={"size": "64x64", "steps": 200})}
     with running(tmp_path, models, 2, life=life) as server, ThreadPoolExecutor() as pool:
         sent = [
@@ -77,7 +77,7 @@ def test_suspended_balancer_does_not_lose_workers(tmp_path: Path) -> None:
         wait_until(lambda: sum(worker.running for worker in server.snapshot().workers) == 4, "running tasks")
         with server.stopped():  # the whole container stands still, and workers continue after the balancer
             server.balancer.send_signal(signal.SIGSTOP)
-            time.sleep(6.0)  # longer than `lost_after_s`; a stopped process can be asked nothing
+            time.sleep(12.0)  # longer than `lost_after_s`; a stopped process can be asked nothing
             server.balancer.send_signal(signal.SIGCONT)
             wait_until(lambda: "the balancer was suspended for" in server.log("loadbalancer"), "the log line")
             time.sleep(1.0)  # some ticks

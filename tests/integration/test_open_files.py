@@ -25,6 +25,7 @@ UPLOAD = (
 )
 FILES, UPLOADS = 128, 64
 DRAW = {"prompt": "a seven"}
+SERVER = {"keep_alive_s": 3600}
 
 
 def begin_upload(server: Server, stack: contextlib.ExitStack) -> socket.socket:
@@ -32,6 +33,12 @@ def begin_upload(server: Server, stack: contextlib.ExitStack) -> socket.socket:
     with contextlib.suppress(ConnectionError):  # refused: it is read below
         connection.sendall(UPLOAD)
     return connection
+
+
+def lasting_client(server: Server) -> httpx.Client:
+    """Return a client whose connection stays open however long it is idle: there may be no file for another."""
+    limits = httpx.Limits(keepalive_expiry=None)
+    return httpx.Client(base_url=server.base_url, timeout=PATIENCE_S, limits=limits)
 
 
 def answer_of(connection: socket.socket) -> bytes:
@@ -56,8 +63,11 @@ def start_worker(server: Server, http: httpx.Client) -> None:
 
 
 def test_workers_connect_and_requests_are_served_while_uploads_take_all_files(tmp_path: Path) -> None:
-    with running(tmp_path, {"sim": sim()}, 1, server={"min_body_rate": 0}) as server, contextlib.ExitStack() as stack:
-        http = stack.enter_context(httpx.Client(base_url=server.base_url, timeout=PATIENCE_S))
+    with (
+        running(tmp_path, {"sim": sim()}, 1, server=SERVER | {"min_body_rate": 0}) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        http = stack.enter_context(lasting_client(server))
         assert http.post("/predict", json=DRAW).status_code == 200
         resource.prlimit(server.balancer.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
         uploads = [begin_upload(server, stack) for _ in range(UPLOADS)]
@@ -91,8 +101,8 @@ def test_peers_without_a_key_leave_files_for_workers(tmp_path: Path) -> None:
     port = free_port()
     assert keys_cli.main(["--data-dir", str(tmp_path), "add-worker", "far", str(tmp_path / "far.key")]) == 0
     life = {"listen": f"tcp://127.0.0.1:{port}"}
-    with running(tmp_path, {"sim": sim()}, 0, life=life) as server, contextlib.ExitStack() as stack:
-        http = stack.enter_context(httpx.Client(base_url=server.base_url, timeout=PATIENCE_S))
+    with running(tmp_path, {"sim": sim()}, 0, life=life, server=SERVER) as server, contextlib.ExitStack() as stack:
+        http = stack.enter_context(lasting_client(server))
         assert http.get("/healthz").status_code == 200
         resource.prlimit(server.balancer.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
         peers = []
