@@ -242,6 +242,29 @@ def test_a_result_of_the_largest_size_is_sent() -> None:
     assert serve(Endless, assign(20), *TURNS, max_result_bytes=1002).outcomes() == {"0": "x" * 1000}
 
 
+class Cyclic:
+    """Yields a text, or a list that contains itself for a negative item."""
+
+    def predict(self, item: int) -> Iterator[Any]:
+        cyclic: list[Any] = []
+        cyclic.append(cyclic)
+        yield "fine" if item >= 0 else cyclic
+
+
+class AsyncCyclic:
+    async def predict(self, item: int) -> AsyncIterator[Any]:
+        for value in Cyclic().predict(item):
+            yield value
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("engine", [Cyclic, AsyncCyclic])
+def test_value_that_contains_itself_fails_its_call_only(engine: Any, stream: bool) -> None:
+    found = serve(engine, assign(-1, 3, stream=stream), *TURNS).outcomes()
+    assert found["0"].startswith("the result cannot be sent: ")
+    assert found["1"] == (["fine"] if stream else "fine")
+
+
 def test_preempted_work_continues_elsewhere() -> None:
     first = serve(IterativeDoubling, assign(4), (Preempt(["0"]), []), *TURNS)
     [(preempted, frames)] = [(each, frames) for each, frames in first.sent if isinstance(each, Preempted)]

@@ -20,6 +20,13 @@ _encode = msgspec.json.Encoder().encode
 
 def result_bytes(value: Any) -> int:
     """Return about how many bytes the value takes in a result, rather too few."""
+    try:
+        return _value_bytes(value)
+    except Exception:  # such as a list that contains itself; why it cannot be sent is told at the end
+        return _BYTES_PER_VALUE
+
+
+def _value_bytes(value: Any) -> int:
     if isinstance(value, str | bytes | bytearray | memoryview):
         return len(value) or 1
     if is_image(value):
@@ -29,14 +36,14 @@ def result_bytes(value: Any) -> int:
         return numbers * min(_BYTES_PER_NUMBER, int(value.itemsize)) + _BYTES_PER_VALUE
     try:
         return len(_encode(value)) + 1
-    except Exception:  # values of other types are in it; whether they can be sent is told at the end
+    except Exception:  # values of other types are in it
         return _inner_bytes(value)
 
 
 def _inner_bytes(value: Any) -> int:
-    """Return the same for a value that is not plain JSON."""
+    """Return the same for a value that is not plain JSON. Raises `RecursionError` for one that is too deep."""
     if isinstance(value, dict):
-        return sum(map(result_bytes, value.values())) + _BYTES_PER_VALUE
+        return sum(map(_value_bytes, value.values())) + _BYTES_PER_VALUE
     if isinstance(value, list | tuple):
-        return sum(map(result_bytes, value)) + _BYTES_PER_VALUE
+        return sum(map(_value_bytes, value)) + _BYTES_PER_VALUE
     return _BYTES_PER_VALUE

@@ -43,3 +43,11 @@ def test_large_values_are_counted_by_their_size() -> None:
     assert result_bytes({"a": np.zeros(1000), "b": Content(b"x" * 1000, "image/png")}) > 2000
     assert result_bytes(list(range(1000))) > 3000
     assert result_bytes(make_image().resize((500, 500))) > 5000
+
+
+def test_values_that_contain_themselves_have_a_size() -> None:
+    """They cannot be sent. The call that yields one must end with that, not with a failure of the step."""
+    endless: list[Any] = [b"x"]
+    endless += [endless, endless]
+    assert 0 < result_bytes(endless) < 100
+    assert 0 < result_bytes({"a": [endless, np.zeros(3)]}) < 100
