@@ -265,6 +265,26 @@ def test_value_that_contains_itself_fails_its_call_only(engine: Any, stream: boo
     assert found["1"] == (["fine"] if stream else "fine")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_stream_that_is_out_of_memory_repeats_no_value(stream: bool) -> None:
+    failures = ["for the third value of the first call"]
+
+    class Letters:
+        def predict(self, item: int) -> Iterator[str]:
+            yield f"a{item}"
+            yield f"b{item}"
+            if item == 0 and failures:
+                raise MemoryError(failures.pop())
+            yield f"c{item}"
+
+    found = serve(Letters, assign(0, 1, 2, stream=stream), *TURNS).outcomes()
+    if stream:
+        assert found.pop("0").endswith("for the third value of the first call"), "its values have been sent"
+        assert found == {str(item): [f"{letter}{item}" for letter in "abc"] for item in (1, 2)}
+    else:
+        assert found == {"0": "a0b0c0", "1": "a1b1c1"}, "the last one is given back to the balancer"
+
+
 def test_preempted_work_continues_elsewhere() -> None:
     first = serve(IterativeDoubling, assign(4), (Preempt(["0"]), []), *TURNS)
     [(preempted, frames)] = [(each, frames) for each, frames in first.sent if isinstance(each, Preempted)]

@@ -59,6 +59,10 @@ class CallRow:
             self._values = []
         self._values.append(value)
 
+    def restart(self) -> None:
+        """Forget what its generator has yielded. The next step makes another generator."""
+        self.state, self._values, self.collected_bytes = None, None, 0
+
     def add_chunk(self, part: Part, frame: bytes) -> None:
         if self._chunks is None:
             self._chunks = []

@@ -121,11 +121,15 @@ class StreamRunner:
                 row.fail(error)
 
     def _on_error(self, stream: _Stream, rows: Sequence[CallRow], error: BaseException, *, is_first: bool) -> None:
-        """Isolate the rows if nothing was sent yet; otherwise all of them fail."""
+        """Isolate the rows if nothing was sent yet; otherwise all of them fail. Raises what the step loop expects.
+
+        After `OutOfMemory` it repeats the step with fewer rows, whose generators begin anew.
+        """
         known = batch_error(error)
-        if not isinstance(known, TaskError) and (is_first or not isinstance(known, OutOfMemory)):
+        is_repeatable = is_first and not any(row.chunk_count for row in rows)
+        if not isinstance(known, TaskError) and (is_repeatable or not isinstance(known, OutOfMemory)):
             for row in rows:
-                row.state = None
+                row.restart()
             raise known from error
         if len(rows) > 1 and not stream.has_emitted:
             self._isolate(rows)
