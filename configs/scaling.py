@@ -244,7 +244,7 @@ class Scaling(Section):
     """Window in which arrivals are counted for their long-term rate."""
     drain_s: PositiveSeconds = 30.0
     """Time within which a backlog should be completed, once the workers for it have started. At most three times
-    `slo.max_wait_s` count."""
+    `slo.max_wait_s` count, but at least a quarter of a start."""
     behavior: Behavior = Behavior.model_construct()
     startup_hold_s: Seconds = 300.0
     """`slo_work`: no worker is removed until arrivals have been counted for this time, and only after ten minutes

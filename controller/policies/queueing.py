@@ -159,7 +159,7 @@ def workers_for_backlog(
     if no task is late yet and if, once one more could have started, they clear the rest within `slo.max_wait_s`.
     Otherwise the result is at least the provisioned number. A starting worker counts from the time it is ready.
     `believes_step`: many arrivals within seconds are the beginning of a higher rate, not a bunch. `drain_factor`
-    multiplies `drain_s`.
+    multiplies `drain_s`, which is at least a quarter of a start.
     """
     queue = observation.queue
     if queue is None or not queue.queued or (work_s := queue.divisible_work_s) is None:

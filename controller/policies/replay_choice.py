@@ -40,7 +40,7 @@ _MAX_TASKS = 1200
 #: Another setting must be cheaper by this factor.
 _CHEAPER = 1.1
 #: The setting without replays. So many arrivals need many workers, whose number varies more by chance: a longer hold
-#: than the normal one starts less than half as many, for the same GPU-hours.
+#: than the normal one starts less than half as many, for about the same GPU-hours.
 _NOT_REPLAYED = Replay(hold_s=120.0, floor=0, workers=0)
 
 

@@ -1,7 +1,7 @@
 """Compare the default policy with the autoscaler of Kubernetes on random loads, both with their defaults.
 
     python -m scripts.bench.autoscaling.against_hpa --traffic quiet --count 48 --seeds 5 6 7 --json FILE.json
-    python -m scripts.bench.autoscaling.against_hpa --traffic busy --count 16 --seeds 11 12 --json FILE.json
+    python -m scripts.bench.autoscaling.against_hpa --traffic busy --count 20 --seeds 11 12 --json FILE.json
 
 `quiet` has days with a request each 15 s to 30 min, `busy` has four hours with 5 to 50 requests per second. All is
 simulated.

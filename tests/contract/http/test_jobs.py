@@ -297,7 +297,7 @@ def test_requests_that_take_nothing_are_charged_nothing(desk: Server, ending: st
             assert http.post(path, json=CHAT | {"model": "mute", "timeout_s": 0.2}).status_code == 504
         else:
             with pytest.raises(httpx.ReadTimeout):
-                http.post(path, json=CHAT | {"model": "mute"}, timeout=0.2)
+                http.post(path, json=CHAT | {"model": "mute"}, timeout=httpx.Timeout(PATIENCE_S, read=0.2))
         job = {"path": path, "body": CHAT | {"model": "mute"}}
         accepted: list[httpx.Response] = []
 
