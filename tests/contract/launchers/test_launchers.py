@@ -40,7 +40,8 @@ def test_started_worker_is_listed_with_what_it_is(workers: WorkerRecord) -> None
     assert (child.model, child.device, child.drained_at) == ("m", workers.device("sim:0"), None)
     assert not child.spare
     assert len(child.generation) == 8
-    assert name in " ".join(psutil.Process(child.pid).cmdline())
+    process = psutil.Process(child.pid)  # its arguments are not there until its program has been loaded
+    wait_until(lambda: name in " ".join(process.cmdline()), "the worker's name among its arguments")
 
 
 def test_second_start_of_a_name_changes_nothing(workers: WorkerRecord) -> None:
